@@ -1,0 +1,33 @@
+"""The exceptions a user may meet, under one root.
+
+Each message says what was got, what was expected and what to do. A fault of the program itself
+is an `AssertionError`, never one of these.
+"""
+
+
+class WorkbenchError(Exception):
+    """Root of every error that the user can mend."""
+
+
+class ConfigError(WorkbenchError, ValueError):
+    """A recipe, an override or a parameter is wrong; the message names the path inside it."""
+
+
+class DataMissing(WorkbenchError, FileNotFoundError):
+    """A corpus is not where the recipe says; the message says what to put where."""
+
+
+class DataError(WorkbenchError, ValueError):
+    """A corpus is there and cannot be used (empty, too short, not the promised encoding)."""
+
+
+class CheckpointError(WorkbenchError, ValueError):
+    """A checkpoint is torn, foreign, or belongs to another recipe."""
+
+
+class NoBackend(WorkbenchError, RuntimeError):
+    """The demanded kernel backend cannot run this call; the message lists every reason."""
+
+
+class NonFiniteLoss(WorkbenchError, ArithmeticError):
+    """The loss became NaN or infinite; the message names the step and the recipe."""

@@ -1,0 +1,1 @@
+"""The model as a stack of slots: mixers, channel mixers, positions, vocabularies."""

@@ -1,0 +1,88 @@
+"""The protocol of a sequence mixer: state is an argument and a result, never hidden.
+
+Shapes: B batch, T segment, D model width. Every tensor leaf of a state has B on dim 0.
+A mixer knows nothing of residuals, losses or data; `Block` wires the residual, the trainer cuts
+the gradient between segments.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from workbench.carry import State
+from workbench.config import Choice
+
+Norm = Callable[[Tensor], Tensor]
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+class MixerConfig(Choice):
+    """The slot `mixer` of a block. A member defines `build` and, for the law tests, `tiny`."""
+
+    def build(self, d_model: int) -> SequenceMixer:
+        """The mixer for inputs of width `d_model`, with freshly drawn parameters."""
+        raise TypeError(f"{type(self).__name__} does not define build(d_model)")
+
+    @classmethod
+    def tiny(cls) -> list[MixerConfig]:
+        """Small configs that cover the options; the eight laws run over each of them."""
+        raise TypeError(f"{cls.__name__} does not define tiny()")
+
+
+class SequenceMixer(nn.Module, ABC):
+    """Mixes information along time and hands a state to the next segment."""
+
+    d_out: int
+    """Width of the output; equals the input width unless the block says otherwise."""
+
+    shared: tuple[str, ...] = ()
+    """Parameters of this mixer that all layers of the same kind share (the model ties them)."""
+
+    @abstractmethod
+    def initial_state(
+        self, batch_size: int, *, memory_len: int | None = None, same_length: bool | None = None
+    ) -> State:
+        """The state before the first token.
+
+        Args:
+            batch_size: rows.
+            memory_len: past inputs to keep, in tokens; None means as configured. Mixers with a
+                state of fixed size ignore it.
+            same_length: every query sees equally many keys, however the text is cut into
+                segments; None means as configured. Recurrent mixers ignore it.
+        """
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor, state: State, norm: Norm = identity) -> tuple[Tensor, State]:
+        """Mix one segment.
+
+        Args:
+            x_BTD: inputs.
+            state: what the segment before left behind; not changed.
+            norm: applied to every input that is read, remembered ones included. A pre-norm block
+                passes its LayerNorm, so that memory holds raw inputs.
+
+        Returns:
+            outputs (B, T, d_out) and the state after the last token.
+        """
+
+    def reach(self, memory_len: int | None = None) -> int | None:
+        """How many past tokens can influence an output; None where there is no bound."""
+        return None
+
+    def penalties(self) -> dict[str, Tensor]:
+        """Named scalars (nats per token) that the objective adds to the loss."""
+        return {}
+
+    def readings(self) -> dict[str, Tensor]:
+        """Named quantities to log, such as the span of each head (H,)."""
+        return {}
+
+    def after_step(self) -> None:
+        """Called after each optimizer step: project parameters back into their range."""
