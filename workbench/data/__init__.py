@@ -1,0 +1,16 @@
+"""Corpora, vocabularies and the batches cut from them."""
+
+from workbench.data import python_source, text  # noqa: F401  the kinds register themselves
+from workbench.data.corpus import Corpus, CorpusConfig
+from workbench.data.segments import Batch, DataConfig, Segments, check_length
+from workbench.data.vocabulary import Vocabulary
+
+__all__ = [
+    "Batch",
+    "Corpus",
+    "CorpusConfig",
+    "DataConfig",
+    "Segments",
+    "Vocabulary",
+    "check_length",
+]

@@ -1,0 +1,206 @@
+"""Optimizers and schedules: against PyTorch's own, and against the rates the originals used."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from workbench.config import ConfigError, load
+from workbench.train.config import EvalConfig, TrainConfig, differences
+from workbench.train.optim import SGD, Adagrad, Adam, AdamW, OptimizerConfig
+from workbench.train.schedule import Constant, Cosine, InverseSqrt, ScheduleConfig
+
+# rates of out/step*/lr in the stored runs of the authors' codes
+TXL_STEPS = [0.01, 0.0033333334, 0.006666667, 0.009455033, 0.009045085, 0.008535534]
+SPAN_SGD = [0.1, 0.2, 0.2, 0.2, 0.2]
+SPAN_ADAGRAD = [0.05 / 3, 0.05 * 2 / 3, 0.05, 0.05, 0.05]
+
+
+def rates(schedule: ScheduleConfig, base: float, n: int, total: int = 20) -> list[float]:
+    return [schedule.lr(step, base, total) for step in range(n)]
+
+
+def test_rates_of_the_transformer_xl_code() -> None:
+    schedule = Cosine(warmup_steps=3, convention="txl")
+    assert rates(schedule, 0.01, 6) == pytest.approx(TXL_STEPS, rel=1e-6)
+
+
+def test_rates_of_the_adaptive_span_code_are_the_standard_ones() -> None:
+    assert rates(Constant(warmup_steps=2), 0.2, 5) == pytest.approx(SPAN_SGD, rel=1e-6)
+    assert rates(Constant(warmup_steps=3), 0.05, 5) == pytest.approx(SPAN_ADAGRAD, rel=1e-6)
+
+
+def test_txl_inverse_sqrt_is_pytorchs_lambda_stepped_after_each_update() -> None:
+    for warmup in (0, 4):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+
+        def multiplier(step: int, warmup: int = warmup) -> float:
+            if step == 0 and warmup == 0:
+                return 1.0
+            return step**-0.5 if step > warmup else step / warmup**1.5
+
+        theirs = torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
+        ours = InverseSqrt(warmup_steps=warmup, convention="txl")
+        for step in range(9):
+            assert ours.lr(step, 0.3, 9) == pytest.approx(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            theirs.step()
+
+
+def test_txl_constant_stays_where_the_warm_up_left_it() -> None:
+    schedule = Constant(warmup_steps=4, convention="txl")
+    assert rates(schedule, 1.0, 7) == pytest.approx([1, 0.25, 0.5, 0.75, 0.75, 0.75, 0.75])
+    assert rates(Constant(warmup_steps=1, convention="txl"), 1.0, 3) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", [Constant, Cosine, InverseSqrt])
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+def test_standard_warm_up_reaches_the_full_rate_and_never_passes_it(
+    kind: type[ScheduleConfig], warmup: int
+) -> None:
+    got = rates(kind(warmup_steps=warmup), 0.5, 20)
+    assert got[:warmup] == pytest.approx([0.5 * (i + 1) / warmup for i in range(warmup)])
+    assert max(got) == pytest.approx(0.5)
+    assert min(got) > 0
+    after = got[max(0, warmup - 1) :]
+    assert after == sorted(after, reverse=True)
+
+
+def test_standard_cosine_is_half_a_wave_from_the_end_of_the_warm_up() -> None:
+    schedule = Cosine(warmup_steps=4, min_lr=0.1)
+    assert schedule.lr(4, 1.0, 20) == pytest.approx(1.0)
+    assert schedule.lr(12, 1.0, 20) == pytest.approx(0.55)
+    assert schedule.lr(20, 1.0, 20) == pytest.approx(0.1)
+    assert schedule.lr(8, 1.0, 20) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+
+
+def test_standard_inverse_sqrt_falls_to_half_at_four_times_the_warm_up() -> None:
+    assert InverseSqrt(warmup_steps=10).lr(39, 0.8, 100) == pytest.approx(0.4)
+
+
+def two_tensors() -> tuple[nn.Module, list[list[torch.Tensor]]]:
+    torch.manual_seed(3)
+    model = nn.Linear(4, 3).double()
+    grads = [[torch.randn_like(p) * 3.0**k for p in model.parameters()] for k in (-2, 1, 0, -1)]
+    return model, grads
+
+
+def walk(model: nn.Module, optimizer: torch.optim.Optimizer, grads: list) -> list[torch.Tensor]:
+    for step in grads:
+        for p, g in zip(model.parameters(), step, strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+    return [p.detach() for p in model.parameters()]
+
+
+def test_per_tensor_adagrad_follows_its_equations() -> None:
+    model, grads = two_tensors()
+    start = [p.detach().clone() for p in model.parameters()]
+    got = walk(model, Adagrad(lr=0.1, clip="per_tensor").build(model, 0.5), grads)
+    for i, p in enumerate(start):
+        total = torch.zeros_like(p)
+        for step in grads:
+            g = step[i]
+            total += g * g  # unclipped
+            norm = g.pow(2).sum().sqrt().item()
+            lr = 0.1 * 0.5 / (norm + 1e-10) if norm > 0.5 else 0.1
+            p = p - lr * g / (total.sqrt() + 1e-10)
+        torch.testing.assert_close(got[i], p, rtol=1e-12, atol=1e-12)
+
+
+def test_per_tensor_adagrad_without_clipping_is_pytorchs() -> None:
+    model, grads = two_tensors()
+    twin = copy.deepcopy(model)
+    ours = walk(model, Adagrad(lr=0.1, clip="per_tensor").build(model, None), grads)
+    theirs = walk(twin, Adagrad(lr=0.1).build(twin, None), grads)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_clipping_the_step_is_not_clipping_the_gradient() -> None:
+    model, grads = two_tensors()
+    twin = copy.deepcopy(model)
+    ours = walk(model, Adagrad(lr=0.1, clip="per_tensor").build(model, 0.1), grads)
+    clipped = [[g * min(1, 0.1 / g.norm().item()) for g in step] for step in grads]
+    theirs = walk(twin, Adagrad(lr=0.1).build(twin, None), clipped)
+    assert (ours[0] - theirs[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "theirs"),
+    [
+        (Adam(lr=0.1, eps=1e-6), lambda p: torch.optim.Adam(p, lr=0.1, eps=1e-6)),
+        (
+            AdamW(lr=0.1, weight_decay=0.3, decay="all"),
+            lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.3),
+        ),
+        (SGD(lr=0.1, momentum=0.9), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+        (Adagrad(lr=0.1), lambda p: torch.optim.Adagrad(p, lr=0.1)),
+    ],
+)
+def test_the_common_ones_are_pytorchs(config: OptimizerConfig, theirs) -> None:
+    model, grads = two_tensors()
+    twin = copy.deepcopy(model)
+    ours = walk(model, config.build(model, 1.0), grads)
+    torch.testing.assert_close(ours, walk(twin, theirs(twin.parameters()), grads), rtol=0, atol=0)
+
+
+def test_adamw_spares_biases_unless_told() -> None:
+    model, grads = two_tensors()
+    still = [[torch.zeros_like(g) for g in grads[0]]]
+    before = [p.detach().clone() for p in model.parameters()]
+    weight, bias = walk(model, AdamW(lr=0.1, weight_decay=0.5).build(model, None), still)
+    torch.testing.assert_close(weight, before[0] * 0.95)
+    torch.testing.assert_close(bias, before[1], rtol=0, atol=0)
+
+
+PLAIN = {"steps": 100, "optimizer": {"kind": "adam", "lr": 1e-3}}
+
+
+def test_config_reads_slots_and_fills_defaults() -> None:
+    config = load(TrainConfig, {**PLAIN, "schedule": {"kind": "cosine", "warmup_steps": 10}})
+    assert config.optimizer == Adam(lr=1e-3)
+    assert config.schedule == Cosine(warmup_steps=10)
+    assert config.carry == "keep" and config.clip_norm is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"steps": 0}, "train.steps: "),
+        ({"log_every": -1}, "train.log_every: "),
+        ({"clip_norm": 0.0}, "train.clip_norm: "),
+        ({"max_seconds": 0.0}, "train.max_seconds: "),
+        ({"eval_tokens": 1}, "train.eval_tokens: "),
+        ({"clip_nrom": 1.0}, "Did you mean 'clip_norm'?"),
+        ({"schedule": {"kind": "cosin"}}, "Did you mean 'cosine'?"),
+        ({"schedule": {"kind": "cosine", "warmup_steps": 101}}, "at most 100"),
+        ({"schedule": {"kind": "cosine", "min_lr": 0.5}}, "above optimizer.lr"),
+        ({"optimizer": {"kind": "adam", "lr": 0.0}}, "train.optimizer.lr: "),
+        ({"optimizer": {"kind": "adam", "lr": "1e-3"}}, "write 1.0e-03"),
+        ({"optimizer": {"kind": "adagrad", "lr": 0.1, "clip": "per_tensor"}}, "clip_norm is null"),
+        ({"optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 1.0}}, "momentum"),
+    ],
+)
+def test_config_refuses_with_path_and_cure(change: dict, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(TrainConfig, {**PLAIN, **change}, "train")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"context_len": 0}, {"max_tokens": 1}, {"method": "sliding"}])
+def test_eval_config_refuses(change: dict) -> None:
+    with pytest.raises(ConfigError, match=f"eval.{next(iter(change))}: "):
+        load(EvalConfig, {"context_len": 8, **change}, "eval")
+
+
+def test_differences_are_named_by_path() -> None:
+    ours = {"a": {"b": 1, "c": [1, {"d": 2}]}, "e": 3}
+    theirs = {"a": {"b": 1, "c": [1, {"d": 5}]}, "f": 3}
+    assert differences(ours, theirs) == [
+        "a.c.1.d: 2 here, 5 there",
+        "e: 3 here, None there",
+        "f: None here, 3 there",
+    ]
+    assert differences(ours, ours) == []

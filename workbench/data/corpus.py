@@ -1,0 +1,88 @@
+"""Corpora: a text as memory-mapped token ids in three splits, with its vocabulary and record.
+
+The slot is `data.corpus`. Its members say where the text comes from; `open` prepares it once and
+afterwards only maps the files (milliseconds).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from workbench.config import Choice
+from workbench.data.vocabulary import Vocabulary
+from workbench.errors import DataError
+
+
+class CorpusConfig(Choice):
+    """Where the text comes from."""
+
+    @abstractmethod
+    def open(self) -> Corpus:
+        """Prepare the corpus if that was not done before, then open it.
+
+        Raises:
+            DataMissing: the text is not there.
+            DataError: it is there and cannot be used.
+        """
+
+
+class Corpus:
+    """A prepared text, read-only.
+
+    Attributes:
+        name: what to call it in titles.
+        level: "byte", "char" or "word".
+        unit: what a token counts as in results: "character" (byte and char level) or "word".
+        vocabulary: ids and symbols.
+        splits: "train", "valid", "test": 1-D token ids in the smallest storage type, mapped.
+        info: plain data that identifies the text (sha256, sizes, rule of the splits, ...).
+        folder: where the prepared files are.
+    """
+
+    def __init__(
+        self, folder: Path, info: dict[str, Any], vocabulary: Vocabulary, splits: dict[str, Tensor]
+    ) -> None:
+        self.folder = folder
+        self.info = info
+        self.name: str = info["name"]
+        self.level: str = info["level"]
+        self.unit: str = info["unit"]
+        self.vocabulary = vocabulary
+        self.splits = splits
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {len(ids):,}" for name, ids in self.splits.items())
+        return f"Corpus({self.name}, {self.level} level, {self.vocabulary.size} symbols; {sizes})"
+
+    def files(self) -> list[dict[str, Any]]:
+        """The recorded source files: sha256, bytes, path and split ("" where files are cut)."""
+        lines = (self.folder / "files.jsonl").read_text("ascii").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def text(self, split: str) -> bytes:
+        """A split as bytes: exact at byte level; at word level blanks are as `decode` puts them."""
+        if self.level == "byte":
+            return self.splits[split].numpy().tobytes()
+        return self.vocabulary.decode(self.splits[split]).encode("utf-8")
+
+    def check(self) -> None:
+        """Read the token files again and compare them with the recorded sha256.
+
+        Raises:
+            DataError: a file was altered after its preparation.
+        """
+        for name, expected in self.info["tokens_sha256"].items():
+            path = self.folder / f"{name}.bin"
+            with path.open("rb") as file:
+                got = hashlib.file_digest(file, "sha256").hexdigest()
+            if got != expected:
+                raise DataError(
+                    f"{path}: got sha256 {got}, expected {expected}. "
+                    f"Delete the folder {self.folder}; it is prepared again on next use."
+                )

@@ -1,0 +1,199 @@
+"""A corpus as byte ranges of files: cut in splits, read as a stream of blocks.
+
+Nothing here holds a whole text in memory, so the size of a corpus is bounded by the disk.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from workbench.data.vocabulary import Level
+from workbench.errors import DataError
+
+BLOCK_BYTES = 4 << 20
+BLANKS = b" \t\n\r"
+SPLITS = ("train", "valid", "test")
+Fractions = tuple[float, float, float]
+
+
+class Piece(NamedTuple):
+    """Bytes `start` to `stop` of a file, or one newline where `path` is None."""
+
+    path: Path | None
+    start: int
+    stop: int
+
+
+# it follows every file of a folder, so that a model can see where one ends
+NEWLINE = Piece(None, 0, 1)
+
+
+class Member(NamedTuple):
+    """One source file: its name inside the corpus, its place, size and modification time."""
+
+    name: str
+    path: Path
+    bytes: int
+    mtime_ns: int
+
+
+def member(path: Path, name: str) -> Member:
+    """The present size and modification time of a file."""
+    stat = path.stat()
+    return Member(name, path, stat.st_size, stat.st_mtime_ns)
+
+
+def split_by_file(members: Sequence[Member], fractions: Fractions) -> dict[str, list[Member]]:
+    """Whole files to train, valid and test; no file is in two of them.
+
+    The order is by sha256 of the name, which mixes folders and is the same everywhere; a file
+    belongs to the split in which the middle of its bytes falls. A file larger than a quarter of
+    the smallest split goes to train, so that none fills a held-out split alone. Inside a split
+    the files keep their sorted order.
+    """
+    total = sum(m.bytes for m in members)
+    large = min(fractions) * total / 4
+    chosen: dict[str, str] = {m.name: "train" for m in members if m.bytes > large}
+    rest = [m for m in members if m.bytes <= large]
+    rest.sort(key=lambda m: hashlib.sha256(m.name.encode("utf-8", "surrogateescape")).digest())
+    # held-out shares are of the whole; train takes what is left
+    edges = (fractions[1] * total, (fractions[1] + fractions[2]) * total)
+    for m, end in zip(rest, accumulate(m.bytes for m in rest), strict=True):
+        middle = end - m.bytes / 2
+        chosen[m.name] = "valid" if middle < edges[0] else "test" if middle < edges[1] else "train"
+    return {s: [m for m in members if chosen[m.name] == s] for s in SPLITS}
+
+
+def whole(members: Sequence[Member]) -> list[Piece]:
+    """Files one after another, a newline after each."""
+    return [p for m in members for p in (Piece(m.path, 0, m.bytes), NEWLINE)]
+
+
+def split_by_position(
+    pieces: Sequence[Piece], fractions: Fractions, level: Level
+) -> dict[str, list[Piece]]:
+    """Cut a text of n bytes at floor(0.9 n) and floor(0.95 n) for fractions (.9, .05, .05).
+
+    This is the rule of enwik8. Above byte level a cut inside a character or word moves forward
+    to its end.
+    """
+    total = sum(p.stop - p.start for p in pieces)
+    # rounding first: 0.9 + 0.05 is a little less than 0.95 in binary
+    cuts = [int(round(fractions[0] * total, 6)), int(round(sum(fractions[:2]) * total, 6))]
+    result: dict[str, list[Piece]] = {s: [] for s in SPLITS}
+    begin, edges = 0, [*cuts, total]
+    for piece in pieces:
+        end = begin + piece.stop - piece.start
+        at = piece.start
+        for index, name in enumerate(SPLITS):
+            inside = min(edges[index], end) - begin + piece.start
+            if index < 2 and piece.path is not None and piece.start < inside < piece.stop:
+                inside = _forward(piece.path, inside, piece.stop, level)
+            if inside > at:
+                result[name].append(Piece(piece.path, at, inside))
+                at = inside
+        begin = end
+    return result
+
+
+def _forward(path: Path, position: int, stop: int, level: Level) -> int:
+    """The first place from `position` on that tears no character (or word) in two."""
+    if level == "byte":
+        return position
+    with path.open("rb") as file:
+        file.seek(position - 1)
+        before = file.read(1)
+        while position < stop and (block := file.read(min(4096, stop - position))):
+            for value in block:
+                if level == "char" and value & 0xC0 != 0x80:
+                    return position
+                if level == "word" and (before in BLANKS or value in BLANKS):
+                    return position
+                before = bytes((value,))
+                position += 1
+    return position
+
+
+def raw_blocks(
+    pieces: Sequence[Piece], watch: Callable[[Path, bytes], None] | None = None
+) -> Iterator[tuple[Piece, int, bytes]]:
+    """The bytes of the pieces in order, as (piece, offset in its file, block).
+
+    Args:
+        pieces: what to read.
+        watch: called with every block read from a file (to hash what is read).
+
+    Raises:
+        DataError: a file became shorter since it was listed.
+    """
+    for piece in pieces:
+        if piece.path is None:
+            yield piece, 0, b"\n"
+            continue
+        with piece.path.open("rb") as file:
+            file.seek(piece.start)
+            at = piece.start
+            while at < piece.stop:
+                block = file.read(min(BLOCK_BYTES, piece.stop - at))
+                if not block:
+                    raise DataError(
+                        f"{piece.path}: got {at} bytes, expected {piece.stop}: the file became "
+                        "shorter while it was read. Run again when it is no longer written to."
+                    )
+                if watch is not None:
+                    watch(piece.path, block)
+                yield piece, at, block
+                at += len(block)
+
+
+def blocks(
+    level: Level,
+    pieces: Sequence[Piece],
+    watch: Callable[[Path, bytes], None] | None = None,
+) -> Iterator[Any]:
+    """What `Vocabulary.ids` takes: bytes at byte level, else str that ends with no torn symbol.
+
+    Raises:
+        DataError: the text is no UTF-8 (char and word level).
+    """
+    if level == "byte":
+        for _, _, block in raw_blocks(pieces, watch):
+            yield block
+        return
+    held = ""
+    for text in _decoded(pieces, watch, level):
+        if level == "char":
+            yield text
+            continue
+        held += text
+        cut = max(held.rfind(" "), held.rfind("\n")) + 1
+        if cut:
+            yield held[:cut]
+            held = held[cut:]
+    if held:
+        yield held
+
+
+def _decoded(
+    pieces: Sequence[Piece], watch: Callable[[Path, bytes], None] | None, level: Level
+) -> Iterator[str]:
+    torn = b""
+    for piece, at, block in raw_blocks(pieces, watch):
+        data = torn + block
+        last = piece.path is None or at + len(block) == piece.stop
+        try:
+            text, used = codecs.utf_8_decode(data, "strict", last)
+        except UnicodeDecodeError as error:
+            offset = at - len(torn) + error.start
+            raise DataError(
+                f"{piece.path}: got byte 0x{data[error.start]:02x} at byte offset {offset} "
+                f"({error.reason}), expected UTF-8 text for `level: {level}`. Convert the file to "
+                "UTF-8, or use `level: byte`, which takes any bytes."
+            ) from None
+        torn = data[used:]
+        yield text

@@ -1,0 +1,142 @@
+"""Batches in the order of the originals: contiguous streams, one segment after another.
+
+A text of n tokens becomes B streams of n // B tokens (the remainder is dropped); step by step
+all streams give their next segment, so that the carry of row b continues row b. Every token of a
+stream but its first is a target once an epoch; the last segment of an epoch may be shorter.
+
+Paper: arXiv:1901.02860 section 3.2. Shapes: B streams, T segment length.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from workbench.config import Config, slot
+from workbench.data.corpus import CorpusConfig
+from workbench.errors import DataError
+
+
+class DataConfig(Config):
+    """The text and how training walks through it."""
+
+    corpus: slot(CorpusConfig)  # type: ignore[valid-type]
+    """Where the text comes from: `{kind: python-source}` or `{kind: text, path: ...}`."""
+    segment_len: Annotated[int, Field(ge=1)]
+    """Tokens of one segment of one stream."""
+    batch_size: Annotated[int, Field(ge=1)]
+    """Streams read side by side."""
+
+
+class Batch(NamedTuple):
+    """One segment of every stream."""
+
+    tokens_BT: Tensor
+    """What the model reads, int64."""
+    targets_BT: Tensor
+    """The token after each, int64."""
+    fresh: bool
+    """True where the streams begin (again): start from a new carry."""
+    lr_scale: float
+    """Factor of the learning rate for this step (1 for segments of constant length)."""
+
+
+def check_length(n_tokens: int, batch_size: int, segment_len: int, name: str = "text") -> None:
+    """Refuse a text that does not give every stream one whole segment.
+
+    Raises:
+        DataError: with the numbers and what to change.
+    """
+    need = batch_size * (segment_len + 1)
+    if n_tokens < need:
+        cures = ["use a longer text"]
+        if rows := n_tokens // (segment_len + 1):
+            cures.append(f"set data.batch_size to at most {rows}")
+        if (longest := n_tokens // batch_size - 1) > 0:
+            cures.append(f"set data.segment_len to at most {longest}")
+        raise DataError(
+            f"{name}: got {n_tokens:,} tokens, expected at least {need:,} = {batch_size} streams x "
+            f"({segment_len} + 1) tokens for one segment of each. To mend: {', or '.join(cures)}."
+        )
+
+
+class Segments:
+    """An endless walk through a text; its position saves and restores exactly.
+
+    Args:
+        tokens: 1-D ids of any integer type, mapped or not; int64 is made of one batch at a time.
+        batch_size: B, streams.
+        segment_len: T, tokens.
+        device: where the batches go.
+
+    Raises:
+        DataError: the text is too short for one segment of every stream.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        batch_size: int,
+        segment_len: int,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_length(len(tokens), batch_size, segment_len)
+        self.segment_len = segment_len
+        self.device = torch.device(device)
+        stream_len = len(tokens) // batch_size
+        self._streams_BN = tokens[: batch_size * stream_len].view(batch_size, stream_len)
+        self._position = 0
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        """Batches of one epoch."""
+        return -(-(self._streams_BN.shape[1] - 1) // self.segment_len)
+
+    def next(self) -> Batch:
+        """The next segment of every stream; after the last one the streams begin again."""
+        start = self._position
+        n_targets = self._streams_BN.shape[1] - 1
+        stop = min(start + self.segment_len, n_targets)
+        # the small type travels to the device, the conversion happens there
+        piece = self._streams_BN[:, start : stop + 1].to(self.device).to(torch.int64, copy=True)
+        if stop == n_targets:
+            self._position, self._epoch = 0, self._epoch + 1
+        else:
+            self._position = stop
+        return Batch(piece[:, :-1].contiguous(), piece[:, 1:].contiguous(), start == 0, 1.0)
+
+    def state(self) -> dict[str, int]:
+        """The position, as plain numbers for a checkpoint."""
+        batch_size, stream_len = self._streams_BN.shape
+        return {
+            "position": self._position,
+            "epoch": self._epoch,
+            "batch_size": batch_size,
+            "stream_len": stream_len,
+        }
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Continue where `state` was taken.
+
+        Raises:
+            DataError: it was taken from another text or another number of streams.
+        """
+        now = self.state()
+        for field in ("batch_size", "stream_len"):
+            if state.get(field) != now[field]:
+                raise DataError(
+                    f"data position: got one with {field} {state.get(field)}, expected "
+                    f"{now[field]}. Continue with the same corpus and data.batch_size as the "
+                    "checkpoint, or start a new run."
+                )
+        position = state.get("position", -1)
+        if not 0 <= position < now["stream_len"] - 1:
+            raise DataError(
+                f"data position: got {position}, expected 0 to {now['stream_len'] - 2}. "
+                "The checkpoint is damaged: continue from an earlier one."
+            )
+        self._position, self._epoch = position, state.get("epoch", 0)

@@ -1,0 +1,265 @@
+"""The folder of prepared corpora: written aside, moved into place whole, checked when opened.
+
+A prepared corpus is `<root>/prepared/<name>-<key>/` with `info.json`, `files.jsonl` (sha256,
+bytes, split, path of each source file), `vocabulary.json` and `train.bin valid.bin test.bin`. The
+key is a digest of everything that the contents follow from, so two processes that prepare the
+same corpus at once make the same files and either may win.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from workbench.data.corpus import Corpus
+from workbench.data.pieces import SPLITS, Member, Piece, blocks, member
+from workbench.data.vocabulary import Level, Vocabulary, learn, restore
+from workbench.errors import DataError
+
+logger = logging.getLogger("workbench")
+FORMAT = 1
+ASIDE = ".unfinished-"
+
+
+class Damaged(Exception):
+    """A prepared folder is not whole; it is made again, so no user meets this."""
+
+
+def root() -> Path:
+    """Where data lives: $WORKBENCH_DATA, else `data/` of the checkout, else the user's cache."""
+    if told := os.environ.get("WORKBENCH_DATA"):
+        return Path(told).expanduser().absolute()
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "pyproject.toml").is_file() and (checkout / "data" / "README.md").is_file():
+        return checkout / "data"
+    import pooch  # here: it is slow to import and not needed in a checkout
+
+    return Path(pooch.os_cache("workbench"))
+
+
+def key(members: Sequence[Member], options: dict[str, Any]) -> str:
+    """Digest of what the prepared files follow from: places, sizes, times, options, format."""
+    facts = [FORMAT, options, [(m.name, str(m.path), m.bytes, m.mtime_ns) for m in members]]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def obtain(name: str, build: Callable[[Path], None]) -> Corpus:
+    """Open the prepared corpus `name`; build it first if it is absent or damaged.
+
+    Args:
+        name: the folder's name, with the key in it.
+        build: fills an empty folder; called only if needed.
+    """
+    folder = root() / "prepared" / name
+    for _ in range(5):
+        if folder.exists():
+            try:
+                return open_prepared(folder)
+            except Damaged as fault:
+                logger.warning("prepared corpus %s is damaged (%s): making it again", folder, fault)
+        _make(folder, build)
+    raise DataError(
+        f"{folder}: got a damaged folder five times, expected a prepared corpus to stay whole. "
+        "Does another program write there? Set WORKBENCH_DATA to a folder of your own."
+    )
+
+
+def _make(folder: Path, build: Callable[[Path], None]) -> None:
+    """Build aside, then move into place; whatever happens, nothing unfinished keeps its name."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
+        prefix = f"{ASIDE}{socket.gethostname()}-{os.getpid()}-"
+        aside = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    except OSError as error:
+        raise DataError(
+            f"{folder.parent}: got '{error.strerror}', expected a folder to write the prepared "
+            "corpus to. Set the environment variable WORKBENCH_DATA to a folder of your own."
+        ) from None
+    try:
+        fresh, old = aside / "fresh", aside / "old"
+        fresh.mkdir()
+        build(fresh)
+        if folder.exists() and not _whole(folder):
+            _move(folder, old)
+        _move(fresh, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename, where another process may have been quicker: then its result is as good."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        open_prepared(folder)
+    except Damaged:
+        return False
+    return True
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what killed processes of this machine left behind."""
+    mine = f"{ASIDE}{socket.gethostname()}-"
+    for path in parent.glob(f"{mine}*"):
+        pid = path.name.removeprefix(mine).split("-")[0]
+        if os.name == "posix" and pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def write(
+    folder: Path,
+    level: Level,
+    splits: dict[str, list[Piece]],
+    members: Sequence[Member],
+    split_of: dict[str, str],
+    about: dict[str, Any],
+) -> None:
+    """Learn the vocabulary from train, encode all splits, record everything.
+
+    Args:
+        folder: an empty folder.
+        level: of the tokens.
+        splits: the pieces of each split.
+        members: the source files, for the record.
+        split_of: split of each file's name, where whole files are split ("" otherwise).
+        about: further entries of `info.json`; "name" among them.
+
+    Raises:
+        DataError: the text cannot be decoded, or a split is left without two tokens.
+    """
+    hashes = {m.path: hashlib.sha256() for m in members}
+    vocabulary = learn(level, blocks(level, splits["train"]))
+    vocabulary.save(folder / "vocabulary.json")
+    info: dict[str, Any] = {
+        **about,
+        "format": FORMAT,
+        "level": level,
+        "unit": "word" if level == "word" else "character",
+        "vocabulary_size": vocabulary.size,
+        "dtype": vocabulary.dtype().str,
+        "files": len(members),
+        "bytes": {s: sum(p.stop - p.start for p in splits[s]) for s in SPLITS},
+    }
+    counts = {
+        split: _encode(
+            folder / f"{split}.bin",
+            vocabulary,
+            splits[split],
+            lambda path, block: hashes[path].update(block),
+        )
+        for split in SPLITS
+    }
+    for field in ("tokens", "unknown", "tokens_sha256"):
+        info[field] = {split: counts[split][field] for split in SPLITS}
+    if min(info["tokens"].values()) < 2:
+        got = ", ".join(f"{split} {n}" for split, n in info["tokens"].items())
+        raise DataError(
+            f"{about['name']}: got a text of {sum(info['bytes'].values())} bytes that gives {got} "
+            f"tokens at {level} level, expected at least 2 in each split. Use a longer text or a "
+            "larger share for the short split."
+        )
+    info["sha256"] = _record_files(folder, members, split_of, hashes)
+    (folder / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
+
+
+def _record_files(
+    folder: Path, members: Sequence[Member], split_of: dict[str, str], hashes: dict[Path, Any]
+) -> str:
+    """Write the list of source files; sha256 of the only file, or of the list for several.
+
+    Raises:
+        DataError: a file changed since it was listed, so the record would be of another text.
+    """
+    lines = []
+    for m in members:
+        if member(m.path, m.name) != m:
+            raise DataError(
+                f"{m.path}: got another size or modification time than at the start, expected a "
+                "file at rest. Run again when it is no longer written to."
+            )
+        facts = {
+            "sha256": hashes[m.path].hexdigest(),
+            "bytes": m.bytes,
+            "split": split_of.get(m.name, ""),
+            "path": m.name,
+        }
+        lines.append(json.dumps(facts) + "\n")
+    manifest = "".join(lines).encode("ascii")
+    (folder / "files.jsonl").write_bytes(manifest)
+    if len(members) == 1:
+        return str(hashes[members[0].path].hexdigest())
+    return hashlib.sha256(manifest).hexdigest()
+
+
+def _encode(
+    path: Path,
+    vocabulary: Vocabulary,
+    pieces: list[Piece],
+    watch: Callable[[Path, bytes], None],
+) -> dict[str, Any]:
+    digest, n_tokens, n_unknown = hashlib.sha256(), 0, 0
+    with path.open("wb") as file:
+        for block in blocks(vocabulary.level, pieces, watch):
+            ids = vocabulary.ids(block)
+            if vocabulary.unknown is not None:
+                n_unknown += int(np.count_nonzero(ids == vocabulary.unknown))
+            data = ids.astype(vocabulary.dtype()).tobytes()
+            digest.update(data)
+            file.write(data)
+            n_tokens += len(ids)
+    return {"tokens": n_tokens, "unknown": n_unknown, "tokens_sha256": digest.hexdigest()}
+
+
+def open_prepared(folder: Path) -> Corpus:
+    """Map the token files of a prepared folder.
+
+    Raises:
+        Damaged: a file is absent, unreadable or not of the recorded size.
+    """
+    try:
+        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        if info["format"] != FORMAT:
+            raise Damaged(f"format {info['format']}, expected {FORMAT}")
+        dtype = np.dtype(info["dtype"])
+        splits = {}
+        for name in SPLITS:
+            path, expected = folder / f"{name}.bin", info["tokens"][name] * dtype.itemsize
+            if path.stat().st_size != expected:
+                raise Damaged(f"{path.name} has {path.stat().st_size} bytes, expected {expected}")
+            # copy-on-write: the tensor may not promise to be read-only, the file stays as it is
+            splits[name] = torch.from_numpy(np.asarray(np.memmap(path, dtype=dtype, mode="c")))
+        vocabulary = restore(info["level"], folder / "vocabulary.json")
+        if vocabulary.size != info["vocabulary_size"] or not (folder / "files.jsonl").is_file():
+            raise Damaged("vocabulary.json or files.jsonl is not what info.json says")
+        return Corpus(folder, info, vocabulary, splits)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,185 @@
+"""Symbols and their ids, at byte, character or word level.
+
+Byte level has the 256 byte values and nothing to learn. The other two levels count the training
+split only, so that held-out text never shapes the vocabulary; what it did not hold is `<unk>`.
+Ids: specials first, then by falling count (ties: characters by code point, words by first
+appearance).
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Level = Literal["byte", "char", "word"]
+UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
+N_CODE_POINTS = 0x110000
+
+
+def printable(symbol: str) -> str:
+    """A symbol as a label for plots: blanks and controls are made visible."""
+    if symbol == " ":
+        return "␣"
+    if symbol == "\n":
+        return "↵"
+    if symbol.isprintable():
+        return symbol
+    return symbol.encode("unicode_escape").decode("ascii")
+
+
+class Vocabulary(ABC):
+    """The symbols of one corpus; `ids` of a block of text, and back."""
+
+    level: ClassVar[Level]
+    size: int
+    unknown: int | None = None
+    """Id of `<unk>`; None where every text has ids."""
+
+    @abstractmethod
+    def ids(self, block: Any) -> np.ndarray:
+        """Ids of a block of text as `blocks` yields it: bytes at byte level, else str."""
+
+    @abstractmethod
+    def decode(self, ids: Tensor) -> str:
+        """The text that a 1-D tensor of ids stands for."""
+
+    @abstractmethod
+    def symbol(self, index: int) -> str:
+        """A printable label of one id, for axes and tables."""
+
+    def encode(self, text: str) -> Tensor:
+        """Ids of a text as a 1-D int64 tensor."""
+        return torch.from_numpy(self.ids(text).astype(np.int64))
+
+    def dtype(self) -> np.dtype:
+        """The smallest storage type that holds every id (little-endian)."""
+        small = "u1" if self.size <= 1 << 8 else "<u2" if self.size <= 1 << 16 else "<i4"
+        return np.dtype(small)
+
+    def save(self, path: Path) -> None:
+        """Write the symbols as JSON; byte level has none to write."""
+        path.write_text(json.dumps(self.symbols(), ensure_ascii=True), encoding="utf-8")
+
+    def symbols(self) -> list[str]:
+        """All symbols in id order, as `restore` takes them; empty at byte level."""
+        return []
+
+
+class ByteVocabulary(Vocabulary):
+    """Ids 0..255 are the byte values of the UTF-8 text (or of any file)."""
+
+    level = "byte"
+    size = 256
+
+    def ids(self, block: bytes | str) -> np.ndarray:
+        data = block.encode("utf-8") if isinstance(block, str) else block
+        return np.frombuffer(data, dtype=np.uint8)
+
+    def decode(self, ids: Tensor) -> str:
+        return bytes(ids.tolist()).decode("utf-8", errors="replace")
+
+    def symbol(self, index: int) -> str:
+        return printable(chr(index)) if index < 0x80 else f"\\x{index:02x}"
+
+
+class CharVocabulary(Vocabulary):
+    """Ids of Unicode characters; id 0 is `<unk>`."""
+
+    level = "char"
+    unknown = 0
+
+    def __init__(self, characters: list[str]) -> None:
+        self._characters = characters
+        self.size = len(characters) + 1
+        self._id_of = np.zeros(N_CODE_POINTS, dtype=np.int32)
+        codes = np.array([ord(c) for c in characters], dtype=np.int64)
+        self._id_of[codes] = np.arange(1, self.size)
+
+    @classmethod
+    def learn(cls, blocks: Iterable[str]) -> CharVocabulary:
+        """Count the characters of the training text."""
+        counts = np.zeros(N_CODE_POINTS, dtype=np.int64)
+        for block in blocks:
+            seen = np.bincount(_code_points(block))
+            counts[: len(seen)] += seen
+        order = np.argsort(-counts, kind="stable")
+        return cls([chr(code) for code in order[: np.count_nonzero(counts)].tolist()])
+
+    def ids(self, block: str) -> np.ndarray:
+        return self._id_of[_code_points(block)]
+
+    def decode(self, ids: Tensor) -> str:
+        return "".join("\ufffd" if i == 0 else self._characters[i - 1] for i in ids.tolist())
+
+    def symbol(self, index: int) -> str:
+        return UNKNOWN if index == 0 else printable(self._characters[index - 1])
+
+    def symbols(self) -> list[str]:
+        return self._characters
+
+
+class WordVocabulary(Vocabulary):
+    """Ids of blank-separated words; `<eos>` (id 0) stands for each end of line, `<unk>` is 1."""
+
+    level = "word"
+    unknown = 1
+
+    def __init__(self, words: list[str]) -> None:
+        self._words = [END_OF_LINE, UNKNOWN, *words]
+        self.size = len(self._words)
+        self._id_of = {word: index for index, word in enumerate(self._words)}
+
+    @classmethod
+    def learn(cls, blocks: Iterable[str]) -> WordVocabulary:
+        """Count the words of the training text."""
+        counts: Counter[str] = Counter()
+        for block in blocks:
+            counts.update(_words(block))
+        specials = (END_OF_LINE, UNKNOWN)
+        return cls([word for word, _ in counts.most_common() if word not in specials])
+
+    def ids(self, block: str) -> np.ndarray:
+        words, id_of = _words(block), self._id_of
+        return np.fromiter((id_of.get(word, 1) for word in words), np.int32, count=len(words))
+
+    def decode(self, ids: Tensor) -> str:
+        text = " ".join("\n" if i == 0 else self._words[i] for i in ids.tolist())
+        return text.replace(" \n", "\n").replace("\n ", "\n")
+
+    def symbol(self, index: int) -> str:
+        return printable(self._words[index])
+
+    def symbols(self) -> list[str]:
+        return self._words[2:]
+
+
+def learn(level: Level, blocks: Iterable[Any]) -> Vocabulary:
+    """The vocabulary of a training text, given as blocks."""
+    if level == "byte":
+        return ByteVocabulary()
+    return CharVocabulary.learn(blocks) if level == "char" else WordVocabulary.learn(blocks)
+
+
+def restore(level: Level, path: Path) -> Vocabulary:
+    """Read back what `Vocabulary.save` wrote."""
+    if level == "byte":
+        return ByteVocabulary()
+    symbols = json.loads(path.read_text(encoding="utf-8"))
+    return CharVocabulary(symbols) if level == "char" else WordVocabulary(symbols)
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+
+
+def _words(text: str) -> list[str]:
+    """line.split() of every line, each end of line as `<eos>`."""
+    return text.replace("\n", f" {END_OF_LINE} ").split()

@@ -1,0 +1,141 @@
+"""Feature maps phi of linear attention: from a head's query or key (K) to F features.
+
+Paper: arXiv:2006.16236 section 3.2.1 (ELU + 1); arXiv:2009.14794 section 2.2 (FAVOR+);
+arXiv:2102.11174 section 5.3 (DPFP).
+Shapes: `(..., K) -> (..., F)`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from workbench.config import Choice
+
+
+class FeatureMap(nn.Module, ABC):
+    """One map for queries and keys of all heads of a layer."""
+
+    n_features: int
+
+    def begin_segment(self) -> None:
+        """Called once per forward pass, before queries and keys are mapped."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of `x` (..., K)."""
+
+
+class FeatureMapConfig(Choice):
+    """The slot `feature_map` of the fast-weight mixer."""
+
+    def build(self, d_head: int) -> FeatureMap:
+        raise TypeError(f"{type(self).__name__} does not define build(d_head)")
+
+
+class EluConfig(FeatureMapConfig):
+    """`elu(x) + 1`: positive, as many features as inputs."""
+
+    kind: Literal["elu"] = "elu"
+
+    def build(self, d_head: int) -> FeatureMap:
+        return Elu(d_head)
+
+
+class Elu(FeatureMap):
+    """`elu(x) + 1`."""
+
+    def __init__(self, d_head: int):
+        super().__init__()
+        self.n_features = d_head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.elu(x) + 1
+
+
+class DpfpConfig(FeatureMapConfig):
+    """Deterministic parameter-free projection: products of rectified neighbours."""
+
+    kind: Literal["dpfp"] = "dpfp"
+    nu: int = 1
+    """number of shifts; F = 2 K nu"""
+
+    def build(self, d_head: int) -> FeatureMap:
+        if not 0 < self.nu < 2 * d_head:
+            raise ValueError(f"dpfp needs 0 < nu < 2 * d_head = {2 * d_head}, got nu {self.nu}")
+        return Dpfp(d_head, self.nu)
+
+
+class Dpfp(FeatureMap):
+    """With `y = [relu(x), relu(-x)]`: `y * roll(y, i)` for shifts i = 1..nu, side by side."""
+
+    def __init__(self, d_head: int, nu: int):
+        super().__init__()
+        self.nu, self.n_features = nu, 2 * d_head * nu
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([x.relu(), (-x).relu()], dim=-1)
+        return torch.cat([y * y.roll(i, dims=-1) for i in range(1, self.nu + 1)], dim=-1)
+
+
+class FavorConfig(FeatureMapConfig):
+    """FAVOR+: random features that estimate exp(q . k) without bias."""
+
+    kind: Literal["favor"] = "favor"
+    n_projections: int = 16
+    """m random directions; F = 2 m"""
+    redraw: Literal["each_step", "never"] = "each_step"
+    """each_step: a new matrix at every training forward pass; evaluation uses the last one, which
+    is saved with the weights. Fast weights carried between segments hold old features, so recipes
+    that carry them must say never."""
+
+    def build(self, d_head: int) -> FeatureMap:
+        return Favor(self, d_head)
+
+
+class Favor(FeatureMap):
+    """`([exp(x P - |x|^2/2), exp(-x P - |x|^2/2)] + 1e-4) / sqrt(2 m)`.
+
+    Deviates: from the paper, as the fast-weight code does: x is not scaled by K^(-1/4), nothing is
+    subtracted before the exponential, and P has orthogonal rows (blocks of m), not columns.
+    """
+
+    def __init__(self, config: FavorConfig, d_head: int):
+        super().__init__()
+        self.redraw, self.n_features = config.redraw, 2 * config.n_projections
+        self.d_head, self.m = d_head, config.n_projections
+        self.register_buffer("projection_KM", self.draw())
+
+    def draw(self) -> Tensor:
+        """(K, m): rows orthogonal in blocks of m, each with the norm of a Gaussian vector."""
+        rows: list[Tensor] = []
+        for start in range(0, self.d_head, self.m):
+            q, _ = torch.linalg.qr(torch.randn(self.m, self.m))
+            rows.append(q.T[: self.d_head - start])
+        lengths = torch.randn(self.d_head, self.m).norm(dim=1, keepdim=True)
+        return lengths * torch.cat(rows)
+
+    def begin_segment(self) -> None:
+        if self.training and self.redraw == "each_step":
+            self.get_buffer("projection_KM").copy_(self.draw())
+
+    def forward(self, x: Tensor) -> Tensor:
+        # a copy: the buffer is redrawn in place before this pass's backward may have run
+        u = x @ self.get_buffer("projection_KM").to(x.dtype).clone()
+        half_square = x.square().sum(-1, keepdim=True) / 2
+        features = torch.cat([(u - half_square).exp(), (-u - half_square).exp()], dim=-1)
+        return (features + 1e-4) / math.sqrt(2 * self.m)
+
+
+def sum_normalise(features: Tensor) -> Tensor:
+    """Divide by the sum over features, so that they add up to one (arXiv:2102.11174 section 4.2).
+
+    A vector of zeros, which DPFP can produce, stays zero: the authors' code gives NaN there.
+    """
+    total = features.sum(-1, keepdim=True)
+    return features / torch.where(total == 0, 1.0, total)

@@ -1,0 +1,203 @@
+"""The language model: embed, a stack of blocks that hand on their state, a distribution.
+
+The paper models are recipes for this one class. Its forward pass is the table of contents:
+vocabulary.embed -> positions -> blocks (state in, state out) -> vocabulary.nll.
+Shapes: B batch, T segment, D model width, C classes, L layers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from workbench.carry import Carry
+from workbench.config import Config, slot
+from workbench.errors import ConfigError
+from workbench.models import mixers as mixers  # registers the kinds
+from workbench.models.blocks import Block, BlockConfig
+from workbench.models.positions import NoPositions, PositionsConfig
+from workbench.models.vocabulary import PlainConfig, VocabularyConfig
+
+
+class Layers(Config):
+    """One block config, used for `repeat` layers in a row."""
+
+    block: BlockConfig
+    repeat: Annotated[int, Field(gt=0)] = 1
+
+
+class ModelConfig(Config):
+    """What the model is made of."""
+
+    d_model: Annotated[int, Field(gt=0)]
+    """width of the residual stream"""
+    stack: Annotated[tuple[Layers, ...], Field(min_length=1)]
+    """the layers, first to last"""
+    positions: slot(PositionsConfig) = NoPositions()  # type: ignore[valid-type]
+    """codes added to the embedding; relative codes belong to the attention mixer"""
+    vocabulary: slot(VocabularyConfig) = PlainConfig()  # type: ignore[valid-type]
+    p_embedding: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """dropout of the embedding"""
+    p_output: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """dropout of the last hidden state"""
+    final_norm: bool = False
+    """a LayerNorm before the softmax; pre-norm stacks train better with it, the originals lack it"""
+    init_std: Annotated[float, Field(gt=0)] | None = None
+    """Transformer-XL's rule: weights, embeddings and u, v ~ N(0, init_std), LayerNorm gains
+    ~ N(1, init_std), biases 0. None: PyTorch's own rules, as the adaptive-span code"""
+
+    def build(self, vocab_size: int) -> LanguageModel:
+        return LanguageModel(self, vocab_size)
+
+    def block_configs(self) -> list[BlockConfig]:
+        """The block of each layer, first to last."""
+        return [layers.block for layers in self.stack for _ in range(layers.repeat)]
+
+
+class LanguageModel(nn.Module):
+    """A stack of blocks between the two ends of a vocabulary."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        self.vocabulary = config.vocabulary.build(config.d_model, vocab_size)
+        self.positions = config.positions.build(config.d_model)
+        self.drop_embedding = nn.Dropout(config.p_embedding)
+        self.blocks = nn.ModuleList(Block(b, config.d_model) for b in config.block_configs())
+        self.final_norm = nn.LayerNorm(config.d_model) if config.final_norm else nn.Identity()
+        self.drop_output = nn.Dropout(config.p_output)
+        if config.init_std is not None:
+            initialise(self, config.init_std)
+        share_across_layers(self)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, first to last, under their own type."""
+        return cast(list[Block], list(self.blocks))
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable numbers, each shared tensor counted once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def initial_carry(
+        self, batch_size: int, *, memory_len: int | None = None, same_length: bool | None = None
+    ) -> Carry:
+        """The carry before the first token; see `SequenceMixer.initial_state`."""
+        return tuple(
+            block.mixer.initial_state(batch_size, memory_len=memory_len, same_length=same_length)
+            for block in self.layers
+        )
+
+    def forward(self, tokens_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """Run one segment.
+
+        Args:
+            tokens_BT: ids.
+            carry: the states that the segment before left behind; not changed.
+
+        Returns:
+            the softmax's input (B, T, D) and the new carry.
+        """
+        x_BTD = self.vocabulary.embed(tokens_BT)
+        if self.positions is not None:
+            x_BTD = self.positions(x_BTD)
+        x_BTD = self.drop_embedding(x_BTD)
+        new = []
+        for block, state in zip(self.layers, carry, strict=True):
+            x_BTD, state = block(x_BTD, state)
+            new.append(state)
+        return self.drop_output(self.final_norm(x_BTD)), tuple(new)
+
+    def nll(self, tokens_BT: Tensor, targets_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """Negative log-likelihood of each target, (B, T) in nats, and the new carry."""
+        hidden_BTD, carry = self(tokens_BT, carry)
+        return self.vocabulary.nll(hidden_BTD, targets_BT), carry
+
+    def log_probs(self, tokens_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """Log-probabilities of all classes, (B, T, C) in nats, and the new carry."""
+        hidden_BTD, carry = self(tokens_BT, carry)
+        return self.vocabulary.log_probs(hidden_BTD), carry
+
+    def reach(self, memory_len: int | None = None) -> int | None:
+        """How many past tokens can influence a prediction when every layer looks back over
+        `memory_len` tokens; None where a recurrent state makes it unbounded."""
+        total = 0
+        for block in self.layers:
+            reach = block.mixer.reach(memory_len)
+            if reach is None:
+                return None
+            total += reach
+        return total
+
+    def penalties(self) -> dict[str, Tensor]:
+        """Named penalties in nats per token, each summed over the layers."""
+        total: dict[str, Tensor] = {}
+        for block in self.layers:
+            for name, value in block.mixer.penalties().items():
+                total[name] = total[name] + value if name in total else value
+        return total
+
+    def readings(self) -> dict[str, list[list[float]]]:
+        """Named quantities per layer and head, such as spans in tokens; {} where there are none."""
+        table: dict[str, list[list[float]]] = {}
+        for block in self.layers:
+            for name, value in block.mixer.readings().items():
+                table.setdefault(name, []).append(value.float().cpu().tolist())
+        return table
+
+    def after_step(self) -> None:
+        """Project parameters back into their range, after each optimizer step."""
+        for block in self.layers:
+            block.mixer.after_step()
+
+
+def initialise(model: LanguageModel, std: float) -> None:
+    """Transformer-XL's initialisation (its train.py `weights_init`), module by module."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, 0.0, std)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.normal_(module.weight, 1.0, std)
+            nn.init.zeros_(module.bias)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("u_HK", "v_HK")):
+            nn.init.normal_(parameter, 0.0, std)
+
+
+def share_across_layers(model: LanguageModel) -> None:
+    """Make the parameters that mixers list in `shared` one tensor for all layers of their kind.
+
+    Raises:
+        ConfigError: two layers share a parameter and disagree on its shape.
+    """
+    first: dict[tuple[str, str], tuple[int, nn.Parameter]] = {}
+    for layer, block in enumerate(model.layers):
+        for path in block.mixer.shared:
+            owner_path, _, name = path.rpartition(".")
+            owner = block.mixer.get_submodule(owner_path)
+            own = owner.get_parameter(name)
+            where, parameter = first.setdefault((type(block.mixer).__name__, path), (layer, own))
+            if parameter.shape != own.shape:
+                raise ConfigError(
+                    f"model.stack: layers {where} and {layer} share {path}, but need shapes "
+                    f"{tuple(parameter.shape)} and {tuple(own.shape)}; give them equal sizes or "
+                    "turn sharing off"
+                )
+            setattr(owner, name, parameter)
+
+
+def build_model(config: ModelConfig, vocab_size: int, seed: int | None = None) -> LanguageModel:
+    """Build a model; a seed makes its parameters reproducible without touching the global RNG."""
+    if seed is None:
+        return config.build(vocab_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return config.build(vocab_size)

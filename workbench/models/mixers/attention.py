@@ -1,0 +1,255 @@
+"""Softmax attention over the segment and a memory of past inputs.
+
+Paper: arXiv:1901.02860 section 3 (segment recurrence, relative positions); arXiv:1905.07799
+(adaptive span, a token does not attend to itself); arXiv:1907.01470 section 3 (persistent vectors).
+Shapes: B batch, T segment, M memory, S = M + T, H heads, K head width, D model width, N persistent.
+State: `Memory`, the newest inputs of this layer (raw: a pre-norm block's LayerNorm is applied when
+they are read, so its gradient is complete).
+Deviates: dropout on the relative sinusoid is drawn per layer, Transformer-XL's code draws one mask
+for all layers; a row whose keys are all hidden gives zeros, the originals' code NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from workbench.config import Config, slot
+from workbench.inspect import tap
+from workbench.models.mixers.base import MixerConfig, Norm, SequenceMixer, identity
+from workbench.models.mixers.span import TRIM_STEP, Span, SpanConfig
+from workbench.models.positions import (
+    AttentionPositionsConfig,
+    NoRelativeConfig,
+    RelativeLearnedConfig,
+    RelativeSinusoidConfig,
+)
+
+SameLength = Literal["off", "including_self", "beyond_self"]
+
+
+class PersistentConfig(Config):
+    """Learned key-value pairs that every query can attend to (all-attention)."""
+
+    n_vectors: Annotated[int, Field(gt=0)]
+    """N per head; they replace the feed-forward sub-layer, so N is about its width"""
+
+
+class AttentionConfig(MixerConfig):
+    """Multi-head attention with segment memory."""
+
+    kind: Literal["attention"] = "attention"
+    n_heads: Annotated[int, Field(gt=0)]
+    d_head: Annotated[int, Field(gt=0)]
+    """width of one head's keys and values"""
+    memory_len: Annotated[int, Field(ge=0)] = 0
+    """past inputs kept for the next segment, in tokens"""
+    memory_start: Literal["empty", "zeros"] = "empty"
+    """zeros: the memory before the text is attended too, as in the adaptive-span code"""
+    attend_self: bool = True
+    """false: a token sees only tokens before it, as in the adaptive-span paper"""
+    same_length: SameLength = "off"
+    """equally many keys for every query: memory_len of them, the own token counted
+    (including_self, Transformer-XL's PyTorch code) or not (beyond_self, its paper)"""
+    positions: slot(AttentionPositionsConfig) = RelativeSinusoidConfig()  # type: ignore[valid-type]
+    span: SpanConfig | None = None
+    """learned spans; None: every head looks as far as memory goes"""
+    persistent: PersistentConfig | None = None
+    p_attention: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """dropout of the attention probabilities"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AttentionConfig:
+        limit = self.limit
+        if self.span and isinstance(self.positions, RelativeLearnedConfig):
+            if self.span.limit > self.positions.max_distance:
+                raise ValueError(
+                    f"span.limit {self.span.limit} exceeds positions.max_distance "
+                    f"{self.positions.max_distance}: no head can learn a key it has no code for"
+                )
+        if limit is not None and self.memory_len > limit:
+            raise ValueError(
+                f"memory_len {self.memory_len} exceeds the farthest visible distance {limit}: "
+                f"set memory_len to {limit}"
+            )
+        if self.same_length != "off" and self.memory_len == 0:
+            raise ValueError("same_length needs memory_len > 0: it is the number of visible keys")
+        if not self.attend_self and self.memory_len == 0:
+            raise ValueError("attend_self: false needs memory_len > 0, or the first token sees nothing")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """The farthest distance that can be visible, in tokens; None where there is no bound."""
+        bounds = [self.span.limit] if self.span else []
+        if isinstance(self.positions, RelativeLearnedConfig):
+            bounds.append(self.positions.max_distance)
+        return min(bounds, default=None)
+
+    def build(self, d_model: int) -> SequenceMixer:
+        return Attention(self, d_model)
+
+    @classmethod
+    def tiny(cls) -> list[MixerConfig]:
+        span = SpanConfig(limit=6, ramp=3, penalty=1e-3, initial=0.31)
+        learned = RelativeLearnedConfig(max_distance=6)
+        past = {"memory_len": 6, "attend_self": False, "memory_start": "zeros"}
+        common = {"n_heads": 2, "d_head": 4}
+        return [
+            cls(**common, memory_len=64),
+            cls(**common, memory_len=5, same_length="beyond_self"),
+            cls(**common, memory_len=64, positions=NoRelativeConfig()),
+            cls(**common, positions=learned, span=span, **past),
+            cls(**common, positions=learned, persistent=PersistentConfig(n_vectors=3), **past),
+            cls(**common, memory_len=6, span=span, persistent=PersistentConfig(n_vectors=3)),
+        ]
+
+
+class Memory(NamedTuple):
+    """What attention remembers."""
+
+    hidden_BMD: Tensor
+    """the newest inputs of the layer, oldest first"""
+    memory_len: int
+    """how many to keep"""
+    same_length: bool
+    """whether queries are limited to equally many keys"""
+
+
+class Attention(SequenceMixer):
+    """`softmax((q + u) k_j + position(distance)) / sqrt(K))`, masked, renormalised, read out."""
+
+    def __init__(self, config: AttentionConfig, d_model: int):
+        super().__init__()
+        self.config, self.d_out = config, d_model
+        H, K = config.n_heads, config.d_head
+        self.query = nn.Linear(d_model, H * K, bias=False)
+        self.key_value = nn.Linear(d_model, 2 * H * K, bias=False)
+        self.out = nn.Linear(H * K, d_model, bias=False)
+        self.positions = config.positions.build(d_model, H, K)
+        self.shared = tuple(f"positions.{name}" for name in self.positions.shared)
+        self.span = Span(config.span, H) if config.span else None
+        self.drop = nn.Dropout(config.p_attention)
+        if config.persistent:
+            N = config.persistent.n_vectors
+            # stored small and scaled at use, so that optimizers see entries of the papers' size
+            self.persistent_key_HKN = nn.Parameter(torch.randn(H, K, N) / math.sqrt(K))
+            self.persistent_value_HNK = nn.Parameter(torch.randn(H, N, K) / math.sqrt(N))
+
+    def initial_state(
+        self, batch_size: int, *, memory_len: int | None = None, same_length: bool | None = None
+    ) -> Memory:
+        config, limit = self.config, self.config.limit
+        memory_len = config.memory_len if memory_len is None else memory_len
+        if limit is not None:
+            memory_len = min(memory_len, limit)
+        start = memory_len if config.memory_start == "zeros" else 0
+        if self.span and self.span.trims:
+            start = min(start, self._kept(memory_len))
+        weight = self.query.weight
+        hidden_BMD = weight.new_zeros(batch_size, start, weight.shape[1])
+        same = config.same_length != "off" if same_length is None else same_length
+        return Memory(hidden_BMD, memory_len, same)
+
+    def forward(
+        self, x_BTD: Tensor, state: Memory, norm: Norm = identity
+    ) -> tuple[Tensor, Memory]:
+        B, T, _ = x_BTD.shape
+        H, K = self.config.n_heads, self.config.d_head
+        all_BSD = torch.cat([state.hidden_BMD, x_BTD], dim=1)
+        seen_BSD = norm(self._trim(all_BSD, T))
+        S = seen_BSD.shape[1]
+        q_BTHK = self.query(seen_BSD[:, S - T :]).view(B, T, H, K)
+        k_BSHK, v_BSHK = self.key_value(seen_BSD).view(B, S, 2, H, K).unbind(2)
+
+        scores_BHTS = torch.einsum("bthk,bshk->bhts", self.positions.content_query(q_BTHK), k_BSHK)
+        by_distance = self.positions.scores(q_BTHK, S)
+        if by_distance is not None:
+            scores_BHTS = scores_BHTS + by_distance
+        distance_TS = self._distances(T, S, x_BTD.device)
+        hidden_TS = self._hidden(distance_TS, state)
+        probs_BHTS, extra_BHTN = self._probabilities(scores_BHTS, q_BTHK, hidden_TS, distance_TS)
+
+        y_BTHK = torch.einsum("bhts,bshk->bthk", probs_BHTS, v_BSHK)
+        if extra_BHTN is not None:
+            value_HNK = self.persistent_value_HNK * math.sqrt(self.persistent_value_HNK.shape[1])
+            y_BTHK = y_BTHK + torch.einsum("bhtn,hnk->bthk", extra_BHTN, value_HNK)
+        kept = self._kept(state.memory_len)
+        start = max(0, all_BSD.shape[1] - kept)
+        return self.out(y_BTHK.flatten(2)), state._replace(hidden_BMD=all_BSD[:, start:])
+
+    def _kept(self, memory_len: int) -> int:
+        if not (self.span and self.span.trims):
+            return memory_len
+        return min(memory_len, self.span.limit - self.span.trimmed() + TRIM_STEP)
+
+    def _trim(self, all_BSD: Tensor, T: int) -> Tensor:
+        """Drop what no head can see; fill up with zeros what spans have grown to need."""
+        if not (self.span and self.span.trims):
+            return all_BSD
+        needed = self.span.limit - self.span.trimmed() + T
+        missing = needed - all_BSD.shape[1]
+        if missing <= 0:
+            return all_BSD[:, -needed:]
+        if self.config.memory_start == "empty":
+            return all_BSD
+        B, _, D = all_BSD.shape
+        return torch.cat([all_BSD.new_zeros(B, missing, D), all_BSD], dim=1)
+
+    @staticmethod
+    def _distances(T: int, S: int, device: torch.device) -> Tensor:
+        query_T = torch.arange(S - T, S, device=device)
+        return query_T[:, None] - torch.arange(S, device=device)
+
+    def _hidden(self, distance_TS: Tensor, state: Memory) -> Tensor:
+        """True where a query must not look: the future, itself (span), and beyond the window."""
+        config = self.config
+        hidden_TS = distance_TS < (0 if config.attend_self else 1)
+        bounds = [] if config.limit is None else [config.limit]
+        if state.same_length:
+            bounds.append(state.memory_len - (config.same_length == "including_self"))
+        for bound in bounds:
+            hidden_TS = hidden_TS | (distance_TS > bound)
+        return hidden_TS
+
+    def _probabilities(
+        self, scores_BHTS: Tensor, q_BTHK: Tensor, hidden_TS: Tensor, distance_TS: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Joint softmax over keys and persistent vectors, then soft mask and renormalisation."""
+        # the most negative number and not -inf: a query without any key gets zeros, not NaN
+        lowest = torch.finfo(scores_BHTS.dtype).min
+        logits = (scores_BHTS / math.sqrt(self.config.d_head)).masked_fill(hidden_TS, lowest)
+        S = logits.shape[-1]
+        if self.config.persistent:
+            # sqrt(K) of the stored scale and 1/sqrt(K) of the score cancel
+            extra = torch.einsum("bthk,hkn->bhtn", q_BTHK, self.persistent_key_HKN)
+            logits = torch.cat([logits, extra], dim=-1)
+        probs, rest = logits.softmax(-1).tensor_split([S], dim=-1)
+        probs = probs.masked_fill(hidden_TS, 0.0)
+        if self.span:
+            probs = probs * self.span.mask(distance_TS).to(probs.dtype)
+            total = probs.sum(-1, keepdim=True) + rest.sum(-1, keepdim=True) + 1e-8
+            probs, rest = probs / total, rest / total
+        tap("attention_probs", probs)
+        if not self.config.persistent:
+            return self.drop(probs), None
+        tap("persistent_probs", rest)
+        return self.drop(probs), self.drop(rest)
+
+    def reach(self, memory_len: int | None = None) -> int:
+        memory_len = self.config.memory_len if memory_len is None else memory_len
+        return memory_len if self.config.limit is None else min(memory_len, self.config.limit)
+
+    def penalties(self) -> dict[str, Tensor]:
+        return {"span": self.span.penalty()} if self.span else {}
+
+    def readings(self) -> dict[str, Tensor]:
+        return {"span": self.span.tokens().detach()} if self.span else {}
+
+    def after_step(self) -> None:
+        if self.span:
+            self.span.clamp()

@@ -1,0 +1,158 @@
+"""Linear attention as a fast-weight memory: outer-product writes, matrix-vector reads.
+
+Paper: arXiv:2102.11174 sections 3 and 4 (delta rule eq. 23 to 25, sum normalisation 4.2);
+arXiv:2006.16236 section 3.3 (sum rule); arXiv:2106.06295 section 3 (carried fast weights).
+Shapes: B batch, T segment, H heads, K head width, F features of a key, V = K value width.
+State: `FastWeights`: the matrix W (row = key feature, column = value) and z, the sum of keys.
+Deviates: the quadratic form of the authors' PyTorch layers drops out single scores, which a
+recurrence cannot: there is no dropout inside the memory here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from workbench import kernels
+from workbench.config import slot
+from workbench.inspect import FastWeightInputs, tap
+from workbench.models.feature_maps import (
+    DpfpConfig,
+    EluConfig,
+    FavorConfig,
+    FeatureMapConfig,
+    sum_normalise,
+)
+from workbench.models.mixers.base import MixerConfig, Norm, SequenceMixer, identity
+
+READ_EPSILON = 1e-5
+
+
+class FastWeightConfig(MixerConfig):
+    """A key-value memory that is written and read once per token and head."""
+
+    kind: Literal["fast_weight"] = "fast_weight"
+    n_heads: Annotated[int, Field(gt=0)]
+    d_head: Annotated[int, Field(gt=0)]
+    """width of a head's query and key before the feature map, and of its value"""
+    rule: Literal["sum", "delta"] = "delta"
+    """sum: W += k v^T. delta: first subtract what the key reads, scaled by a learned strength"""
+    feature_map: slot(FeatureMapConfig) = EluConfig()  # type: ignore[valid-type]
+    key_norm: Literal["none", "sum"] = "sum"
+    """sum: features of queries and keys are divided by their sum"""
+    read_norm: Literal["none", "output", "memory"] = "none"
+    """output: divide what is read by z . phi(q). memory: the delta rule's own reads too"""
+    scale: Literal["output", "scores"] = "output"
+    """where 1/sqrt(d_head) enters: after the read normalisation, or before it, where it cancels"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FastWeightConfig:
+        if self.read_norm == "memory" and self.rule != "delta":
+            raise ValueError("read_norm: memory normalises the delta rule's reads; use rule: delta")
+        return self
+
+    def build(self, d_model: int) -> SequenceMixer:
+        return FastWeight(self, d_model)
+
+    @classmethod
+    def tiny(cls) -> list[MixerConfig]:
+        common = {"n_heads": 2, "d_head": 4}
+        favor = FavorConfig(n_projections=3, redraw="never")
+        return [
+            cls(**common),
+            cls(**common, rule="sum", key_norm="none", read_norm="output"),
+            cls(**common, rule="sum", feature_map=favor, read_norm="output", scale="scores"),
+            cls(**common, feature_map=DpfpConfig(nu=2)),
+            cls(**common, feature_map=favor, read_norm="output"),
+            cls(**common, read_norm="memory"),
+        ]
+
+
+class FastWeights(NamedTuple):
+    """What a fast-weight layer remembers: constant in size, unbounded in reach."""
+
+    W_BHFV: Tensor
+    z_BHF: Tensor
+    """sum of all written keys; stays zero where nothing is normalised by it"""
+
+
+class FastWeight(SequenceMixer):
+    """`q, k, v, beta = W_slow x; W <- rule(W, phi(k), v, beta); y = W^T phi(q)`."""
+
+    def __init__(self, config: FastWeightConfig, d_model: int):
+        super().__init__()
+        self.config, self.d_out = config, d_model
+        H, K = config.n_heads, config.d_head
+        # per head: query, key, value, and the write strength's logit under the delta rule
+        self.rows = 3 * K + (config.rule == "delta")
+        self.project = nn.Linear(d_model, H * self.rows, bias=False)
+        self.out = nn.Linear(H * K, d_model, bias=False)
+        self.feature_map = config.feature_map.build(K)
+
+    def initial_state(
+        self, batch_size: int, *, memory_len: int | None = None, same_length: bool | None = None
+    ) -> FastWeights:
+        H, F, V = self.config.n_heads, self.feature_map.n_features, self.config.d_head
+        new = self.project.weight.new_zeros
+        return FastWeights(new(batch_size, H, F, V), new(batch_size, H, F))
+
+    def forward(
+        self, x_BTD: Tensor, state: FastWeights, norm: Norm = identity
+    ) -> tuple[Tensor, FastWeights]:
+        B, T, _ = x_BTD.shape
+        config, K = self.config, self.config.d_head
+        mixed = self.project(norm(x_BTD)).view(B, T, config.n_heads, self.rows)
+        self.feature_map.begin_segment()
+        q_BTHF, k_BTHF = (self._features(x) for x in mixed[..., : 2 * K].split(K, dim=-1))
+        v_BTHV = mixed[..., 2 * K : 3 * K]
+        beta_BTH = mixed[..., 3 * K].sigmoid() if config.rule == "delta" else None
+
+        z_BTHF, z_BHF = self._key_sums(k_BTHF, state.z_BHF)
+        write_BTHF = k_BTHF
+        if config.read_norm == "memory" and beta_BTH is not None and z_BTHF is not None:
+            before_BTHF = torch.cat([state.z_BHF[:, None], z_BTHF[:, :-1]], dim=1)
+            write_BTHF, beta_BTH = self._normalise_write(k_BTHF, beta_BTH, before_BTHF)
+        tap(
+            "fast_weight_inputs",
+            FastWeightInputs(q_BTHF, write_BTHF, v_BTHV, beta_BTH, state.W_BHFV, config.rule),
+        )
+        if beta_BTH is not None:
+            y_BTHV, W_BHFV = kernels.delta_rule(q_BTHF, write_BTHF, v_BTHV, beta_BTH, state.W_BHFV)
+        else:
+            y_BTHV, W_BHFV = kernels.sum_rule(q_BTHF, write_BTHF, v_BTHV, state.W_BHFV)
+        y_BTHV = y_BTHV / math.sqrt(K)
+        if z_BTHF is not None:
+            denominator = (z_BTHF * q_BTHF).sum(-1, keepdim=True)
+            if config.scale == "scores":
+                denominator = denominator / math.sqrt(K)
+            y_BTHV = y_BTHV / (denominator + READ_EPSILON)
+        return self.out(y_BTHV.flatten(2)), FastWeights(W_BHFV, z_BHF)
+
+    def _features(self, x_BTHK: Tensor) -> Tensor:
+        features = self.feature_map(x_BTHK)
+        return sum_normalise(features) if self.config.key_norm == "sum" else features
+
+    def _key_sums(self, k_BTHF: Tensor, z_BHF: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Running sums of keys, each token's own included, and the last of them."""
+        if self.config.read_norm == "none":
+            return None, z_BHF
+        z_BTHF = z_BHF[:, None] + k_BTHF.cumsum(1)
+        return z_BTHF, z_BTHF[:, -1]
+
+    @staticmethod
+    def _normalise_write(
+        k_BTHF: Tensor, beta_BTH: Tensor, before_BTHF: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`d = z_{t-1} . k_t`; write with key `k / (d + eps)` and strength `beta d`.
+
+        Where nothing was written before, d counts as 1.
+        """
+        # the sum of keys is exactly zero before the first write, and only then
+        first = torch.zeros_like(beta_BTH, dtype=torch.bool)
+        first[:, 0] = (before_BTHF[:, 0] == 0).all(-1)
+        d_BTH = torch.where(first, 1.0, (before_BTHF * k_BTHF).sum(-1))
+        return k_BTHF / (d_BTH[..., None] + READ_EPSILON), beta_BTH * d_BTH

@@ -1,0 +1,209 @@
+"""Position codes: absolute ones at the model's input, relative ones inside attention scores.
+
+Paper: arXiv:1901.02860 section 3.3 (relative sinusoid, biases u and v); arXiv:1905.07799 section 2
+(learned key per distance, shared by all heads); arXiv:1706.03762 section 3.5 (absolute sinusoid).
+Shapes: B batch, T segment, S memory + segment, H heads, K head width, D model width, M memory.
+The distance of key j from query i is `M + i - j`: 0 is the query's own token.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from workbench.config import Choice
+
+
+class Sinusoid(nn.Module):
+    """`[sin(p f_0) ... sin(p f_{d/2-1}), cos(p f_0) ...]` with `f_i = 10000^(-2i/d)`: halves side
+    by side, not interleaved, as in Transformer-XL's code."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        if d_model % 2:
+            raise ValueError(f"a sinusoid needs an even width, got d_model {d_model}")
+        frequencies = 10000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
+        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+
+    def forward(self, positions_T: Tensor) -> Tensor:
+        """(T,) positions -> (T, D) codes."""
+        frequencies = self.get_buffer("frequencies")
+        angles = positions_T.to(frequencies.dtype)[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class PositionsConfig(Choice):
+    """The model's slot `positions`: codes added to the embedding."""
+
+    def build(self, d_model: int) -> nn.Module | None:
+        raise TypeError(f"{type(self).__name__} does not define build(d_model)")
+
+
+class NoPositions(PositionsConfig):
+    """Nothing is added: the mixers know about order themselves."""
+
+    kind: Literal["none"] = "none"
+
+    def build(self, d_model: int) -> None:
+        return None
+
+
+class AbsoluteSinusoid(PositionsConfig):
+    """A sinusoid of the position inside the segment; codes start again at every segment."""
+
+    kind: Literal["sinusoid"] = "sinusoid"
+    order: Literal["ascending", "descending"] = "ascending"
+    """descending: the last token of a segment has position 0, as in the fast-weight papers' code,
+    where a token's code depends on how long its segment is"""
+
+    def build(self, d_model: int) -> nn.Module:
+        return SegmentSinusoid(d_model, descending=self.order == "descending")
+
+
+class SegmentSinusoid(nn.Module):
+    """Adds the sinusoid of the position inside the segment."""
+
+    def __init__(self, d_model: int, descending: bool):
+        super().__init__()
+        self.descending = descending
+        self.sinusoid = Sinusoid(d_model)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        positions_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+        if self.descending:
+            positions_T = positions_T.flip(0)
+        return x_BTD + self.sinusoid(positions_T).to(x_BTD.dtype)
+
+
+# ---- inside attention ----------------------------------------------------------------------------
+
+
+def align_distances(scores_BHTS: Tensor) -> Tensor:
+    """Turn scores by distance into scores by key.
+
+    Args:
+        scores_BHTS: column c holds distance `S - 1 - c`, for every query.
+
+    Returns:
+        the same numbers with key j in column j. Entries for keys after the query hold other
+        queries' numbers: the causal mask must hide them. (arXiv:1901.02860 appendix B)
+    """
+    B, H, T, S = scores_BHTS.shape
+    padded = F.pad(scores_BHTS, (1, 0)).view(B, H, S + 1, T)
+    return padded[:, :, 1:].reshape(B, H, T, S)
+
+
+class AttentionPositions(nn.Module, ABC):
+    """How distance enters an attention score, before the division by sqrt(K)."""
+
+    max_distance: int | None = None
+    """the farthest distance that has a code; None where there is no bound"""
+    shared: tuple[str, ...] = ()
+
+    def content_query(self, q_BTHK: Tensor) -> Tensor:
+        """The query that meets the content keys."""
+        return q_BTHK
+
+    @abstractmethod
+    def scores(self, q_BTHK: Tensor, S: int) -> Tensor | None:
+        """(B, H, T, S) addends by key, or None."""
+
+
+class AttentionPositionsConfig(Choice):
+    """The attention mixer's slot `positions`."""
+
+    def build(self, d_model: int, n_heads: int, d_head: int) -> AttentionPositions:
+        raise TypeError(f"{type(self).__name__} does not define build")
+
+
+class NoRelativeConfig(AttentionPositionsConfig):
+    """Scores know nothing of distance (use absolute positions at the model's input)."""
+
+    kind: Literal["none"] = "none"
+
+    def build(self, d_model: int, n_heads: int, d_head: int) -> AttentionPositions:
+        return NoRelative()
+
+
+class NoRelative(AttentionPositions):
+    """Content scores only."""
+
+    def scores(self, q_BTHK: Tensor, S: int) -> Tensor | None:
+        return None
+
+
+class RelativeSinusoidConfig(AttentionPositionsConfig):
+    """Transformer-XL's relative code: `(q + u) . k_j + (q + v) . W_r sinusoid(distance)`."""
+
+    kind: Literal["relative_sinusoid"] = "relative_sinusoid"
+    clamp_len: int = 0
+    """distances beyond it share one code; 0 = never"""
+    share_biases: bool = True
+    """u and v are one pair for all layers, as in the PyTorch code of the paper"""
+    p_drop: float = 0.0
+    """dropout of the sinusoid"""
+
+    def build(self, d_model: int, n_heads: int, d_head: int) -> AttentionPositions:
+        return RelativeSinusoid(self, d_model, n_heads, d_head)
+
+
+class RelativeSinusoid(AttentionPositions):
+    """Distance through a projected sinusoid, with global content bias u and position bias v."""
+
+    def __init__(self, config: RelativeSinusoidConfig, d_model: int, n_heads: int, d_head: int):
+        super().__init__()
+        self.clamp_len, self.shape = config.clamp_len, (n_heads, d_head)
+        self.sinusoid = Sinusoid(d_model)
+        self.drop = nn.Dropout(config.p_drop)
+        self.project = nn.Linear(d_model, n_heads * d_head, bias=False)
+        self.u_HK = nn.Parameter(torch.zeros(n_heads, d_head))
+        self.v_HK = nn.Parameter(torch.zeros(n_heads, d_head))
+        if config.share_biases:
+            self.shared = ("u_HK", "v_HK")
+
+    def content_query(self, q_BTHK: Tensor) -> Tensor:
+        return q_BTHK + self.u_HK
+
+    def scores(self, q_BTHK: Tensor, S: int) -> Tensor:
+        distances = torch.arange(S - 1, -1, -1, device=q_BTHK.device)
+        if self.clamp_len > 0:
+            distances = distances.clamp(max=self.clamp_len)
+        codes_SD = self.drop(self.sinusoid(distances).to(q_BTHK.dtype))
+        r_SHK = self.project(codes_SD).view(S, *self.shape)
+        return align_distances(torch.einsum("bthk,shk->bhts", q_BTHK + self.v_HK, r_SHK))
+
+
+class RelativeLearnedConfig(AttentionPositionsConfig):
+    """Adaptive span's code: one learned key per distance, shared by heads and layers."""
+
+    kind: Literal["relative_learned"] = "relative_learned"
+    max_distance: int
+    """farthest visible distance, in tokens (the papers' span limit)"""
+    share_keys: bool = True
+    """one table for all layers"""
+
+    def build(self, d_model: int, n_heads: int, d_head: int) -> AttentionPositions:
+        return RelativeLearned(self, d_head)
+
+
+class RelativeLearned(AttentionPositions):
+    """`q . key_distance`: adds a score to distances 1 to `max_distance` and none to distance 0."""
+
+    def __init__(self, config: RelativeLearnedConfig, d_head: int):
+        super().__init__()
+        self.max_distance = config.max_distance
+        # column p belongs to distance max_distance - p: the last one is the previous token
+        self.key_KL = nn.Parameter(torch.randn(d_head, config.max_distance))
+        if config.share_keys:
+            self.shared = ("key_KL",)
+
+    def scores(self, q_BTHK: Tensor, S: int) -> Tensor:
+        limit = self.key_KL.shape[1]
+        nearest = self.key_KL[:, max(0, limit - (S - 1)) :]
+        scores = torch.einsum("bthk,kl->bhtl", q_BTHK, nearest)
+        # distances beyond the table get zeros on the left; distance 0 has no code: one on the right
+        return align_distances(F.pad(scores, (S - 1 - nearest.shape[1], 1)))

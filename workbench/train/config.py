@@ -1,0 +1,87 @@
+"""What a recipe says about training (`train:`) and about the final measurement (`eval:`)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from workbench.config import Config, slot
+from workbench.train.optim import OptimizerConfig
+from workbench.train.schedule import Constant, ScheduleConfig
+
+
+class TrainConfig(Config):
+    """How long, how fast and how carefully to train."""
+
+    steps: int = Field(gt=0)
+    """Updates of the whole run."""
+    optimizer: slot(OptimizerConfig)  # type: ignore[valid-type]
+    """Such as `{kind: adam, lr: 3.0e-4}`."""
+    schedule: slot(ScheduleConfig) = Constant()  # type: ignore[valid-type]
+    """Such as `{kind: cosine, warmup_steps: 100}`."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; null for no clipping."""
+    carry: Literal["keep", "reset"] = "keep"
+    """`keep` hands the state from segment to segment, `reset` starts each segment afresh."""
+    log_every: int = Field(default=20, gt=0)
+    """Updates between two training records; the device is waited for only then."""
+    eval_every: int = Field(default=500, gt=0)
+    """Updates between two validations; the last update is always followed by one."""
+    eval_tokens: int = Field(default=20_000, ge=2)
+    """Tokens from the start of the validation split that a validation reads."""
+    checkpoint_every: int = Field(default=500, gt=0)
+    """Updates between two checkpoints; one is also written at the end and when stopped."""
+    keep_checkpoints: int = Field(default=2, gt=0)
+    """The newest so many are kept, and besides the one with the best validation loss."""
+    seed: int = Field(default=1, ge=0, lt=2**63)
+    """Of the weights, of dropout and of every other draw."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is an NVIDIA GPU where PyTorch sees one."""
+    max_seconds: float | None = Field(default=None, gt=0)
+    """Stop after this time on the clock, between two updates; null for no limit."""
+    compile: bool = False
+    """Compile the model with `torch.compile`: minutes first, faster steps after."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self.schedule.check(self.optimizer.lr, self.steps)
+        if self.optimizer.clips == "per_tensor" and self.clip_norm is None:
+            raise ValueError(
+                "optimizer.clip is per_tensor, but clip_norm is null: nothing would be clipped; "
+                "write clip_norm, or optimizer.clip: global"
+            )
+        return self
+
+
+class EvalConfig(Config):
+    """How the text is cut for an exact measurement; every token but the first is scored once."""
+
+    method: Literal["carried", "windows"] = "carried"
+    """`carried`: the state runs along the whole text. `windows`: every token is predicted from a
+    fresh state that saw exactly the `context_len` tokens before it (arXiv:2102.11174 code)."""
+    context_len: int = Field(gt=0)
+    """Past tokens that an attention layer sees (`carried`) or that precede a token (`windows`)."""
+    segment_len: int = Field(default=128, gt=0)
+    """Tokens per forward pass of `carried`; changes time and memory, not the result."""
+    batch_size: int = Field(default=16, gt=0)
+    """Rows that run side by side; changes time and memory, not the result."""
+    max_tokens: int | None = Field(default=None, ge=2)
+    """Measure only the first so many tokens; null for all."""
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two nested plain values differ, each with both values."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        lines = []
+        for key in sorted(ours.keys() | theirs.keys()):
+            below = f"{path}.{key}" if path else str(key)
+            lines += differences(ours.get(key), theirs.get(key), below)
+        return lines
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        return [
+            line
+            for i, pair in enumerate(zip(ours, theirs, strict=True))
+            for line in differences(*pair, f"{path}.{i}")
+        ]
+    return [] if ours == theirs else [f"{path}: {ours!r} here, {theirs!r} there"]

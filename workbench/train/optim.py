@@ -1,0 +1,158 @@
+"""Optimizers: what turns gradients into the next weights, with the originals' clipping.
+
+Two ways of clipping exist in the papers' codes. Global: the gradient of all parameters together
+is scaled to `train.clip_norm`. Per tensor (adaptive-span's Adagrad, arXiv:1905.07799 code): each
+parameter tensor on its own, by shrinking its step and not its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from workbench.config import Choice
+
+
+class OptimizerConfig(Choice):
+    """The slot `train.optimizer`."""
+
+    lr: float = Field(gt=0)
+    """The full learning rate; the schedule scales it."""
+
+    @property
+    def clips(self) -> Literal["global", "per_tensor"]:
+        """Who applies `train.clip_norm`: the trainer to all gradients, or the optimizer itself."""
+        return "global"
+
+    def build(self, model: nn.Module, clip_norm: float | None) -> torch.optim.Optimizer:
+        """The optimizer of all trainable parameters.
+
+        Args:
+            model: tied parameters count once.
+            clip_norm: `train.clip_norm`; used here only where `clips` is "per_tensor".
+        """
+        raise TypeError(f"{type(self).__name__} does not define build(model, clip_norm)")
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+class Adam(OptimizerConfig):
+    """Adam (arXiv:1412.6980) without weight decay: Transformer-XL and the fast-weight models."""
+
+    kind: Literal["adam"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running mean of the gradient and of its square."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator."""
+
+    def build(self, model: nn.Module, clip_norm: float | None) -> torch.optim.Optimizer:
+        return torch.optim.Adam(_trainable(model), lr=self.lr, betas=self.betas, eps=self.eps)
+
+
+class AdamW(OptimizerConfig):
+    """Adam with decoupled weight decay (arXiv:1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running mean of the gradient and of its square."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Share of a weight taken off per update, times the learning rate."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """`matrices` leaves biases, norms and other one-dimensional parameters alone."""
+
+    def build(self, model: nn.Module, clip_norm: float | None) -> torch.optim.Optimizer:
+        decayed = [p for p in _trainable(model) if self.decay == "all" or p.ndim > 1]
+        spared = [p for p in _trainable(model) if not (self.decay == "all" or p.ndim > 1)]
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": spared, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=self.lr, betas=self.betas, eps=self.eps
+        )
+
+
+class SGD(OptimizerConfig):
+    """Stochastic gradient descent, with momentum if wanted."""
+
+    kind: Literal["sgd"] = "sgd"
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the last step that is repeated."""
+
+    def build(self, model: nn.Module, clip_norm: float | None) -> torch.optim.Optimizer:
+        return torch.optim.SGD(_trainable(model), lr=self.lr, momentum=self.momentum)
+
+
+class Adagrad(OptimizerConfig):
+    """Adagrad: a step shrinks with the sum of all squared gradients so far."""
+
+    kind: Literal["adagrad"] = "adagrad"
+    eps: float = Field(default=1e-10, gt=0)
+    """Added to the denominator."""
+    clip: Literal["global", "per_tensor"] = "global"
+    """`per_tensor`: as the adaptive-span code, see `PerTensorClippedAdagrad`."""
+
+    @property
+    def clips(self) -> Literal["global", "per_tensor"]:
+        return self.clip
+
+    def build(self, model: nn.Module, clip_norm: float | None) -> torch.optim.Optimizer:
+        if self.clip == "per_tensor":
+            return PerTensorClippedAdagrad(
+                _trainable(model), lr=self.lr, eps=self.eps, clip_norm=clip_norm
+            )
+        return torch.optim.Adagrad(_trainable(model), lr=self.lr, eps=self.eps)
+
+
+class PerTensorClippedAdagrad(torch.optim.Optimizer):
+    """Adagrad that clips each parameter tensor by shrinking its step.
+
+        sum += g^2                       with the gradient as it came
+        p   -= lr * min(1, clip / |g|) * g / (sqrt(sum) + eps)
+
+    Hence a burst of gradient slows later steps in full, which clipping the gradient would hide.
+    Paper: arXiv:1905.07799, the optimizer of its code (not described in the text).
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        eps: float = 1e-10,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "eps": eps, "clip_norm": clip_norm})
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["sum"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update every parameter that has a gradient; no value leaves the device."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad, group)
+        return loss
+
+    def _update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        total = self.state[p]["sum"].addcmul_(grad, grad)
+        direction = grad / (total.sqrt() + group["eps"])
+        if group["clip_norm"] is not None:
+            norm = torch.linalg.vector_norm(grad)
+            shrink = group["clip_norm"] / (norm + 1e-10)
+            direction *= torch.where(norm > group["clip_norm"], shrink, torch.ones_like(shrink))
+        p.add_(direction, alpha=-group["lr"])
