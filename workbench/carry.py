@@ -20,7 +20,8 @@ Carry = tuple[State, ...]
 def map_tensors(function: Callable[[Tensor], Tensor], carry: Carry) -> Carry:
     """The same carry with `function` applied to every tensor leaf; ints pass unchanged."""
     return tuple(
-        type(state)(*(function(x) if isinstance(x, Tensor) else x for x in state)) for state in carry
+        type(state)(*(function(x) if isinstance(x, Tensor) else x for x in state))
+        for state in carry
     )
 
 
@@ -45,10 +46,15 @@ def join(parts: Sequence[Carry]) -> Carry:
         for a, b in zip(first, part, strict=True):
             ints_a, ints_b = ([x for x in s if not isinstance(x, Tensor)] for s in (a, b))
             if ints_a != ints_b:
-                raise ValueError(f"cannot join states with different settings: {ints_a} and {ints_b}")
+                raise ValueError(
+                    f"cannot join states with different settings: {ints_a} and {ints_b}"
+                )
     return tuple(
         type(states[0])(
-            *(torch.cat(leaf) if isinstance(leaf[0], Tensor) else leaf[0] for leaf in zip(*states, strict=True))
+            *(
+                torch.cat(leaf) if isinstance(leaf[0], Tensor) else leaf[0]
+                for leaf in zip(*states, strict=True)
+            )
         )
         for states in zip(*parts, strict=True)
     )

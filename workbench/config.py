@@ -29,7 +29,9 @@ def nearest(word: str, choices: list[str]) -> str:
 class Config(BaseModel):
     """A frozen, strictly checked set of named values."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -81,7 +83,7 @@ def slot(family: type[Choice]) -> Any:
             raise ValueError(f"there is no kind '{kind}'. {nearest(str(kind), kinds)}")
         return family.registry[kind].model_validate(data)
 
-    return Annotated[SerializeAsAny[family], BeforeValidator(resolve)]  # type: ignore[valid-type]
+    return Annotated[SerializeAsAny[family], BeforeValidator(resolve)]  # type: ignore[valid-type, misc]
 
 
 def _cure(error: Mapping[str, Any]) -> str:

@@ -83,7 +83,9 @@ def tap(name: str, value: Any) -> None:
         _open[name].append(value.detach() if isinstance(value, Tensor) else value)
 
 
-def trajectory(inputs: FastWeightInputs, row: int, head: int, rule: str | None = None) -> Trajectory:
+def trajectory(
+    inputs: FastWeightInputs, row: int, head: int, rule: str | None = None
+) -> Trajectory:
     """Replay one head's writes and keep every matrix.
 
     Args:

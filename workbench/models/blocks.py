@@ -44,7 +44,7 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.p_drop)
         if self.mixer.d_out != d_model:
             raise ValueError(
-                f"a residual needs equal widths: the mixer gives {self.mixer.d_out}, d_model is {d_model}"
+                f"a residual needs equal widths: mixer {self.mixer.d_out}, d_model {d_model}"
             )
 
     def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:

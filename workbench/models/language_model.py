@@ -44,7 +44,7 @@ class ModelConfig(Config):
     p_output: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """dropout of the last hidden state"""
     final_norm: bool = False
-    """a LayerNorm before the softmax; pre-norm stacks train better with it, the originals lack it"""
+    """a LayerNorm before the softmax: pre-norm stacks train better so; the originals have none"""
     init_std: Annotated[float, Field(gt=0)] | None = None
     """Transformer-XL's rule: weights, embeddings and u, v ~ N(0, init_std), LayerNorm gains
     ~ N(1, init_std), biases 0. None: PyTorch's own rules, as the adaptive-span code"""

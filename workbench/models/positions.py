@@ -100,8 +100,6 @@ def align_distances(scores_BHTS: Tensor) -> Tensor:
 class AttentionPositions(nn.Module, ABC):
     """How distance enters an attention score, before the division by sqrt(K)."""
 
-    max_distance: int | None = None
-    """the farthest distance that has a code; None where there is no bound"""
     shared: tuple[str, ...] = ()
 
     def content_query(self, q_BTHK: Tensor) -> Tensor:
@@ -115,6 +113,11 @@ class AttentionPositions(nn.Module, ABC):
 
 class AttentionPositionsConfig(Choice):
     """The attention mixer's slot `positions`."""
+
+    @property
+    def farthest(self) -> int | None:
+        """The farthest distance that has a code, in tokens; None where there is no bound."""
+        return None
 
     def build(self, d_model: int, n_heads: int, d_head: int) -> AttentionPositions:
         raise TypeError(f"{type(self).__name__} does not define build")
@@ -186,6 +189,10 @@ class RelativeLearnedConfig(AttentionPositionsConfig):
     share_keys: bool = True
     """one table for all layers"""
 
+    @property
+    def farthest(self) -> int:
+        return self.max_distance
+
     def build(self, d_model: int, n_heads: int, d_head: int) -> AttentionPositions:
         return RelativeLearned(self, d_head)
 
@@ -195,7 +202,6 @@ class RelativeLearned(AttentionPositions):
 
     def __init__(self, config: RelativeLearnedConfig, d_head: int):
         super().__init__()
-        self.max_distance = config.max_distance
         # column p belongs to distance max_distance - p: the last one is the previous token
         self.key_KL = nn.Parameter(torch.randn(d_head, config.max_distance))
         if config.share_keys:

@@ -12,7 +12,7 @@ for all layers; a row whose keys are all hidden gives zeros, the originals' code
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -65,12 +65,12 @@ class AttentionConfig(MixerConfig):
     @model_validator(mode="after")
     def _consistent(self) -> AttentionConfig:
         limit = self.limit
-        if self.span and isinstance(self.positions, RelativeLearnedConfig):
-            if self.span.limit > self.positions.max_distance:
-                raise ValueError(
-                    f"span.limit {self.span.limit} exceeds positions.max_distance "
-                    f"{self.positions.max_distance}: no head can learn a key it has no code for"
-                )
+        codes = self.positions.farthest
+        if self.span and codes is not None and self.span.limit > codes:
+            raise ValueError(
+                f"span.limit {self.span.limit} exceeds positions.max_distance {codes}: "
+                "no head can learn a key it has no code for"
+            )
         if limit is not None and self.memory_len > limit:
             raise ValueError(
                 f"memory_len {self.memory_len} exceeds the farthest visible distance {limit}: "
@@ -79,15 +79,17 @@ class AttentionConfig(MixerConfig):
         if self.same_length != "off" and self.memory_len == 0:
             raise ValueError("same_length needs memory_len > 0: it is the number of visible keys")
         if not self.attend_self and self.memory_len == 0:
-            raise ValueError("attend_self: false needs memory_len > 0, or the first token sees nothing")
+            raise ValueError(
+                "attend_self: false needs memory_len > 0: the first token would see nothing"
+            )
         return self
 
     @property
     def limit(self) -> int | None:
         """The farthest distance that can be visible, in tokens; None where there is no bound."""
         bounds = [self.span.limit] if self.span else []
-        if isinstance(self.positions, RelativeLearnedConfig):
-            bounds.append(self.positions.max_distance)
+        if self.positions.farthest is not None:
+            bounds.append(self.positions.farthest)
         return min(bounds, default=None)
 
     def build(self, d_model: int) -> SequenceMixer:
@@ -97,8 +99,8 @@ class AttentionConfig(MixerConfig):
     def tiny(cls) -> list[MixerConfig]:
         span = SpanConfig(limit=6, ramp=3, penalty=1e-3, initial=0.31)
         learned = RelativeLearnedConfig(max_distance=6)
-        past = {"memory_len": 6, "attend_self": False, "memory_start": "zeros"}
-        common = {"n_heads": 2, "d_head": 4}
+        past: dict[str, Any] = {"memory_len": 6, "attend_self": False, "memory_start": "zeros"}
+        common: dict[str, Any] = {"n_heads": 2, "d_head": 4}
         return [
             cls(**common, memory_len=64),
             cls(**common, memory_len=5, same_length="beyond_self"),
@@ -155,9 +157,7 @@ class Attention(SequenceMixer):
         same = config.same_length != "off" if same_length is None else same_length
         return Memory(hidden_BMD, memory_len, same)
 
-    def forward(
-        self, x_BTD: Tensor, state: Memory, norm: Norm = identity
-    ) -> tuple[Tensor, Memory]:
+    def forward(self, x_BTD: Tensor, state: Memory, norm: Norm = identity) -> tuple[Tensor, Memory]:
         B, T, _ = x_BTD.shape
         H, K = self.config.n_heads, self.config.d_head
         all_BSD = torch.cat([state.hidden_BMD, x_BTD], dim=1)

@@ -11,7 +11,7 @@ recurrence cannot: there is no dropout inside the memory here.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -60,7 +60,7 @@ class FastWeightConfig(MixerConfig):
 
     @classmethod
     def tiny(cls) -> list[MixerConfig]:
-        common = {"n_heads": 2, "d_head": 4}
+        common: dict[str, Any] = {"n_heads": 2, "d_head": 4}
         favor = FavorConfig(n_projections=3, redraw="never")
         return [
             cls(**common),

@@ -68,6 +68,6 @@ class Span(nn.Module):
 
     def trimmed(self) -> int:
         """How many of the `limit` oldest distances no head of this layer can see (host sync)."""
-        longest = math.ceil(float(self.share_H.max()) * self.limit) + self.ramp
+        longest = math.ceil(float(self.share_H.detach().max()) * self.limit) + self.ramp
         longest = min(max(longest, 0), self.limit)
         return TRIM_STEP * (min(self.limit - 1, self.limit - longest) // TRIM_STEP)

@@ -1,0 +1,54 @@
+# Every target begins with `setup`, so any of them can be the first command after `git clone`.
+# In the active conda environment `workbench` that environment is used, else `.venv`.
+PYTHON ?= python3
+TORCH  ?= auto
+ENV    := $(if $(filter workbench,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX),$(CURDIR)/.venv)
+RUN    := $(ENV)/bin/python
+# one thread to a process: two test processes share two cores; override: make test WORKERS=8
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS)
+STRIP  := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
+BOOKS   = $(wildcard notebooks/*.ipynb)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint fix size lab bench clean
+
+help:       ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:      ## make .venv and install into it; nothing to do when nothing changed
+	@TORCH=$(TORCH) $(PYTHON) .ci/setup_env.py $(ENV)
+
+demo: setup ## train and look at two small models: notebooks and a report in runs/demo
+	@$(RUN) -m workbench.demo
+
+test: setup ## the tests that need neither a GPU nor minutes each
+	@$(PYTEST) -m "not slow and not gpu" $(ARGS)
+
+test-slow: setup ## the long tests, and those that need an NVIDIA GPU where there is one
+	@$(PYTEST) -m "slow or gpu" $(ARGS)
+
+lint: setup ## style, types, notebooks without outputs
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+	@$(if $(BOOKS),$(RUN) -m nbstripout $(STRIP) --verify $(BOOKS),true)
+
+fix: setup  ## mend what `lint` can mend by itself
+	@$(RUN) -m ruff check --fix . ; $(RUN) -m ruff format .
+	@$(if $(BOOKS),$(RUN) -m nbstripout $(STRIP) $(BOOKS),true)
+
+size:       ## lines by part against their targets
+	@$(PYTHON) tests/size.py
+
+# the environment's own `python3` kernel comes first, whatever else the user has registered
+lab: setup  ## JupyterLab in notebooks/
+	@JUPYTER_PREFER_ENV_PATH=1 JUPYTER_PATH="$(ENV)/share/jupyter:$$JUPYTER_PATH" \
+	  $(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+
+bench: setup ## time the kernels and the training step
+	@$(RUN) -m pytest tests/bench -m "" -s $(ARGS)
+
+clean:      ## remove .venv, caches and builds; runs/ stays
+	rm -rf .venv .setup build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

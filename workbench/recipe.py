@@ -1,0 +1,153 @@
+"""A recipe: one experiment as data, from the corpus to the way it is measured.
+
+Recipes are YAML files in `workbench/recipes/`, found by name; a path to any other `.yaml` works
+too. A recipe may say `extends: name` once: it is then merged over that recipe, which must not
+extend another. What a run used is written resolved into its folder, so a run explains itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import model_validator
+
+from workbench.config import Config, dump, load, override
+from workbench.data.segments import DataConfig
+from workbench.errors import ConfigError
+from workbench.models.feature_maps import FavorConfig
+from workbench.models.language_model import ModelConfig
+from workbench.models.mixers.attention import AttentionConfig
+from workbench.models.mixers.fast_weight import FastWeightConfig
+from workbench.train.config import EvalConfig, TrainConfig
+
+
+class Source(Config):
+    """Where the experiment comes from."""
+
+    paper: str = ""
+    """such as arXiv:1905.07799"""
+    code: str = ""
+    """the original script, if there is one"""
+    result: str = ""
+    """the published figure with its unit and split"""
+
+
+class Recipe(Config):
+    """One experiment: data, model, training, evaluation."""
+
+    name: str
+    """<family>-<dataset>-<size>[-<twist>]"""
+    about: str = ""
+    """one sentence for people choosing a recipe"""
+    source: Source = Source()
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+    eval: EvalConfig
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for layer, block in enumerate(self.model.block_configs()):
+            mixer = block.mixer
+            if not isinstance(mixer, FastWeightConfig) or self.train.carry == "reset":
+                continue
+            favor = mixer.feature_map
+            if isinstance(favor, FavorConfig) and favor.redraw == "each_step":
+                raise ValueError(
+                    f"layer {layer}: feature_map.redraw is each_step, but train.carry is keep: "
+                    "carried fast weights hold features of the old projection. Set train.carry: "
+                    "reset, or redraw: never"
+                )
+        if self.eval.method == "carried" and self.model.positions.kind != "none":
+            raise ValueError(
+                f"eval.method is carried, but model.positions is {self.model.positions.kind}, "
+                "whose codes start again at every segment, so the result would depend on how the text "
+                "is cut. Set eval.method: windows, or model.positions: {kind: none}"
+            )
+        self._attention_fits()
+        return self
+
+    def _attention_fits(self) -> None:
+        for layer, block in enumerate(self.model.block_configs()):
+            mixer = block.mixer
+            if not isinstance(mixer, AttentionConfig):
+                continue
+            if self.train.carry == "reset" and mixer.memory_len and mixer.memory_start == "empty":
+                raise ValueError(
+                    f"layer {layer}: memory_len is {mixer.memory_len}, but train.carry is reset: "
+                    "the memory would always be empty. Set memory_len: 0, or train.carry: keep"
+                )
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, every field written out; `load_recipe` reads it back."""
+        return yaml.safe_dump(dump(self), sort_keys=False, allow_unicode=True, width=100)
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with the package, sorted."""
+    folder = resources.files("workbench") / "recipes"
+    return sorted(f.name[: -len(".yaml")] for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Find, merge and check a recipe.
+
+    Args:
+        name: a name from `recipe_names()`, or a path that ends in `.yaml`.
+        overrides: values at dotted paths, such as `{"train.steps": 200}`.
+
+    Raises:
+        ConfigError: no such recipe, or a field in it is wrong; every fault is listed.
+    """
+    data = _merged(name)
+    return load(Recipe, override(data, overrides or {}), where="")
+
+
+def _merged(name: str | Path) -> dict[str, Any]:
+    data = _read(name)
+    base_name = data.pop("extends", None)
+    if base_name is None:
+        return data
+    base = _read(base_name)
+    if "extends" in base:
+        raise ConfigError(
+            f"recipe '{name}' extends '{base_name}', which extends '{base['extends']}': "
+            f"one level only. Extend '{base['extends']}' and repeat what '{base_name}' changes"
+        )
+    return _merge(base, data)
+
+
+def _merge(base: Any, change: Any) -> Any:
+    """Mappings merge field by field; everything else, and any change of `kind`, replaces."""
+    if not (isinstance(base, dict) and isinstance(change, dict)):
+        return change
+    if "kind" in change and change["kind"] != base.get("kind"):
+        return change
+    return base | {k: _merge(base[k], v) if k in base else v for k, v in change.items()}
+
+
+def _read(name: str | Path) -> dict[str, Any]:
+    if str(name).endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"there is no recipe file {path}; give a path that exists, or a name")
+        text = path.read_text(encoding="utf-8")
+    else:
+        names = recipe_names()
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"Did you mean '{close[0]}'? " if close else ""
+            raise ConfigError(f"there is no recipe '{name}'. {hint}Recipes: {', '.join(names)}.")
+        text = (resources.files("workbench") / "recipes" / f"{name}.yaml").read_text("utf-8")
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe '{name}' is not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"recipe '{name}': expected named fields at the top, got {data!r:.60}")
+    return data
