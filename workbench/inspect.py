@@ -83,6 +83,11 @@ def tap(name: str, value: Any) -> None:
         _open[name].append(value.detach() if isinstance(value, Tensor) else value)
 
 
+def wanted(name: str) -> bool:
+    """Whether an open `capture` asked for `name`: for values that cost something to make."""
+    return _open is not None and name in _open
+
+
 def trajectory(
     inputs: FastWeightInputs, row: int, head: int, rule: str | None = None
 ) -> Trajectory:

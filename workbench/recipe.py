@@ -66,7 +66,7 @@ class Recipe(Config):
         if self.eval.method == "carried" and self.model.positions.kind != "none":
             raise ValueError(
                 f"eval.method is carried, but model.positions is {self.model.positions.kind}, "
-                "whose codes start again at every segment, so the result would depend on how the text "
+                "whose codes start again at every segment: the result would depend on how the text "
                 "is cut. Set eval.method: windows, or model.positions: {kind: none}"
             )
         self._attention_fits()

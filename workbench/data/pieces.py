@@ -48,16 +48,24 @@ def member(path: Path, name: str) -> Member:
     return Member(name, path, stat.st_size, stat.st_mtime_ns)
 
 
-def split_by_file(members: Sequence[Member], fractions: Fractions) -> dict[str, list[Member]]:
+def split_by_file(
+    members: Sequence[Member], fractions: Fractions, largest: float = 1.0
+) -> dict[str, list[Member]]:
     """Whole files to train, valid and test; no file is in two of them.
 
     The order is by sha256 of the name, which mixes folders and is the same everywhere; a file
-    belongs to the split in which the middle of its bytes falls. A file larger than a quarter of
-    the smallest split goes to train, so that none fills a held-out split alone. Inside a split
-    the files keep their sorted order.
+    belongs to the split in which the middle of its bytes falls. Inside a split the files keep
+    their sorted order.
+
+    Args:
+        members: the files, sorted.
+        fractions: shares of train, valid and test, by bytes.
+        largest: a file above this share of the smallest split goes to train whatever its place,
+            so that no single file makes up a held-out split.
     """
     total = sum(m.bytes for m in members)
-    large = min(fractions) * total / 4
+    # rounding: twenty equal files are 0.05 each, not a hair more
+    large = round(min(fractions) * total * largest, 6)
     chosen: dict[str, str] = {m.name: "train" for m in members if m.bytes > large}
     rest = [m for m in members if m.bytes <= large]
     rest.sort(key=lambda m: hashlib.sha256(m.name.encode("utf-8", "surrogateescape")).digest())

@@ -49,7 +49,7 @@ class PythonSource(CorpusConfig):
         def build(target: Path) -> None:
             members = readable(listed)
             self._enough(members, folder)
-            chosen = split_by_file(members, (0.9, 0.05, 0.05))
+            chosen = split_by_file(members, (0.9, 0.05, 0.05), largest=0.25)
             about = {
                 "name": "python-source",
                 "source": str(folder),

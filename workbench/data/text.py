@@ -2,8 +2,9 @@
 
 A file is split by position, as enwik8 is: of n bytes the first floor(0.9 n) train, up to
 floor(0.95 n) valid, the rest test (above byte level a cut moves forward to the end of the
-character or word it falls in). A folder with 20 files or more is split by whole files, a smaller
-one by position in its files joined in sorted order. A newline follows each file of a folder.
+character or word it falls in). A folder with 20 files or more is split by whole files; a smaller
+one, or one whose few large files leave nothing for valid or test, by position in its files joined
+in sorted order. A newline follows each file of a folder.
 Word level is `line.split()` with `<eos>` for each end of line.
 """
 
@@ -96,10 +97,12 @@ class Text(CorpusConfig):
         return members
 
     def _build(self, folder: Path, path: Path, members: list[Member]) -> None:
-        by_file = path.is_dir() and len(members) >= FILES_FOR_WHOLE
         split_of: dict[str, str] = {}
+        chosen = split_by_file(members, self.split)
+        by_file = len(members) >= FILES_FOR_WHOLE and all(
+            any(m.bytes for m in group) for group in chosen.values()
+        )
         if by_file:
-            chosen = split_by_file(members, self.split)
             split_of = {m.name: s for s, group in chosen.items() for m in group}
             splits = {s: whole(chosen[s]) for s in chosen}
         else:

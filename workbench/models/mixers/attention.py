@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from workbench.config import Config, slot
-from workbench.inspect import tap
+from workbench.inspect import tap, wanted
 from workbench.models.mixers.base import MixerConfig, Norm, SequenceMixer, identity
 from workbench.models.mixers.span import TRIM_STEP, Span, SpanConfig
 from workbench.models.positions import (
@@ -165,19 +165,22 @@ class Attention(SequenceMixer):
         S = seen_BSD.shape[1]
         q_BTHK = self.query(seen_BSD[:, S - T :]).view(B, T, H, K)
         k_BSHK, v_BSHK = self.key_value(seen_BSD).view(B, S, 2, H, K).unbind(2)
-
-        scores_BHTS = torch.einsum("bthk,bshk->bhts", self.positions.content_query(q_BTHK), k_BSHK)
-        by_distance = self.positions.scores(q_BTHK, S)
+        # dividing the queries instead of the scores touches S / K times fewer numbers
+        content_BTHK = self.positions.content_query(q_BTHK) / math.sqrt(K)
+        logits_BHTS = torch.einsum("bthk,bshk->bhts", content_BTHK, k_BSHK)
+        by_distance = self.positions.scores(q_BTHK / math.sqrt(K), S)
         if by_distance is not None:
-            scores_BHTS = scores_BHTS + by_distance
+            logits_BHTS = logits_BHTS + by_distance
         distance_TS = self._distances(T, S, x_BTD.device)
         hidden_TS = self._hidden(distance_TS, state)
-        probs_BHTS, extra_BHTN = self._probabilities(scores_BHTS, q_BTHK, hidden_TS, distance_TS)
+        weights_BHTS, extra_BHTN = self._weights(logits_BHTS, q_BTHK, hidden_TS, distance_TS)
 
-        y_BTHK = torch.einsum("bhts,bshk->bthk", probs_BHTS, v_BSHK)
+        y_BTHK = torch.einsum("bhts,bshk->bthk", self.drop(weights_BHTS), v_BSHK)
         if extra_BHTN is not None:
             value_HNK = self.persistent_value_HNK * math.sqrt(self.persistent_value_HNK.shape[1])
-            y_BTHK = y_BTHK + torch.einsum("bhtn,hnk->bthk", extra_BHTN, value_HNK)
+            y_BTHK = y_BTHK + torch.einsum("bhtn,hnk->bthk", self.drop(extra_BHTN), value_HNK)
+        if self.span:
+            y_BTHK = y_BTHK / self._mass(weights_BHTS, extra_BHTN).transpose(1, 2)
         kept = self._kept(state.memory_len)
         start = max(0, all_BSD.shape[1] - kept)
         return self.out(y_BTHK.flatten(2)), state._replace(hidden_BMD=all_BSD[:, start:])
@@ -216,29 +219,36 @@ class Attention(SequenceMixer):
             hidden_TS = hidden_TS | (distance_TS > bound)
         return hidden_TS
 
-    def _probabilities(
-        self, scores_BHTS: Tensor, q_BTHK: Tensor, hidden_TS: Tensor, distance_TS: Tensor
+    def _weights(
+        self, logits_BHTS: Tensor, q_BTHK: Tensor, hidden_TS: Tensor, distance_TS: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Joint softmax over keys and persistent vectors, then soft mask and renormalisation."""
+        """Joint softmax over keys and persistent vectors, then the span's soft mask on the keys.
+
+        With a span the weights no longer add up to one; what is read is divided by `_mass`.
+        """
         # the most negative number and not -inf: a query without any key gets zeros, not NaN
-        lowest = torch.finfo(scores_BHTS.dtype).min
-        logits = (scores_BHTS / math.sqrt(self.config.d_head)).masked_fill(hidden_TS, lowest)
-        S = logits.shape[-1]
+        logits = logits_BHTS.masked_fill(hidden_TS, torch.finfo(logits_BHTS.dtype).min)
+        T, S = hidden_TS.shape
         if self.config.persistent:
             # sqrt(K) of the stored scale and 1/sqrt(K) of the score cancel
             extra = torch.einsum("bthk,hkn->bhtn", q_BTHK, self.persistent_key_HKN)
             logits = torch.cat([logits, extra], dim=-1)
-        probs, rest = logits.softmax(-1).tensor_split([S], dim=-1)
-        probs = probs.masked_fill(hidden_TS, 0.0)
+        weights, rest = logits.softmax(-1).tensor_split([S], dim=-1)
+        if S == T and not self.config.attend_self:
+            weights = weights.masked_fill(hidden_TS, 0.0)  # the first token of a text sees nothing
         if self.span:
-            probs = probs * self.span.mask(distance_TS).to(probs.dtype)
-            total = probs.sum(-1, keepdim=True) + rest.sum(-1, keepdim=True) + 1e-8
-            probs, rest = probs / total, rest / total
-        tap("attention_probs", probs)
-        if not self.config.persistent:
-            return self.drop(probs), None
-        tap("persistent_probs", rest)
-        return self.drop(probs), self.drop(rest)
+            weights = weights * self.span.mask(distance_TS).to(weights.dtype)
+        extra_BHTN = rest if self.config.persistent else None
+        for name, part in (("attention_probs", weights), ("persistent_probs", extra_BHTN)):
+            if part is not None and wanted(name):
+                tap(name, part / self._mass(weights, extra_BHTN) if self.span else part)
+        return weights, extra_BHTN
+
+    @staticmethod
+    def _mass(weights_BHTS: Tensor, extra_BHTN: Tensor | None) -> Tensor:
+        """(B, H, T, 1) what is left of the weights under the soft mask, never zero."""
+        mass = weights_BHTS.sum(-1, keepdim=True)
+        return (mass if extra_BHTN is None else mass + extra_BHTN.sum(-1, keepdim=True)) + 1e-8
 
     def reach(self, memory_len: int | None = None) -> int:
         memory_len = self.config.memory_len if memory_len is None else memory_len

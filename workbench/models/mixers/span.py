@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.config import Config
-from workbench.inspect import tap
+from workbench.inspect import tap, wanted
 
 TRIM_STEP = 64  # memory is trimmed in steps of this many tokens, as in the paper's code
 
@@ -46,7 +46,8 @@ class Span(nn.Module):
 
     def mask(self, distance_TS: Tensor) -> Tensor:
         """(H, T, S) weights in [0, 1] for integer distances."""
-        tap("span_mask", self._ramp(torch.arange(1, self.limit + 1, device=distance_TS.device)))
+        if wanted("span_mask"):
+            tap("span_mask", self._ramp(torch.arange(1, self.limit + 1, device=distance_TS.device)))
         return self._ramp(distance_TS)
 
     def _ramp(self, distance: Tensor) -> Tensor:

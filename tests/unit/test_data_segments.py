@@ -1,0 +1,108 @@
+"""The walk through a text: every target once, in stream order, resumable to the token."""
+
+import pytest
+import torch
+
+from workbench.data import Segments, check_length
+from workbench.errors import DataError
+
+SIZES = [
+    (n, batch, segment)
+    for n in (7, 12, 25, 64, 101)
+    for batch in (1, 2, 3, 5)
+    for segment in (1, 2, 3, 5, 8)
+    if n >= batch * (segment + 1)
+]
+
+
+def epoch(segments: Segments) -> list:
+    return [segments.next() for _ in range(len(segments))]
+
+
+@pytest.mark.parametrize(("n", "batch", "segment"), SIZES)
+def test_every_target_exactly_once_per_epoch_in_stream_order(n, batch, segment):
+    tokens = torch.arange(n)
+    stream = n // batch
+    segments = Segments(tokens, batch, segment)
+    for _ in range(2):
+        batches = epoch(segments)
+        assert [b.fresh for b in batches] == [True] + [False] * (len(batches) - 1)
+        assert all(b.tokens_BT.shape == (batch, segment) for b in batches[:-1])
+        read_BT = torch.cat([b.tokens_BT for b in batches], dim=1)
+        targets_BT = torch.cat([b.targets_BT for b in batches], dim=1)
+        streams_BN = tokens[: batch * stream].view(batch, stream)
+        assert torch.equal(read_BT, streams_BN[:, :-1])
+        assert torch.equal(targets_BT, streams_BN[:, 1:])
+    assert segments.state()["epoch"] == 2
+
+
+@pytest.mark.parametrize(("n", "batch", "segment"), [(64, 3, 5), (50, 1, 7), (41, 2, 4)])
+def test_resumes_exactly_from_every_position_over_epochs(n, batch, segment):
+    tokens = torch.randint(0, 256, (n,), generator=torch.Generator().manual_seed(n))
+    whole = Segments(tokens, batch, segment)
+    steps = 2 * len(whole) + 1
+    states, expected = [], []
+    for _ in range(steps):
+        states.append(whole.state())
+        expected.append(whole.next())
+    for at, state in enumerate(states):
+        resumed = Segments(tokens, batch, segment)
+        resumed.restore(state)
+        assert resumed.state() == state
+        for want in expected[at:]:
+            got = resumed.next()
+            assert torch.equal(got.tokens_BT, want.tokens_BT)
+            assert torch.equal(got.targets_BT, want.targets_BT)
+            assert got.fresh == want.fresh
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.int64])
+def test_small_types_become_int64_and_the_text_stays_untouched(dtype):
+    tokens = torch.arange(20).to(dtype)
+    batch = Segments(tokens, 1, 6).next()
+    assert batch.tokens_BT.dtype == batch.targets_BT.dtype == torch.int64
+    batch.tokens_BT.zero_()
+    batch.targets_BT.zero_()
+    assert torch.equal(tokens.to(torch.int64), torch.arange(20))
+
+
+def test_state_holds_plain_integers_only():
+    segments = Segments(torch.arange(20), 2, 3)
+    segments.next()
+    assert all(type(value) is int for value in segments.state().values())
+
+
+def test_too_short_is_refused_with_numbers_and_cures():
+    with pytest.raises(DataError) as caught:
+        Segments(torch.arange(40), 4, 16)
+    message = str(caught.value)
+    assert "got 40 tokens" in message
+    assert "at least 68" in message
+    assert "data.batch_size to at most 2" in message
+    assert "data.segment_len to at most 9" in message
+    Segments(torch.arange(40), 2, 16)
+    Segments(torch.arange(40), 4, 9)
+
+
+def test_cures_that_are_impossible_are_not_offered():
+    with pytest.raises(DataError) as caught:
+        check_length(3, 4, 16, "the training split of notes")
+    assert str(caught.value).startswith("the training split of notes: got 3 tokens")
+    assert "at most" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("n", "batch", "field"), [(64, 2, "batch_size"), (65 * 3, 3, "stream_len")]
+)
+def test_a_foreign_position_is_refused(n, batch, field):
+    state = Segments(torch.arange(64), 3, 4).state()
+    with pytest.raises(DataError, match=f"{field} .*expected.*[Cc]ontinue"):
+        Segments(torch.arange(n), batch, 4).restore(state)
+
+
+@pytest.mark.parametrize("position", [-1, 20, 10**9])
+def test_an_impossible_position_is_refused(position):
+    segments = Segments(torch.arange(64), 3, 4)
+    with pytest.raises(DataError, match=f"got {position}, expected 0 to 19"):
+        segments.restore({**segments.state(), "position": position})
+    assert segments.state()["position"] == 0
