@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / ".setup" / "pip.log"
 PYTHONS = ("3.13", "3.12", "3.11")
 INDEX = "https://download.pytorch.org/whl/"
-STRIP = "if [ -x {0} ]; then exec {0} -m nbstripout --keep-id; else exec cat; fi"
+STRIP = """if [ -x {0} ]; then exec {0} -m nbstripout --keep-id \\
+  --extra-keys 'metadata.papermill cell.metadata.papermill'; else exec cat; fi"""
 
 
 def stop(got: str, expected: str, todo: str) -> None:
@@ -141,7 +142,8 @@ def finish(env: Path, python: Path) -> None:
     output(str(python), "-m", "ipykernel", "install", *name)
     if (ROOT / ".git").exists() and env == ROOT / ".venv":
         # in this clone's own configuration; without `.venv` the filter passes notebooks unchanged
-        output("git", "-C", str(ROOT), "config", "filter.nbstripout.clean", STRIP)
+        strip = STRIP.format(".venv/bin/python")
+        output("git", "-C", str(ROOT), "config", "filter.nbstripout.clean", strip)
     look = "import torch, workbench; print(torch.__version__, torch.cuda.is_available())"
     version, _, cuda = output(str(python), "-W", "ignore", "-c", look).partition(" ")
     if not version:

@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 HERE = Path(__file__).parent
+SCRATCH = pytest.StashKey[Path]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,7 +42,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(config.stash[SCRATCH], ignore_errors=True)
 
 
-SCRATCH = pytest.StashKey[Path]()
+@pytest.fixture(scope="session")
+def built_kernels() -> None:
+    """Compile the kernels that this machine can, once; into the user's cache, as a run would."""
+    from workbench import kernels
+
+    kernels.prepare()
 
 
 @pytest.fixture(scope="session")
