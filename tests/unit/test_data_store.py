@@ -1,5 +1,6 @@
 """Preparation: once, whole or not at all, safe between processes, mended when damaged."""
 
+import hashlib
 import logging
 import os
 import subprocess
@@ -32,7 +33,7 @@ def path(tmp_path):
 def test_prepared_once_then_only_opened(path, monkeypatch):
     first = Text(path=path, level="word").open()
 
-    def never(*args):
+    def never(*args: object) -> None:
         raise AssertionError("prepared twice")
 
     monkeypatch.setattr(store, "write", never)
@@ -57,10 +58,10 @@ def test_options_and_changed_text_get_their_own_folders(path):
 
 def test_recorded_sha256_is_that_of_the_source(path):
     corpus = Text(path=path).open()
-    told = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
-    assert corpus.info["sha256"] == told.split()[0]
+    told = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert corpus.info["sha256"] == told
     (file,) = corpus.files()
-    assert file == {"sha256": told.split()[0], "bytes": 1900, "split": "", "path": "t.txt"}
+    assert file == {"sha256": told, "bytes": 1900, "split": "", "path": "t.txt"}
 
 
 DAMAGES = {
@@ -162,8 +163,8 @@ def slow(*args):
     real(*args)
     time.sleep(0.3)   # both processes are surely inside the preparation at once
 store.write = slow
-while time.time() < float(sys.argv[2]):
-    time.sleep(0.001)
+print("ready", flush=True)
+sys.stdin.readline()
 corpus = Text(path=sys.argv[1], level="word").open()
 assert corpus.splits["train"].numel() == 630, corpus
 corpus.check()
@@ -175,12 +176,15 @@ def test_two_processes_at_once_both_get_a_whole_corpus(path, prepared, damaged):
     if damaged:
         folder = Text(path=path, level="word").open().folder
         (folder / "info.json").write_text("{")
-    # torch takes a second or two to import; both wait for the same moment
-    command = [sys.executable, "-c", RACER, path, str(time.time() + 4)]
-    racers = [
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
-        for _ in range(2)
-    ]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", RACER, path]
+    here = Path(__file__).parents[2]
+    racers = [subprocess.Popen(command, text=True, cwd=here, **pipes) for _ in range(2)]
+    for racer in racers:
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
     errors = [racer.communicate(timeout=60)[1] for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0], errors
     assert len(list(prepared.iterdir())) == 1

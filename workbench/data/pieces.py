@@ -173,18 +173,18 @@ def blocks(
         for _, _, block in raw_blocks(pieces, watch):
             yield block
         return
-    held = ""
+    if level == "char":
+        yield from _decoded(pieces, watch, level)
+        return
+    held: list[str] = []
     for text in _decoded(pieces, watch, level):
-        if level == "char":
-            yield text
-            continue
-        held += text
-        cut = max(held.rfind(" "), held.rfind("\n")) + 1
-        if cut:
-            yield held[:cut]
-            held = held[cut:]
-    if held:
-        yield held
+        # only the new part is searched, so a line of any length costs its length once
+        if cut := max(text.rfind(" "), text.rfind("\n")) + 1:
+            yield "".join(held) + text[:cut]
+            held = []
+        held.append(text[cut:])
+    if rest := "".join(held):
+        yield rest
 
 
 def _decoded(

@@ -1,0 +1,12 @@
+"""Operations with several implementations, and the choice between them.
+
+`delta_rule` and `sum_rule` are called like functions. `prepare` builds what this machine can run
+faster; without it, or without a compiler, everything runs on PyTorch alone.
+"""
+
+from workbench.errors import NoBackend
+from workbench.kernels.delta_rule import delta_rule
+from workbench.kernels.dispatch import explain, forget, ran, use
+from workbench.kernels.sum_rule import sum_rule
+
+__all__ = ["NoBackend", "delta_rule", "explain", "forget", "ran", "sum_rule", "use"]

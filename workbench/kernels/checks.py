@@ -1,0 +1,43 @@
+"""The contract that all backends share, checked once before any of them is asked."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def check_fast_weights(
+    op: str, q_BTHF: Tensor, k_BTHF: Tensor, v_BTHV: Tensor, beta_BTH: Tensor | None, W_BHFV: Tensor
+) -> None:
+    """Refuse arguments whose shapes, types or devices do not fit each other.
+
+    Raises:
+        ValueError: names the argument, what was got and what the queries ask for.
+    """
+    if q_BTHF.dim() != 4 or v_BTHV.dim() != 4:
+        raise ValueError(
+            f"{op}: got queries of shape {_shape(q_BTHF)} and values of shape {_shape(v_BTHV)}, "
+            "expected (batch, time, heads, width) for both"
+        )
+    B, T, H, F = q_BTHF.shape
+    V = v_BTHV.shape[-1]
+    if T == 0:
+        raise ValueError(f"{op}: got a segment of no tokens, expected at least one")
+    parts = [("keys", k_BTHF, (B, T, H, F)), ("values", v_BTHV, (B, T, H, V))]
+    if beta_BTH is not None:
+        parts.append(("write strengths", beta_BTH, (B, T, H)))
+    parts.append(("state", W_BHFV, (B, H, F, V)))
+    for name, tensor, shape in parts:
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{op}: got {name} of shape {_shape(tensor)}, expected {shape} "
+                f"beside queries of shape {_shape(q_BTHF)}"
+            )
+        if tensor.dtype != q_BTHF.dtype or tensor.device != q_BTHF.device:
+            raise ValueError(
+                f"{op}: got {name} of type {tensor.dtype} on {tensor.device}, expected "
+                f"{q_BTHF.dtype} on {q_BTHF.device} like the queries. Convert before the call"
+            )
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)

@@ -1,0 +1,174 @@
+"""Which implementation of an operation runs: the first that can, never one that silently cannot.
+
+An `Op` is a contract: a plain PyTorch `reference` and a list of `Backend`s that compute the same
+numbers faster, the reference last. Choosing looks at the arguments and at what `prepare` has
+built; it never compiles. All of this is plain Python that `torch.compile` traces.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from workbench.errors import NoBackend
+
+OPS: dict[str, Op] = {}
+
+# plain globals and no ContextVar: torch.compile guards them instead of breaking the graph
+_demanded = "auto"
+_ran: dict[str, str] = {}
+_warned: set[str] = set()
+
+
+def always(*args: Any) -> list[str]:
+    """The `why_not` of a backend that refuses nothing."""
+    return []
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op."""
+
+    name: str
+    run: Callable[..., Any]
+    why_not: Callable[..., list[str]] = always
+    """called with the op's arguments: what keeps it from running them; empty: nothing does.
+    Called without arguments: what keeps it from running at all on this machine."""
+
+
+class Row(NamedTuple):
+    """One line of `explain`: a backend and what it says to a call."""
+
+    op: str
+    backend: str
+    chosen: bool
+    why_not: list[str]
+
+
+class Op:
+    """An operation with one meaning and several implementations.
+
+    Args:
+        name: as in records and in `ran`.
+        reference: the meaning, in plain PyTorch: differentiable, any device, any float type.
+        backends: faster ones, best first.
+        check: refuses arguments that no backend could take, with a `ValueError`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reference: Callable[..., Any],
+        backends: list[Backend],
+        check: Callable[..., None] = always,  # type: ignore[assignment]
+    ):
+        self.name, self.reference, self.check = name, reference, check
+        self.backends = [*backends, Backend("reference", reference)]
+        self.__doc__ = reference.__doc__
+        OPS[name] = self
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}: {', '.join(b.name for b in self.backends)}>"
+
+    def __call__(self, *args: Any) -> Any:
+        self.check(*args)
+        backend = self.choose(*args)
+        _ran[self.name] = backend.name
+        return backend.run(*args)
+
+    def choose(self, *args: Any) -> Backend:
+        """The backend that a call with these arguments runs on.
+
+        Raises:
+            NoBackend: the one demanded by `use` cannot run them.
+        """
+        if _demanded != "auto":
+            return self._demand(_demanded, *args)
+        for backend in self.backends:
+            reasons = backend.why_not(*args)
+            if not reasons:
+                return backend
+            for reason in reasons:
+                if reason not in _warned:
+                    warn_once(f"{self.name}: passing over the backend {backend.name!r}", reason)
+        raise AssertionError("the reference refuses nothing")
+
+    def _demand(self, name: str, *args: Any) -> Backend:
+        for backend in self.backends:
+            if backend.name == name:
+                if reasons := backend.why_not(*args):
+                    raise NoBackend(_refusal(self.name, name, reasons))
+                return backend
+        known = ", ".join(backend.name for backend in self.backends)
+        raise NoBackend(f"{self.name} has no backend {name!r}. Choose one of: auto, {known}")
+
+    def explain(self, *args: Any) -> list[Row]:
+        """What every backend says to a call, best first; without arguments: to this machine."""
+        rows: list[Row] = []
+        for backend in self.backends:
+            reasons = backend.why_not(*args)
+            if _demanded == "auto":
+                chosen = not reasons and not any(row.chosen for row in rows)
+            else:
+                chosen = not reasons and backend.name == _demanded
+            rows.append(Row(self.name, backend.name, chosen, reasons))
+        return rows
+
+
+def _refusal(op: str, backend: str, reasons: list[str]) -> str:
+    listed = "".join(f"\n  - {reason}" for reason in reasons)
+    return (
+        f"{op} cannot run on the backend {backend!r} that was asked for:{listed}\n"
+        f"Mend that, or ask for 'auto'."
+    )
+
+
+@torch.compiler.assume_constant_result
+def warn_once(what: str, reason: str) -> None:
+    """Warn, unless this process has already been told the same reason."""
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(f"{what}: {reason}", RuntimeWarning, stacklevel=4)
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Run every op inside the `with` block on one backend.
+
+    Args:
+        name: "auto" (the first backend that can), or the name of one.
+
+    Raises:
+        NoBackend: no op has such a backend; raised by a call too, where that op's backend of this
+            name cannot run it.
+    """
+    global _demanded
+    known = {backend.name for op in OPS.values() for backend in op.backends}
+    if name != "auto" and name not in known:
+        choices = ", ".join(["auto", *sorted(known)])
+        raise NoBackend(f"no operation has a backend {name!r}. Choose one of: {choices}")
+    before, _demanded = _demanded, name
+    try:
+        yield
+    finally:
+        _demanded = before
+
+
+def explain() -> list[Row]:
+    """What every backend of every op says to this machine."""
+    return [row for op in OPS.values() for row in op.explain()]
+
+
+def ran() -> dict[str, str]:
+    """The backend each op last ran on since `forget`: what a record of a speed must carry."""
+    return dict(_ran)
+
+
+def forget() -> None:
+    """Start a new account for `ran`."""
+    _ran.clear()
