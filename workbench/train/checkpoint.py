@@ -77,7 +77,8 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     weights, aliases = _unshared(model.state_dict())
-    safetensors.torch.save_file(weights, partial / WEIGHTS)
+    # save_file would make it readable for its owner only
+    (partial / WEIGHTS).write_bytes(safetensors.torch.save(weights))
     torch.save(dict(state), partial / STATE)
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -92,11 +93,13 @@ def save(
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for name in (WEIGHTS, STATE, MANIFEST, "."):
         _flush(partial / name)
+    aside = folder / f".partial-old-{final.name}-{os.getpid()}"
     if final.exists():
-        # an older one of the same step, set aside because it could not be read
-        shutil.rmtree(final)
+        # of the same step: damaged, or saved before the step was validated
+        os.replace(final, aside)
     os.replace(partial, final)
     _flush(folder)
+    shutil.rmtree(aside, ignore_errors=True)
     return Checkpoint(final, step, valid_nats, manifest)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import IO
 
 from workbench.errors import ConfigError
 
@@ -14,11 +13,11 @@ except ImportError:  # Windows: nothing is locked there
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-_held: dict[Path, IO[str]] = {}
+_held: dict[Path, int] = {}  # open files; the lock lasts as long as they are open
 
 
 def hold(folder: Path) -> None:
-    """Claim a run folder for this process, for as long as it lives.
+    """Claim a run folder for this process, until `release` or its end.
 
     Raises:
         ConfigError: another process on this machine is training in it.
@@ -27,23 +26,28 @@ def hold(folder: Path) -> None:
     path = (folder / LOCK).resolve()
     if fcntl is None or (path in _held and _still_there(path)):
         return
-    file = path.open("a+", encoding="utf-8")
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip()
-        file.close()
+        owner = os.read(handle, 32).decode().strip()
+        os.close(handle)
         raise ConfigError(
             f"out: process {owner or 'unknown'} is training in {folder}; wait for it, stop it, or "
             "give another folder"
         ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    _held[path] = file
+    os.ftruncate(handle, 0)
+    os.write(handle, f"{os.getpid()}\n".encode())
+    _held[path] = handle
+
+
+def release(folder: Path) -> None:
+    """Let other processes have a run folder."""
+    handle = _held.pop((folder / LOCK).resolve(), None)
+    if handle is not None:
+        os.close(handle)
 
 
 def _still_there(path: Path) -> bool:
     """False when the folder was deleted and made again since."""
-    return path.exists() and os.fstat(_held[path].fileno()).st_ino == path.stat().st_ino
+    return path.exists() and os.fstat(_held[path]).st_ino == path.stat().st_ino

@@ -29,7 +29,7 @@ from workbench.train import checkpoint
 from workbench.train.environment import choose_device, describe
 from workbench.train.evaluate import evaluate
 from workbench.train.folder import RunFolder, recipe_sha256
-from workbench.train.lock import hold
+from workbench.train.lock import hold, release
 from workbench.train.records import CheckpointRecord, DoneRecord, EvalRecord, Record
 from workbench.train.signals import StopSignals
 from workbench.train.trainer import Trainer
@@ -125,6 +125,7 @@ class Run:
         self._pending: deque[Record] = deque()
         self._best_nats: float | None = None
         self._saved_step = 0
+        self._validated_step = 0
         self._elapsed_s = 0.0
         self._clock_zero = time.monotonic()
         self._finished = False
@@ -210,16 +211,21 @@ class Run:
         records: list[Record] = []
         if self._trainer.meters.updates:
             records += self._commit(self._trainer.record(self._clock()))
-        if self.step > self._saved_step:
+        valid_nats = None
+        if self.step > self._validated_step:
             records += self._commit(valid := self._validate())
-            self._note_best(valid.loss_nats)
-            records += self._checkpoint(valid.loss_nats)
+            valid_nats = valid.loss_nats
+            self._note_best(valid_nats)
+        if records or self.step > self._saved_step:
+            # again if need be: the averages have been emptied, the loss is known now
+            records += self._checkpoint(valid_nats)
         return records + self._end(reason, message)
 
     def _end(self, reason: str, message: str = "") -> list[Record]:
         self._finished = True
         done = self._commit(DoneRecord(step=self.step, reason=reason, elapsed_s=self._clock()))
         self._status("done", message)
+        release(self.folder.path)
         return done
 
     def _interrupt(self, signal_name: str) -> list[Record]:
@@ -236,6 +242,7 @@ class Run:
         config = self.recipe.eval.model_copy(update={"max_tokens": None})
         self._trainer.check_finite()
         result = evaluate(self.model, tokens, config)
+        self._validated_step = self.step
         return EvalRecord(
             step=self.step,
             split="valid",
@@ -262,7 +269,11 @@ class Run:
         self._trainer.check_finite()
         self._elapsed_s = self._clock()
         state = self._trainer.state()
-        state["run"] = {"best_nats": self._best_nats, "elapsed_s": self._elapsed_s}
+        state["run"] = {
+            "best_nats": self._best_nats,
+            "validated_step": self._validated_step,
+            "elapsed_s": self._elapsed_s,
+        }
         written = checkpoint.save(
             self.folder.checkpoints,
             self.step,
@@ -304,6 +315,7 @@ class Run:
         state = checkpoint.load_state(found)
         try:
             self._best_nats = state["run"]["best_nats"]
+            self._validated_step = state["run"]["validated_step"]
             self._elapsed_s = state["run"]["elapsed_s"]
             self._trainer.restore(state)
         except (KeyError, TypeError, ValueError) as error:
