@@ -168,7 +168,8 @@ class Attention(SequenceMixer):
         # dividing the queries instead of the scores touches S / K times fewer numbers
         content_BTHK = self.positions.content_query(q_BTHK) / math.sqrt(K)
         logits_BHTS = torch.einsum("bthk,bshk->bhts", content_BTHK, k_BSHK)
-        by_distance = self.positions.scores(q_BTHK / math.sqrt(K), S)
+        position_BTHK = self.positions.position_query(q_BTHK) / math.sqrt(K)
+        by_distance = self.positions.scores(position_BTHK, S)
         if by_distance is not None:
             logits_BHTS = logits_BHTS + by_distance
         distance_TS = self._distances(T, S, x_BTD.device)
