@@ -19,6 +19,9 @@ from workbench.errors import NoBackend
 
 OPS: dict[str, Op] = {}
 
+# schemas are defined where an op is; the built libraries bring the implementations
+LIBRARY = torch.library.Library("workbench", "DEF")
+
 # plain globals and no ContextVar: torch.compile guards them instead of breaking the graph
 _demanded = "auto"
 _ran: dict[str, str] = {}
