@@ -98,7 +98,7 @@ def align_distances(scores_BHTS: Tensor) -> Tensor:
 
 
 class AttentionPositions(nn.Module, ABC):
-    """How distance enters an attention score, before the division by sqrt(K)."""
+    """How distance enters an attention score; the mixer divides the queries by sqrt(K)."""
 
     shared: tuple[str, ...] = ()
 
@@ -106,9 +106,13 @@ class AttentionPositions(nn.Module, ABC):
         """The query that meets the content keys."""
         return q_BTHK
 
+    def position_query(self, q_BTHK: Tensor) -> Tensor:
+        """The query that meets the codes of distances."""
+        return q_BTHK
+
     @abstractmethod
     def scores(self, q_BTHK: Tensor, S: int) -> Tensor | None:
-        """(B, H, T, S) addends by key, or None."""
+        """(B, H, T, S) addends by key, or None; `q_BTHK` is `position_query`'s, scaled or not."""
 
 
 class AttentionPositionsConfig(Choice):
@@ -171,13 +175,16 @@ class RelativeSinusoid(AttentionPositions):
     def content_query(self, q_BTHK: Tensor) -> Tensor:
         return q_BTHK + self.u_HK
 
+    def position_query(self, q_BTHK: Tensor) -> Tensor:
+        return q_BTHK + self.v_HK
+
     def scores(self, q_BTHK: Tensor, S: int) -> Tensor:
         distances = torch.arange(S - 1, -1, -1, device=q_BTHK.device)
         if self.clamp_len > 0:
             distances = distances.clamp(max=self.clamp_len)
         codes_SD = self.drop(self.sinusoid(distances).to(q_BTHK.dtype))
         r_SHK = self.project(codes_SD).view(S, *self.shape)
-        return align_distances(torch.einsum("bthk,shk->bhts", q_BTHK + self.v_HK, r_SHK))
+        return align_distances(torch.einsum("bthk,shk->bhts", q_BTHK, r_SHK))
 
 
 class RelativeLearnedConfig(AttentionPositionsConfig):

@@ -130,7 +130,9 @@ class Attention(SequenceMixer):
         self.config, self.d_out = config, d_model
         H, K = config.n_heads, config.d_head
         self.query = nn.Linear(d_model, H * K, bias=False)
-        self.key_value = nn.Linear(d_model, 2 * H * K, bias=False)
+        # keys and values apart: Adagrad's clipping of each tensor (adaptive-span) must see two
+        self.key = nn.Linear(d_model, H * K, bias=False)
+        self.value = nn.Linear(d_model, H * K, bias=False)
         self.out = nn.Linear(H * K, d_model, bias=False)
         self.positions = config.positions.build(d_model, H, K)
         self.shared = tuple(f"positions.{name}" for name in self.positions.shared)
@@ -164,11 +166,13 @@ class Attention(SequenceMixer):
         seen_BSD = norm(self._trim(all_BSD, T))
         S = seen_BSD.shape[1]
         q_BTHK = self.query(seen_BSD[:, S - T :]).view(B, T, H, K)
-        k_BSHK, v_BSHK = self.key_value(seen_BSD).view(B, S, 2, H, K).unbind(2)
+        k_BSHK = self.key(seen_BSD).view(B, S, H, K)
+        v_BSHK = self.value(seen_BSD).view(B, S, H, K)
         # dividing the queries instead of the scores touches S / K times fewer numbers
         content_BTHK = self.positions.content_query(q_BTHK) / math.sqrt(K)
         logits_BHTS = torch.einsum("bthk,bshk->bhts", content_BTHK, k_BSHK)
-        by_distance = self.positions.scores(q_BTHK / math.sqrt(K), S)
+        position_BTHK = self.positions.position_query(q_BTHK) / math.sqrt(K)
+        by_distance = self.positions.scores(position_BTHK, S)
         if by_distance is not None:
             logits_BHTS = logits_BHTS + by_distance
         distance_TS = self._distances(T, S, x_BTD.device)
