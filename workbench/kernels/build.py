@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from workbench.kernels import toolchain
-from workbench.kernels.dispatch import warn_once
+from workbench.kernels.dispatch import constant_to_compile, warn_once
 from workbench.kernels.toolchain import Toolchain
 
 BUILT_OPS = ("delta_rule", "sum_rule")
@@ -99,7 +99,7 @@ def missing(op: str) -> list[str]:
 
 
 # a constant to torch.compile, which cannot trace the loading of a library; guarded by `turn`
-@torch.compiler.assume_constant_result
+@constant_to_compile
 def _look_up(op: str, turn: int) -> str:
     if op not in _missing:
         _missing[op] = _load(op, toolchain.find())
