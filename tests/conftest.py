@@ -15,6 +15,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from parity.table import pytest_terminal_summary as pytest_terminal_summary
 
 HERE = Path(__file__).parent
 SCRATCH = pytest.StashKey[Path]()

@@ -136,7 +136,7 @@ class PerTensorClippedAdagrad(torch.optim.Optimizer):
                 self.state[p]["sum"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient; no value leaves the device."""
         loss = None
         if closure is not None:

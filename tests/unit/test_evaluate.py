@@ -1,0 +1,231 @@
+"""Exactness of evaluation: equal to scoring token by token, however the text is cut."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from workbench.config import load
+from workbench.errors import ConfigError, DataError
+from workbench.models.language_model import LanguageModel, ModelConfig
+from workbench.train.config import EvalConfig
+from workbench.train.evaluate import evaluate, plan_rows
+
+VOCAB = 11
+
+XL = {"kind": "attention", "n_heads": 2, "d_head": 4, "memory_len": 5}
+SPAN = {
+    "kind": "attention", "n_heads": 2, "d_head": 4, "memory_len": 6, "attend_self": False,
+    "memory_start": "zeros", "positions": {"kind": "relative_learned", "max_distance": 6},
+    "span": {"limit": 6, "ramp": 3, "initial": 0.4},
+}  # fmt: skip
+FAST = {"kind": "fast_weight", "n_heads": 2, "d_head": 4, "rule": "delta"}
+SUM = {"kind": "fast_weight", "n_heads": 2, "d_head": 4, "rule": "sum", "read_norm": "output"}
+STACKS = {
+    "xl": [XL, XL],
+    "xl-same-length": [{**XL, "same_length": "beyond_self"}, XL],
+    "span": [SPAN, SPAN],
+    "fast": [FAST, SUM],
+    "mixed": [XL, FAST],
+}
+BOUNDED = ["xl", "xl-same-length", "span"]
+
+
+def build(stack: str, residual: str = "pre_norm", positions: str = "none") -> LanguageModel:
+    data = {
+        "d_model": 8,
+        "positions": {"kind": positions},
+        "stack": [{"block": {"mixer": mixer, "residual": residual}} for mixer in STACKS[stack]],
+        "p_embedding": 0.3,
+    }
+    torch.manual_seed(5)
+    model = load(ModelConfig, data).build(VOCAB).double()
+    for p in model.parameters():
+        # larger weights than at birth, so that a wrong context shows in every digit
+        p.data.add_(torch.randn_like(p) * 0.3)
+    for block in model.layers:
+        block.mixer.after_step()
+    return model
+
+
+def text(n: int) -> Tensor:
+    return torch.randint(VOCAB, (n,), generator=torch.Generator().manual_seed(n)).to(torch.uint8)
+
+
+@torch.no_grad()
+def one_by_one_windows(model: LanguageModel, tokens: Tensor, context_len: int) -> Tensor:
+    """A forward pass of its own for each token."""
+    model.eval()
+    nll = []
+    for t in range(1, len(tokens)):
+        seen = tokens[max(0, t - context_len) : t].long()[None]
+        logp, _ = model.log_probs(seen, model.initial_carry(1, same_length=False))
+        nll.append(-logp[0, -1, int(tokens[t])])
+    return torch.stack(nll)
+
+
+@torch.no_grad()
+def one_by_one_carried(model: LanguageModel, tokens: Tensor, context_len: int) -> Tensor:
+    """Segments of a single token, one state from the first to the last."""
+    model.eval()
+    carry = model.initial_carry(1, memory_len=context_len, same_length=True)
+    nll = []
+    for t in range(1, len(tokens)):
+        logp, carry = model.log_probs(tokens[t - 1].long().view(1, 1), carry)
+        nll.append(-logp[0, 0, int(tokens[t])])
+    return torch.stack(nll)
+
+
+@torch.no_grad()
+def from_definition(model: LanguageModel, tokens: Tensor, context_len: int) -> Tensor:
+    """`carried` for attention without any state: the whole text at once, a banded mask."""
+    model.eval()
+    carry = model.initial_carry(1, memory_len=context_len, same_length=True)
+    logp, _ = model.log_probs(tokens[None, :-1].long(), carry)
+    return -logp[0].gather(1, tokens[1:, None].long())[:, 0]
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("n", [2, 3, 6, 7, 8, 41])
+def test_windows_equal_one_pass_per_token(stack: str, n: int) -> None:
+    model, tokens = build(stack), text(n)
+    expected = one_by_one_windows(model, tokens, 6)
+    for batch_size in (1, 4, 100):
+        config = EvalConfig(method="windows", context_len=6, batch_size=batch_size)
+        got = evaluate(model, tokens, config)
+        assert got.tokens == n - 1
+        torch.testing.assert_close(got.nll_nats, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("n", [2, 3, 9, 43])
+def test_carried_equals_single_token_segments(stack: str, n: int) -> None:
+    model, tokens = build(stack), text(n)
+    expected = one_by_one_carried(model, tokens, 4)
+    for batch_size, segment_len in itertools.product((1, 2, 3, 7, 50), (1, 3, 64)):
+        config = EvalConfig(context_len=4, batch_size=batch_size, segment_len=segment_len)
+        got = evaluate(model, tokens, config)
+        torch.testing.assert_close(got.nll_nats, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("stack", BOUNDED)
+@pytest.mark.parametrize("context_len", [3, 6])
+def test_carried_equals_the_whole_text_under_a_band(stack: str, context_len: int) -> None:
+    model, tokens = build(stack), text(50)
+    config = EvalConfig(context_len=context_len, batch_size=3, segment_len=8)
+    expected = from_definition(model, tokens, context_len)
+    got = evaluate(model, tokens, config).nll_nats
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+
+
+def test_rows_side_by_side_are_really_used() -> None:
+    tokens = text(200)
+    config = EvalConfig(context_len=4, batch_size=6, segment_len=16)
+    assert evaluate(build("xl"), tokens, config).rows == 6
+    assert evaluate(build("fast"), tokens, config).rows == 1
+    assert evaluate(build("mixed"), tokens, config).rows == 1
+
+
+def test_rows_are_exact_only_with_the_full_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above would notice a warm-up one token too short."""
+    model, tokens = build("xl"), text(80)
+    config = EvalConfig(context_len=4, batch_size=4)
+    right = evaluate(model, tokens, config).nll_nats
+    monkeypatch.setattr(model, "reach", lambda memory_len=None: 4 * 2 - 1)
+    wrong = evaluate(model, tokens, config).nll_nats
+    assert (right - wrong).abs().max() > 1e-8
+
+
+def test_float32_stays_within_noise_of_float64() -> None:
+    for stack in STACKS:
+        model, tokens = build(stack), text(60)
+        configs = [
+            EvalConfig(method=method, context_len=5, batch_size=b)
+            for method in ("carried", "windows")
+            for b in (1, 5)
+        ]
+        exact = [evaluate(model, tokens, c).nll_nats for c in configs]
+        model.float()
+        for config, expected in zip(configs, exact, strict=True):
+            got = evaluate(model, tokens, config).nll_nats
+            assert got.dtype == torch.float32
+            torch.testing.assert_close(got.double(), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("n_inputs", range(1, 40))
+def test_plan_scores_every_position_once(n_inputs: int) -> None:
+    for batch_size, reach in itertools.product((1, 2, 3, 8, 64), (0, 1, 2, 5, 39, 100, None)):
+        rows, stride, warm_up = plan_rows(n_inputs, batch_size, reach)
+        scored = list(range(stride + warm_up))
+        for row in range(1, rows):
+            assert row * stride < n_inputs
+            scored += range(row * stride + warm_up, row * stride + warm_up + stride)
+        assert scored[:n_inputs] == list(range(n_inputs))
+        assert rows == 1 or warm_up == reach
+        assert rows <= batch_size
+
+
+def test_it_leaves_the_model_as_it_was() -> None:
+    model = build("xl")
+    for mode in (True, False):
+        model.train(mode)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        torch.manual_seed(1)
+        evaluate(model, text(20), EvalConfig(context_len=4))
+        assert model.training is mode
+        torch.testing.assert_close(torch.rand(1), torch.rand(1, generator=seeded(1)))
+        torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_mode_is_put_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("xl").train()
+
+    def fails(*args: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "nll", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate(model, text(20), EvalConfig(context_len=4))
+    assert model.training
+
+
+@pytest.mark.parametrize("method", ["carried", "windows"])
+def test_progress_rises_to_the_end(method: str) -> None:
+    seen: list[tuple[int, int]] = []
+    config = EvalConfig(method=method, context_len=4, batch_size=3, segment_len=5)
+    evaluate(build("xl"), text(44), config, progress=lambda *x: seen.append(x))
+    assert len(seen) > 2
+    assert seen == sorted(seen)
+    assert seen[-1] == (43, 43)
+
+
+def test_only_the_first_tokens_when_asked() -> None:
+    model, tokens = build("xl"), text(44)
+    all_of = evaluate(model, tokens, EvalConfig(context_len=4)).nll_nats
+    some = evaluate(model, tokens, EvalConfig(context_len=4, max_tokens=11))
+    torch.testing.assert_close(some.nll_nats, all_of[:10], rtol=0, atol=1e-10)
+    assert some.mean_nats == pytest.approx(float(all_of[:10].mean()))
+
+
+def test_refusals() -> None:
+    model, config = build("xl"), EvalConfig(context_len=4)
+    for n in (0, 1):
+        with pytest.raises(DataError, match="at least 2 tokens"):
+            evaluate(model, text(n), config)
+    with pytest.raises(DataError, match="knows 11 symbols"):
+        evaluate(model, torch.tensor([1, 11]), config)
+    with pytest.raises(ConfigError, match=r"positions are sinusoid.*eval.method: windows"):
+        evaluate(build("fast", positions="sinusoid"), text(9), config)
+
+
+def test_windows_serve_models_with_absolute_positions() -> None:
+    model, tokens = build("fast", positions="sinusoid"), text(20)
+    got = evaluate(model, tokens, EvalConfig(method="windows", context_len=5, batch_size=4))
+    expected = one_by_one_windows(model, tokens, 5)
+    torch.testing.assert_close(got.nll_nats, expected, rtol=0, atol=1e-10)

@@ -1,0 +1,218 @@
+"""The run folder: the truth about a run, for whoever looks, from any process, at any time.
+
+recipe.yaml         what was asked for, resolved
+environment.json    versions, device, git commit, corpus
+records.jsonl       one record a line, see `records.py`
+status.json         {state, step, steps, pid, updated_s, message}
+checkpoints/        see `checkpoint.py`
+figures/ ...        what notebooks add
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from workbench.config import dump
+from workbench.errors import CheckpointError, ConfigError
+from workbench.models.language_model import LanguageModel
+from workbench.recipe import Recipe, load_recipe
+from workbench.train import checkpoint
+from workbench.train.config import differences
+from workbench.train.lock import LOCK
+from workbench.train.records import Record, to_json
+
+RECIPE, RECORDS, STATUS, ENVIRONMENT = (
+    "recipe.yaml",
+    "records.jsonl",
+    "status.json",
+    "environment.json",
+)
+CHANGEABLE = ("train.max_seconds", "train.device")
+"""Fields that a continued run may change: they do not alter what has been learnt."""
+
+
+class RunFolder:
+    """A run on disk: what was asked for, what happened, and the weights."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / RECIPE).is_file()
+
+    def recipe(self) -> Recipe:
+        """What was asked for, resolved.
+
+        Raises:
+            ConfigError: this is not a run folder.
+        """
+        if not self.exists():
+            raise ConfigError(
+                f"{self.path} is not a run folder: it has no {RECIPE}. Give the folder that "
+                "workbench.start wrote"
+            )
+        return load_recipe(self.path / RECIPE)
+
+    def records(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """What happened so far, oldest first.
+
+        Args:
+            kind: only those of one kind: "train", "eval", "checkpoint" or "done".
+        """
+        rows = [row for row, _ in self._rows()]
+        return [row for row in rows if kind is None or row["kind"] == kind]
+
+    def _rows(self) -> list[tuple[dict[str, Any], bytes]]:
+        """Rows with their lines; what follows the first torn line was never committed."""
+        path = self.path / RECORDS
+        rows = []
+        for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                rows.append((json.loads(line), line))
+            except ValueError:
+                break
+        return rows
+
+    def status(self) -> dict[str, Any]:
+        """The state of the run; {} before it began."""
+        return self._json(STATUS)
+
+    def environment(self) -> dict[str, Any]:
+        """On what the run was begun; {} before it began."""
+        return self._json(ENVIRONMENT)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        data: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        return data
+
+    def artefact(self, name: str) -> Path:
+        """Where to write something of one's own, such as `figures/span.json`.
+
+        Raises:
+            ConfigError: the name leads out of the run folder.
+        """
+        path = self.path / name
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise ConfigError(f"artefact '{name}' leads out of {self.path}; give a relative name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def load_model(self, which: str = "last") -> LanguageModel:
+        """The trained model on the CPU, in eval mode.
+
+        Args:
+            which: "last", or "best" by validation loss.
+
+        Raises:
+            ConfigError: this is not a run folder.
+            CheckpointError: there is no such checkpoint, or its weights do not fit the recipe.
+        """
+        if which not in ("last", "best"):
+            raise ConfigError(f"there is no checkpoint '{which}'; choose last or best")
+        recipe = self.recipe()
+        found = (checkpoint.newest if which == "last" else checkpoint.best)(self.checkpoints)
+        if found is None:
+            raise CheckpointError(
+                f"{self.path} has no {which} checkpoint yet; train at least until the first "
+                f"{'validation' if which == 'best' else 'checkpoint'}"
+            )
+        model = recipe.model.build(found.manifest["vocab_size"])
+        checkpoint.load_weights(found, model)
+        return model.eval()
+
+    # what follows is for the run that owns the folder
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse a folder that holds something else, before anything is written.
+
+        Raises:
+            ConfigError: another recipe's run (names the fields), or no run at all.
+        """
+        if not self.exists():
+            if self.path.exists() and self._holds_something():
+                raise ConfigError(
+                    f"out: {self.path} is there, is not empty and holds no run ({RECIPE} is "
+                    "missing); nothing was written. Give a new or an empty folder"
+                )
+            return
+        lines = [
+            line
+            for line in differences(dump(recipe), dump(self.recipe()))
+            if not line.startswith(CHANGEABLE)
+        ]
+        if lines:
+            raise ConfigError(
+                f"out: {self.path} holds the run of another recipe; nothing was written. Here is "
+                "what is asked for now, there what the folder holds:\n  "
+                + "\n  ".join(lines)
+                + "\nGive another folder, or ask for what it holds to continue it"
+            )
+
+    def _holds_something(self) -> bool:
+        return not self.path.is_dir() or any(x.name != LOCK for x in self.path.iterdir())
+
+    def begin(self, recipe: Recipe, environment: dict[str, Any]) -> None:
+        """Write what was asked for and on what it runs."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        # a recipe in place is what makes a folder a run folder: it comes last
+        self._write(ENVIRONMENT, json.dumps(environment, indent=2, default=str) + "\n")
+        self._write(RECIPE, recipe.to_yaml())
+
+    def append(self, record: Record) -> None:
+        """Add a record; when this returns it is in the file."""
+        with (self.path / RECORDS).open("ab") as file:
+            file.write(f"{to_json(record)}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewind(self, step: int) -> None:
+        """Drop records of updates that are about to be repeated, and a torn line."""
+        path = self.path / RECORDS
+        if path.is_file():
+            kept = b"".join(line for row, line in self._rows() if row["step"] <= step)
+            if kept != path.read_bytes():
+                self._write(RECORDS, kept.decode())
+
+    def set_status(self, state: str, step: int, steps: int, message: str = "") -> None:
+        """Say how the run stands: running, stopped, done or failed."""
+        status = {
+            "state": state,
+            "step": step,
+            "steps": steps,
+            "pid": os.getpid(),
+            "updated_s": time.time(),
+            "message": message,
+        }
+        self._write(STATUS, json.dumps(status) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        """Replace a file so that readers see the old or the new one, never a part."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, self.path / name)
+
+
+def recipe_sha256(recipe: Recipe) -> str:
+    """Identifies a recipe up to the fields that a continued run may change."""
+    data = dump(recipe)
+    for path in CHANGEABLE:
+        section, name = path.split(".")
+        data[section].pop(name)
+    return checkpoint.digest(yaml.safe_dump(data, sort_keys=True))

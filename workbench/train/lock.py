@@ -1,0 +1,53 @@
+"""One process trains in a run folder at a time. The system lets go when that process ends."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from workbench.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked there
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+_held: dict[Path, int] = {}  # open files; the lock lasts as long as they are open
+
+
+def hold(folder: Path) -> None:
+    """Claim a run folder for this process, until `release` or its end.
+
+    Raises:
+        ConfigError: another process on this machine is training in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = (folder / LOCK).resolve()
+    if fcntl is None or (path in _held and _still_there(path)):
+        return
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(handle, 32).decode().strip()
+        os.close(handle)
+        raise ConfigError(
+            f"out: process {owner or 'unknown'} is training in {folder}; wait for it, stop it, or "
+            "give another folder"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.write(handle, f"{os.getpid()}\n".encode())
+    _held[path] = handle
+
+
+def release(folder: Path) -> None:
+    """Let other processes have a run folder."""
+    handle = _held.pop((folder / LOCK).resolve(), None)
+    if handle is not None:
+        os.close(handle)
+
+
+def _still_there(path: Path) -> bool:
+    """False when the folder was deleted and made again since."""
+    return path.exists() and os.fstat(_held[path]).st_ino == path.stat().st_ino

@@ -1,0 +1,349 @@
+"""A run: training as a plain iterable of records, committed to its folder before each is given.
+
+    run = workbench.start("a-recipe", {"train.steps": 200}, out="runs/mine")
+    for record in run:
+        ...
+
+`break` is safe and iterating again continues; so is a killed process: `start` with the same recipe
+and folder goes on from the newest checkpoint, bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench import kernels
+from workbench.config import dump, load, override
+from workbench.data.corpus import Corpus
+from workbench.data.segments import Segments
+from workbench.errors import CheckpointError, ConfigError, DataError, NonFiniteLoss
+from workbench.models.language_model import LanguageModel, build_model
+from workbench.recipe import Recipe, load_recipe
+from workbench.train import checkpoint
+from workbench.train.environment import choose_device, describe
+from workbench.train.evaluate import evaluate
+from workbench.train.folder import RunFolder, recipe_sha256
+from workbench.train.lock import hold, release
+from workbench.train.records import CheckpointRecord, DoneRecord, EvalRecord, Record
+from workbench.train.signals import StopSignals
+from workbench.train.trainer import Trainer
+
+
+def start(
+    recipe: Recipe | str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+) -> Run:
+    """Begin a run, or continue the one that `out` holds.
+
+    Everything is checked before anything is written.
+
+    Args:
+        recipe: a recipe, a name, or a path that ends in `.yaml`.
+        overrides: values at dotted paths, such as `{"train.steps": 200}`.
+        out: the run folder; `runs/<name of the recipe>` if not given.
+
+    Raises:
+        ConfigError: a fault in the recipe, or `out` holds something else.
+        DataMissing, DataError: the corpus is not there or cannot be used.
+        CheckpointError: the checkpoints of `out` are damaged or foreign.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    elif overrides:
+        recipe = load(Recipe, override(dump(recipe), overrides))
+    folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
+    folder.check(recipe)
+    device = choose_device(recipe.train.device)
+    corpus = recipe.data.corpus.open()
+    for split in ("train", "valid"):
+        if len(corpus.splits[split]) < 2:
+            raise DataError(
+                f"the {split} split of {corpus.name} has {len(corpus.splits[split])} tokens, "
+                "expected at least 2; give a longer text"
+            )
+    _same_corpus(folder, corpus)
+    model = build_model(recipe.model, corpus.vocabulary.size, seed=recipe.train.seed).to(device)
+    segments = Segments(
+        corpus.splits["train"], recipe.data.batch_size, recipe.data.segment_len, device=device
+    )
+    trainer = Trainer(model, segments, recipe.train, recipe.name)
+    found = _checkpoint_of(folder, recipe)
+    run = Run(recipe, corpus, folder, trainer)
+    if found is not None:
+        run._restore(found)
+    kernels.prepare()
+    kernels.forget()
+    hold(folder.path)
+    folder.begin(recipe, folder.environment() or describe(device, corpus))
+    run._open(found)
+    return run
+
+
+def _same_corpus(folder: RunFolder, corpus: Corpus) -> None:
+    before = folder.environment().get("corpus", {}).get("tokens_sha256")
+    now = corpus.info.get("tokens_sha256")
+    if before is not None and before != now:
+        raise ConfigError(
+            f"out: the run in {folder.path} was begun on another text: its corpus had sha256 "
+            f"{before}, {corpus.name} has {now} now. Give another folder, or restore the text"
+        )
+
+
+def _checkpoint_of(folder: RunFolder, recipe: Recipe) -> checkpoint.Checkpoint | None:
+    found = checkpoint.newest(folder.checkpoints)
+    if found is None:
+        return None
+    expected, got = recipe_sha256(recipe), found.manifest["recipe_sha256"]
+    if got != expected:
+        raise CheckpointError(
+            f"{found.path} belongs to another recipe (sha256 {got[:12]}, this one has "
+            f"{expected[:12]}); nothing was written. Take it out of the folder, or give another "
+            "folder to begin anew"
+        )
+    return found
+
+
+class Run:
+    """A training run. Iterate over it to train; what is yielded is already on disk.
+
+    Attributes:
+        recipe: what was asked for.
+        corpus: the text, with its vocabulary.
+        folder: what is on disk.
+    """
+
+    def __init__(self, recipe: Recipe, corpus: Corpus, folder: RunFolder, trainer: Trainer) -> None:
+        self.recipe, self.corpus, self.folder = recipe, corpus, folder
+        self._trainer = trainer
+        self._pending: deque[Record] = deque()
+        self._best_nats: float | None = None
+        self._saved_step = 0
+        self._validated_step = 0
+        self._elapsed_s = 0.0
+        self._clock_zero = time.monotonic()
+        self._finished = False
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model in training, on its device."""
+        return self._trainer.model
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self._trainer.step
+
+    def __iter__(self) -> Iterator[Record]:
+        self._clock_zero = time.monotonic() - self._elapsed_s
+        with StopSignals() as signals:
+            try:
+                while True:
+                    while self._pending:
+                        record = self._pending.popleft()
+                        yield record
+                        signals.install()
+                        if isinstance(record, DoneRecord):
+                            return
+                    if self._finished:
+                        return
+                    self._pending.extend(self._advance(signals))
+            finally:
+                # left by `break` or an error in the loop's body; at exit no file can be opened
+                if not sys.is_finalizing() and self.folder.status().get("state") == "running":
+                    self._status("stopped", f"left at step {self.step}; iterate again to continue")
+
+    def save(self) -> None:
+        """Write a checkpoint now: after `break`, before the process ends."""
+        if self.step > self._saved_step:
+            self._checkpoint(None)
+
+    def _advance(self, signals: StopSignals) -> list[Record]:
+        """Train until something is worth telling; it is committed when this returns."""
+        config = self.recipe.train
+        self._status("running")
+        try:
+            while True:
+                if signals.caught:
+                    return self._interrupt(signals.caught)
+                if config.max_seconds is not None and self._clock() >= config.max_seconds:
+                    return self._finish("time", f"max_seconds is {config.max_seconds:g}")
+                with self._trainer.random():
+                    self._trainer.update()
+                if self.step >= config.steps:
+                    return self._finish("steps")
+                if records := self._due():
+                    return records
+        except NonFiniteLoss as error:
+            rows = [json.dumps(row) for row in self.folder.records()[-5:]]
+            self._status("failed", str(error))
+            raise NonFiniteLoss(
+                f"{error}\nThe last checkpoint is untouched. Last records:\n  "
+                + ("\n  ".join(rows) or "none yet")
+            ) from None
+        except Exception as error:
+            self._status("failed", f"{type(error).__name__}: {error}")
+            raise
+
+    def _due(self) -> list[Record]:
+        """The records of this step, committed; none at most steps."""
+        config, step = self.recipe.train, self.step
+        records: list[Record] = []
+        if step % config.log_every == 0:
+            records += self._commit(self._trainer.record(self._clock()))
+        valid_nats = None
+        if step % config.eval_every == 0:
+            records += self._commit(valid := self._validate())
+            valid_nats = valid.loss_nats
+        best = self._note_best(valid_nats)
+        if best or step % config.checkpoint_every == 0:
+            records += self._checkpoint(valid_nats)
+        return records
+
+    def _finish(self, reason: str, message: str = "") -> list[Record]:
+        """The last records of a run that has had all its steps or all its time, committed."""
+        records: list[Record] = []
+        if self._trainer.meters.updates:
+            records += self._commit(self._trainer.record(self._clock()))
+        valid_nats = None
+        if self.step > self._validated_step:
+            records += self._commit(valid := self._validate())
+            valid_nats = valid.loss_nats
+            self._note_best(valid_nats)
+        if records or self.step > self._saved_step:
+            # again if need be: the averages have been emptied, the loss is known now
+            records += self._checkpoint(valid_nats)
+        return records + self._end(reason, message)
+
+    def _end(self, reason: str, message: str = "") -> list[Record]:
+        self._finished = True
+        done = self._commit(DoneRecord(step=self.step, reason=reason, elapsed_s=self._clock()))
+        self._status("done", message)
+        release(self.folder.path)
+        return done
+
+    def _interrupt(self, signal_name: str) -> list[Record]:
+        """Leave quickly: a checkpoint, and the half-filled averages in it."""
+        records = self._checkpoint(None) if self.step > self._saved_step else []
+        records += self._commit(
+            DoneRecord(step=self.step, reason="interrupted", elapsed_s=self._clock())
+        )
+        self._status("stopped", signal_name)
+        return records
+
+    def _validate(self) -> EvalRecord:
+        tokens = self.corpus.splits["valid"][: self.recipe.train.eval_tokens]
+        config = self.recipe.eval.model_copy(update={"max_tokens": None})
+        self._trainer.check_finite()
+        result = evaluate(self.model, tokens, config)
+        self._validated_step = self.step
+        return EvalRecord(
+            step=self.step,
+            split="valid",
+            loss_nats=result.mean_nats,
+            tokens=result.tokens,
+            method=result.method,
+            context_len=result.context_len,
+            elapsed_s=self._clock(),
+        )
+
+    def _note_best(self, valid_nats: float | None) -> bool:
+        """Whether this is the best validation so far."""
+        best = valid_nats is not None and (self._best_nats is None or valid_nats < self._best_nats)
+        if best:
+            self._best_nats = valid_nats
+        return best
+
+    def _checkpoint(self, valid_nats: float | None) -> list[Record]:
+        """Write a checkpoint, then its record.
+
+        Raises:
+            NonFiniteLoss: the model is broken; nothing was written.
+        """
+        self._trainer.check_finite()
+        self._elapsed_s = self._clock()
+        state = self._trainer.state()
+        state["run"] = {
+            "best_nats": self._best_nats,
+            "validated_step": self._validated_step,
+            "elapsed_s": self._elapsed_s,
+        }
+        written = checkpoint.save(
+            self.folder.checkpoints,
+            self.step,
+            self.model,
+            state,
+            recipe_sha256=recipe_sha256(self.recipe),
+            valid_nats=valid_nats,
+        )
+        checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
+        self._saved_step = self.step
+        return self._commit(self._record_of(written))
+
+    def _record_of(self, written: checkpoint.Checkpoint) -> CheckpointRecord:
+        return CheckpointRecord(
+            step=written.step,
+            path=written.path.relative_to(self.folder.path).as_posix(),
+            bytes=written.nbytes,
+            best=written.valid_nats is not None and written.valid_nats == self._best_nats,
+            elapsed_s=self._elapsed_s,
+        )
+
+    def _commit(self, record: Record) -> list[Record]:
+        self._elapsed_s = self._clock()
+        self.folder.append(record)
+        return [record]
+
+    def _clock(self) -> float:
+        """Seconds spent on this run in all its sessions."""
+        return time.monotonic() - self._clock_zero
+
+    def _status(self, state: str, message: str = "") -> None:
+        self.folder.set_status(state, self.step, self.recipe.train.steps, message)
+
+    # continuing
+
+    def _restore(self, found: checkpoint.Checkpoint) -> None:
+        """Take over weights and everything else of a checkpoint; nothing is written."""
+        checkpoint.load_weights(found, self.model)
+        state = checkpoint.load_state(found)
+        try:
+            self._best_nats = state["run"]["best_nats"]
+            self._validated_step = state["run"]["validated_step"]
+            self._elapsed_s = state["run"]["elapsed_s"]
+            self._trainer.restore(state)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{found.path}: its state does not fit this recipe and corpus ({error}). Take it "
+                "out of the folder, or give another folder to begin anew"
+            ) from error
+        self._saved_step = self.step
+
+    def _open(self, found: checkpoint.Checkpoint | None) -> None:
+        """Bring the records in line with the checkpoint that was restored."""
+        self._clock_zero = time.monotonic() - self._elapsed_s
+        self.folder.rewind(self.step if found else -1)
+        if found is None:
+            return
+        rows = [row for row in self.folder.records() if row["step"] == self.step]
+        kinds = {row["kind"] for row in rows}
+        if "checkpoint" not in kinds:
+            # stopped between the checkpoint and its record
+            self._pending.extend(self._commit(self._record_of(found)))
+        limit = self.recipe.train.max_seconds
+        if self.step >= self.recipe.train.steps:
+            reason = "steps"
+        elif limit is not None and self._elapsed_s >= limit:
+            reason = "time"
+        else:
+            return
+        if any(row["kind"] == "done" and row["reason"] == reason for row in rows):
+            self._finished = True
+        else:
+            self._pending.extend(self._end(reason))
