@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from parity.table import pytest_terminal_summary as pytest_terminal_summary
 
 HERE = Path(__file__).parent
 SCRATCH = pytest.StashKey[Path]()
@@ -30,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    build_kernels()
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
     # set by the first process only; those that xdist starts inherit it and share prepared corpora
@@ -37,17 +40,21 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["WORKBENCH_DATA"] = str(config.stash[SCRATCH] / "data")
 
 
+def build_kernels() -> None:
+    """Compile the kernels that this machine can, once; into the user's cache, as a run would.
+
+    Before the first test, so that no test warns that there are none yet.
+    """
+    from workbench import kernels
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no compiler: the tests then run on the references
+        kernels.prepare()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if SCRATCH in config.stash:
         shutil.rmtree(config.stash[SCRATCH], ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def built_kernels() -> None:
-    """Compile the kernels that this machine can, once; into the user's cache, as a run would."""
-    from workbench import kernels
-
-    kernels.prepare()
 
 
 @pytest.fixture(scope="session")

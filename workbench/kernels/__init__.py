@@ -5,8 +5,19 @@ faster; without it, or without a compiler, everything runs on PyTorch alone.
 """
 
 from workbench.errors import NoBackend
+from workbench.kernels.build import BuildReport, prepare
 from workbench.kernels.delta_rule import delta_rule
 from workbench.kernels.dispatch import explain, forget, ran, use
 from workbench.kernels.sum_rule import sum_rule
 
-__all__ = ["NoBackend", "delta_rule", "explain", "forget", "ran", "sum_rule", "use"]
+__all__ = [
+    "BuildReport",
+    "NoBackend",
+    "delta_rule",
+    "explain",
+    "forget",
+    "prepare",
+    "ran",
+    "sum_rule",
+    "use",
+]

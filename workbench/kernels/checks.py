@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from workbench.kernels import build
 
 
 def check_fast_weights(
@@ -22,6 +25,7 @@ def check_fast_weights(
     V = v_BTHV.shape[-1]
     if T == 0:
         raise ValueError(f"{op}: got a segment of no tokens, expected at least one")
+    parts: list[tuple[str, Tensor, tuple[int, ...]]]
     parts = [("keys", k_BTHF, (B, T, H, F)), ("values", v_BTHV, (B, T, H, V))]
     if beta_BTH is not None:
         parts.append(("write strengths", beta_BTH, (B, T, H)))
@@ -41,3 +45,17 @@ def check_fast_weights(
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
+
+
+def cpp_reasons(op: str, *tensors: Tensor) -> list[str]:
+    """Why the C++ kernel of an op cannot take these tensors; empty: it can."""
+    reasons = build.missing(op)
+    if tensors:
+        first = tensors[0]
+        if first.device.type != "cpu":
+            reasons.append(f"the C++ kernels run on a CPU, the tensors are on {first.device.type}")
+        if first.dtype not in (torch.float32, torch.float64):
+            reasons.append(
+                f"the C++ kernels compute in float32 and float64, the tensors hold {first.dtype}"
+            )
+    return reasons

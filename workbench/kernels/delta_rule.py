@@ -6,11 +6,14 @@ Shapes: B batch, T segment, H heads, F key features, V value width.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from workbench.kernels.checks import check_fast_weights
-from workbench.kernels.dispatch import Op
+from workbench.kernels.checks import check_fast_weights, cpp_reasons
+from workbench.kernels.dispatch import LIBRARY, Backend, Op
 
 
 def reference(
@@ -39,10 +42,68 @@ def reference(
     return torch.stack(y, dim=1), W_BHFV
 
 
+LIBRARY.define(
+    "delta_rule_forward(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor state, bool keep_error)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+LIBRARY.define(
+    "delta_rule_backward(Tensor gy, Tensor glast, Tensor q, Tensor k, Tensor beta, Tensor state,"
+    " Tensor error) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.register_fake("workbench::delta_rule_forward")
+def _(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, keep_error: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    error = v.new_empty(v.shape if keep_error else (0,))
+    return v.new_empty(v.shape), state.new_empty(state.shape), error
+
+
+@torch.library.register_fake("workbench::delta_rule_backward")
+def _(
+    gy: Tensor, glast: Tensor, q: Tensor, k: Tensor, beta: Tensor, state: Tensor, error: Tensor
+) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in (q, k, error, beta, state))
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, _, beta, state, keep_error = inputs
+    assert keep_error, "differentiated without the errors that the backward pass needs"
+    ctx.save_for_backward(q, k, beta, state, output[2])
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any, gy: Tensor | None, glast: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    q, k, beta, state, error = ctx.saved_tensors
+    gy = torch.zeros_like(error) if gy is None else gy
+    glast = torch.zeros_like(state) if glast is None else glast
+    grads = torch.ops.workbench.delta_rule_backward(gy, glast, q, k, beta, state, error)
+    return *grads, None
+
+
+torch.library.register_autograd("workbench::delta_rule_forward", _backward, setup_context=_remember)
+
+
+def _cpp(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    # the errors v - W^T k are what the backward pass would otherwise have to compute again
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, beta, state))
+    y, last, _ = torch.ops.workbench.delta_rule_forward(q, k, v, beta, state, keep)
+    return y, last
+
+
 def _check(
     q_BTHF: Tensor, k_BTHF: Tensor, v_BTHV: Tensor, beta_BTH: Tensor, state_BHFV: Tensor
 ) -> None:
     check_fast_weights("delta_rule", q_BTHF, k_BTHF, v_BTHV, beta_BTH, state_BHFV)
 
 
-delta_rule = Op("delta_rule", reference, [], check=_check)
+delta_rule = Op(
+    "delta_rule",
+    reference,
+    [Backend("cpp", _cpp, partial(cpp_reasons, "delta_rule"))],
+    check=_check,
+)

@@ -11,18 +11,33 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from workbench.errors import NoBackend
 
+T = TypeVar("T")
+
 OPS: dict[str, Op] = {}
+
+# schemas are defined where an op is; the built libraries bring the implementations
+LIBRARY = torch.library.Library("workbench", "DEF")
 
 # plain globals and no ContextVar: torch.compile guards them instead of breaking the graph
 _demanded = "auto"
 _ran: dict[str, str] = {}
 _warned: set[str] = set()
+
+
+def constant_to_compile(function: Callable[..., T]) -> Callable[..., T]:
+    """Let `torch.compile` call a function while it traces and keep the answer.
+
+    This is `torch.compiler.assume_constant_result`, which would load the whole compiler already
+    when this package is imported.
+    """
+    setattr(function, "_dynamo_marked_constant", True)  # noqa: B010  (not a declared attribute)
+    return function
 
 
 def always(*args: Any) -> list[str]:
@@ -128,7 +143,7 @@ def _refusal(op: str, backend: str, reasons: list[str]) -> str:
     )
 
 
-@torch.compiler.assume_constant_result
+@constant_to_compile
 def warn_once(what: str, reason: str) -> None:
     """Warn, unless this process has already been told the same reason."""
     if reason not in _warned:

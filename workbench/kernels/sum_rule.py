@@ -6,11 +6,14 @@ Shapes: B batch, T segment, H heads, F key features, V value width.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from workbench.kernels.checks import check_fast_weights
-from workbench.kernels.dispatch import Op
+from workbench.kernels.checks import check_fast_weights, cpp_reasons
+from workbench.kernels.dispatch import LIBRARY, Backend, Op
 
 
 def reference(
@@ -36,8 +39,51 @@ def reference(
     return torch.stack(y, dim=1), W_BHFV
 
 
+LIBRARY.define("sum_rule_forward(Tensor q, Tensor k, Tensor v, Tensor state) -> (Tensor, Tensor)")
+LIBRARY.define(
+    "sum_rule_backward(Tensor gy, Tensor glast, Tensor q, Tensor k, Tensor v, Tensor state)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.register_fake("workbench::sum_rule_forward")
+def _(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), state.new_empty(state.shape)
+
+
+@torch.library.register_fake("workbench::sum_rule_backward")
+def _(
+    gy: Tensor, glast: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor
+) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in (q, k, v, state))
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, gy: Tensor | None, glast: Tensor | None) -> tuple[Tensor, ...]:
+    q, k, v, state = ctx.saved_tensors
+    gy = torch.zeros_like(v) if gy is None else gy
+    glast = torch.zeros_like(state) if glast is None else glast
+    return torch.ops.workbench.sum_rule_backward(gy, glast, q, k, v, state)
+
+
+torch.library.register_autograd("workbench::sum_rule_forward", _backward, setup_context=_remember)
+
+
+def _cpp(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.workbench.sum_rule_forward(q, k, v, state)
+
+
 def _check(q_BTHF: Tensor, k_BTHF: Tensor, v_BTHV: Tensor, state_BHFV: Tensor) -> None:
     check_fast_weights("sum_rule", q_BTHF, k_BTHF, v_BTHV, None, state_BHFV)
 
 
-sum_rule = Op("sum_rule", reference, [], check=_check)
+sum_rule = Op(
+    "sum_rule",
+    reference,
+    [Backend("cpp", _cpp, partial(cpp_reasons, "sum_rule"))],
+    check=_check,
+)

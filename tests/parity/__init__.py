@@ -1,0 +1,1 @@
+"""Parity: our models against arrays that the papers' own code produced."""

@@ -1,0 +1,201 @@
+"""Run a model through the phases that golden files record: evaluation, training, optimizer steps.
+
+Shapes: B batch, T segment, D model width, C classes. Two of the code bases keep time first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from parity.golden import Comparison, Golden
+from parity.links import Link, in_their_layout, load_parameters
+from workbench.carry import Carry, detach
+from workbench.config import load
+from workbench.data.segments import Batch, Segments
+from workbench.models.language_model import LanguageModel, ModelConfig
+from workbench.train.config import TrainConfig
+from workbench.train.objective import objective, total
+from workbench.train.trainer import Trainer
+
+
+def nothing(*_: object) -> None:
+    """The default of the hooks below."""
+
+
+@dataclass
+class Subject:
+    """A model of ours that holds a file's parameters, and how to compare it."""
+
+    model: LanguageModel
+    links: Sequence[Link]
+    golden: Golden
+    compare: Comparison
+    dtype: torch.dtype
+    time_first: bool = True
+    mean_key: str = "mean_loss"
+    """what the file calls a segment's mean loss"""
+    memory_len: int | None = None
+    same_length: bool | None = None
+    states: Callable[[Comparison, str, Carry], None] = field(default=nothing)
+    """compares the carry after a segment of an evaluation: (comparison, place in file, carry)"""
+    before_segment: Callable[[LanguageModel, str, int], None] = field(default=nothing)
+    """what the file's makers changed in the model: (model, phase, segment)"""
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Between our layout (batch first) and the file's."""
+        return x.transpose(0, 1) if self.time_first else x
+
+    def start(self, batch_size: int) -> Carry:
+        return self.model.initial_carry(
+            batch_size, memory_len=self.memory_len, same_length=self.same_length
+        )
+
+    def reload(self) -> None:
+        load_parameters(self.model, self.links, self.golden)
+
+
+def subject(
+    golden: Golden,
+    config: dict[str, object],
+    vocab_size: int,
+    links: Sequence[Link],
+    dtype: torch.dtype,
+) -> Subject:
+    """Build the model of `config` with the file's parameters, in float32 or float64."""
+    model = load(ModelConfig, config, "model").build(vocab_size).to(dtype)
+    compare = Comparison(golden, str(dtype).removeprefix("torch."))
+    it = Subject(model, links, golden, compare, dtype)
+    it.reload()
+    return it
+
+
+def evaluate(it: Subject, tag: str, stream: str, *, carried: bool) -> None:
+    """An evaluation phase: whatever the file holds of losses, distributions, hidden states, states.
+
+    Args:
+        it: the model and its file.
+        tag: the phase's name below `out/`.
+        stream: its input's name below `input/`.
+        carried: the state runs through all segments; otherwise each starts afresh.
+    """
+    it.reload()
+    it.model.eval()
+    carry: Carry | None = None
+    for i, data, target in it.golden.segments(stream):
+        it.before_segment(it.model, tag, i)
+        tokens_BT, targets_BT = it.turn(data), it.turn(target)
+        if carry is None or not carried:
+            carry = it.start(len(tokens_BT))
+        at = f"out/{tag}/seg{i}"
+        with torch.no_grad():
+            hidden_BTD, _ = it.model(tokens_BT, carry)
+            logp_BTC, _ = it.model.log_probs(tokens_BT, carry)
+            nll_BT, carry = it.model.nll(tokens_BT, targets_BT, carry)
+        if f"{at}/hidden" in it.golden:
+            it.compare.out(f"{at}/hidden", it.turn(hidden_BTD))
+        if f"{at}/logprob" in it.golden:
+            it.compare.out(f"{at}/logprob", it.turn(logp_BTC))
+        it.compare.out(f"{at}/nll", it.turn(nll_BT))
+        if f"{at}/mean_nll" in it.golden:
+            it.compare.out(f"{at}/mean_nll", nll_BT.mean())
+        it.states(it.compare, at, carry)
+
+
+def train(it: Subject, tag: str, stream: str, *, carried: bool) -> dict[str, Tensor]:
+    """A training phase: losses per segment and in the mean.
+
+    Returns:
+        the gradients of the mean over segments of loss and penalties, by original names. State
+        is detached between segments, as the originals do.
+    """
+    it.reload()
+    it.model.train()
+    it.model.zero_grad(set_to_none=True)
+    n_segments = it.golden.meta["n_segments"]
+    carry: Carry | None = None
+    losses: list[Tensor] = []
+    for i, data, target in it.golden.segments(stream):
+        it.before_segment(it.model, tag, i)
+        tokens_BT, targets_BT = it.turn(data), it.turn(target)
+        if carry is None or not carried:
+            carry = it.start(len(tokens_BT))
+        nll_BT, carry = it.model.nll(tokens_BT, targets_BT, carry)
+        terms = objective(nll_BT, it.model.penalties())
+        (total(terms) / n_segments).backward()
+        carry = detach(carry)
+        losses.append(terms["nll"].detach())
+        it.compare.out(f"out/{tag}/seg{i}/{it.mean_key}", losses[-1])
+        if f"out/{tag}/seg{i}/span_loss" in it.golden:
+            it.compare.out(f"out/{tag}/seg{i}/span_loss", terms.get("span", torch.tensor(0.0)))
+    assert len(losses) == n_segments
+    it.compare.out(f"out/{tag}/loss", torch.stack(losses).mean())
+    grads = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in it.model.named_parameters()
+    }
+    return in_their_layout(grads, it.links, it.golden)
+
+
+def compare_gradients(
+    it: Subject, grads: dict[str, Tensor], group: str, kind: str = "grad"
+) -> None:
+    """Compare every gradient that the file holds below `group`, and expect one per parameter."""
+    theirs = {key.removeprefix(f"{group}/") for key in it.golden.keys(f"{group}/")}
+    odd = sorted(theirs ^ set(grads))
+    assert not odd, f"{it.golden.name}: only one side has gradients of {odd} in {group}"
+    for name, grad in grads.items():
+        it.compare.grad(group, name, grad, kind)
+
+
+def streams(it: Subject, segment_len: int) -> None:
+    """Their `evaluate()`: streams side by side with carried state, mean loss of each batch and of
+    all tokens. Our `Segments` cuts the streams."""
+    it.model.eval()
+    segments = Segments(it.golden.tensor("input/stream"), it.golden.meta["batch"], segment_len)
+    carry, total, count = it.start(it.golden.meta["batch"]), 0.0, 0
+    for i in range(len(segments)):
+        batch = segments.next()
+        with torch.no_grad():
+            nll_BT, carry = it.model.nll(batch.tokens_BT, batch.targets_BT, carry)
+        it.compare.out(f"out/batch{i}/mean_loss", nll_BT.mean())
+        total, count = total + float(nll_BT.sum()), count + nll_BT.numel()
+    it.compare.out("out/evaluate", total / count)
+
+
+class RecordedBatches(Segments):
+    """The file's own segments, for the trainer."""
+
+    def __init__(self, it: Subject) -> None:
+        pairs = [(it.turn(x), it.turn(y)) for _, x, y in it.golden.segments("main")]
+        self.batches = [Batch(x, y, i == 0, 1.0) for i, (x, y) in enumerate(pairs)]
+        self._left = iter(self.batches)
+
+    def next(self) -> Batch:
+        return next(self._left)
+
+
+def optimise(it: Subject, plan: TrainConfig, after_step: Callable[[int], None] = nothing) -> None:
+    """Our trainer's updates over the main stream, then the final parameters.
+
+    Args:
+        it: the model and its file.
+        plan: optimizer, schedule and clipping, as a recipe gives them.
+        after_step: compares what else the file recorded after a step.
+    """
+    segments = RecordedBatches(it)
+    trainer = Trainer(it.model, segments, plan, it.golden.name)
+    for i in range(len(segments.batches)):
+        trainer.update()
+        record = trainer.record(elapsed_s=0.0)
+        it.compare.out(f"out/step{i}/lr", record.lr)
+        it.compare.out(f"out/step{i}/loss", record.loss_nats)
+        if f"out/step{i}/grad_norm" in it.golden:
+            it.compare.out(f"out/step{i}/grad_norm", record.grad_norm)
+        after_step(i)
+    values = {name: p.detach() for name, p in it.model.named_parameters()}
+    for name, value in in_their_layout(values, it.links, it.golden).items():
+        it.compare.out(f"out/final_param/{name}", value)

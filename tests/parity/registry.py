@@ -1,0 +1,68 @@
+"""Which code base a golden file is from, and who runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from parity import adaptive_span, fast_weight, transformer_xl
+from parity.golden import Comparison, Deviation, Golden, NotBuilt, Unknown
+
+Run = Callable[[Golden, torch.dtype], Comparison]
+
+RUNS: dict[str, tuple[str, Run]] = {
+    "txl_": ("transformer-xl/pytorch", transformer_xl.run),
+    "adaspan_": ("adaptive-span", adaptive_span.run),
+    "fwms_": ("lmtool-fwms/src", fast_weight.run),
+}
+RETRIEVAL = "fast-weight-transformers/synthetic"
+
+
+def files(folder: Path) -> list[Path]:
+    """Everything in a golden folder that should be a golden file."""
+    if not folder.is_dir():
+        return []
+    hidden = (".", "README")
+    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(hidden))
+
+
+def check(path: Path) -> list[Deviation]:
+    """Run a file in every precision in which it can be compared.
+
+    Raises:
+        NotBuilt: it needs what the workbench lacks; the message names the feature.
+        Unknown: neither its name nor its meta is understood.
+        AssertionError: we compute something else.
+    """
+    golden = Golden(path)
+    run = _run_of(golden)
+    exact = "out" in golden.meta.get("stored_in_float64", [])
+    precisions = [torch.float64] if exact else [torch.float32, torch.float64]
+    return [d for dtype in precisions for d in run(golden, dtype).finish()]
+
+
+def _run_of(golden: Golden) -> Run:
+    codebase = golden.meta["codebase"]
+    if golden.name.startswith("awd_") and codebase.startswith("awd-lstm-lm"):
+        raise NotBuilt(_awd_feature(golden))
+    if golden.name.startswith("fwt_") and codebase.startswith(RETRIEVAL):
+        raise NotBuilt("synthetic associative retrieval")
+    for prefix, (where, run) in RUNS.items():
+        if golden.name.startswith(prefix) and codebase.startswith(where):
+            return run
+    raise Unknown(f"{golden.name}: neither this name nor the code base '{codebase}' is known")
+
+
+def _awd_feature(golden: Golden) -> str:
+    family = {"LSTM": "AWD-LSTM", "QRNN": "QRNN"}.get(golden.ctor.get("rnn_type", ""))
+    if family is None:
+        raise Unknown(f"{golden.name}: rnn_type {golden.ctor.get('rnn_type')!r}")
+    if "(pointer.py evaluate)" in golden.meta["codebase"]:
+        return f"{family} with a continuous cache"
+    if "n_sgd_steps" in golden.meta:
+        return f"{family} and averaged SGD"
+    if golden.meta.get("criterion", {}).get("splits"):
+        return f"{family} and split softmax"
+    return family

@@ -1,0 +1,166 @@
+"""The parity tests themselves: nothing wrong, missing or unknown may pass."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from parity.golden import Comparison, Golden, NotBuilt, Unknown
+from parity.links import Link
+from parity.registry import check
+
+TESTS = Path(__file__).parents[1]
+SMALL = TESTS / "golden" / "adaspan_fixed_span_lt_block_a.npz"
+
+Arrays = dict[str, np.ndarray]
+Meta = dict[str, Any]
+
+
+def altered(target: Path, change: Callable[[Arrays, Meta], None], source: Path = SMALL) -> Path:
+    """A copy of a golden file with changed content."""
+    with np.load(source, allow_pickle=False) as stored:
+        arrays = {key: np.array(stored[key]) for key in stored.files}
+    meta = json.loads(str(arrays.pop("meta")))
+    change(arrays, meta)
+    np.savez(target, meta=json.dumps(meta), **arrays)
+    return target
+
+
+def unchanged(arrays: Arrays, meta: Meta) -> None:
+    """Alter nothing."""
+
+
+def shift_output(arrays: Arrays, meta: Meta) -> None:
+    arrays["out/eval/seg1/nll"][0, 0] += 2e-4
+
+
+def shift_gradient(arrays: Arrays, meta: Meta) -> None:
+    grad = arrays["grad/layers.1.attn.proj_key.weight"]
+    grad[0, 0] += 1e-4 * np.abs(grad).max()
+
+
+def add_output(arrays: Arrays, meta: Meta) -> None:
+    arrays["out/eval/seg0/entropy"] = np.zeros(3)
+
+
+def drop_gradient(arrays: Arrays, meta: Meta) -> None:
+    del arrays["grad/key_pe"]
+
+
+def add_parameter(arrays: Arrays, meta: Meta) -> None:
+    arrays["param/layers.0.gate"] = np.zeros(3)
+
+
+def not_a_number(arrays: Arrays, meta: Meta) -> None:
+    arrays["out/eval/seg0/nll"][0, 0] = np.nan
+
+
+def adaptive(arrays: Arrays, meta: Meta) -> None:
+    meta["ctor"]["adapt_io_params"]["adapt_io_enabled"] = True
+
+
+def unknown_option(arrays: Arrays, meta: Meta) -> None:
+    meta["ctor"]["model_params"]["gated"] = True
+
+
+def test_an_unchanged_copy_passes(tmp_path: Path) -> None:
+    assert check(altered(tmp_path / "adaspan_copy.npz", unchanged))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (shift_output, "out/eval/seg1/nll: off by"),
+        (shift_gradient, "grad/layers.1.attn.proj_key.weight: off by"),
+        (not_a_number, "out/eval/seg0/nll: off by nan"),
+        (add_output, "1 arrays not compared: .*entropy"),
+        (drop_gradient, "only one side has gradients of .'key_pe'"),
+    ],
+)
+def test_a_difference_fails_by_name(
+    tmp_path: Path, change: Callable[[Arrays, Meta], None], expected: str
+) -> None:
+    path = altered(tmp_path / "adaspan_changed.npz", change)
+    with pytest.raises(AssertionError, match=expected):
+        check(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("mystery_a", unchanged, "neither this name nor the code base"),
+        ("txl_a", unchanged, "neither this name nor the code base"),
+        ("adaspan_a", unknown_option, "gated"),
+        ("adaspan_a", add_parameter, "original parameters do not match the links: .*gate"),
+        ("adaspan_a", lambda arrays, meta: meta.pop("ctor"), "meta lacks `ctor`"),
+        ("adaspan_a", lambda arrays, meta: meta.update(codebase="adaptive-span (x)"), "code base"),
+    ],
+)
+def test_what_is_not_understood_is_refused(
+    tmp_path: Path, name: str, change: Callable[[Arrays, Meta], None], expected: str
+) -> None:
+    path = altered(tmp_path / f"{name}.npz", change)
+    with pytest.raises(Unknown, match=expected):
+        check(path)
+
+
+def test_a_missing_feature_is_named(tmp_path: Path) -> None:
+    path = altered(tmp_path / "adaspan_a.npz", adaptive)
+    with pytest.raises(NotBuilt, match="adaptive embedding and softmax"):
+        check(path)
+
+
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"")
+    with pytest.raises(Unknown, match=r"expected a golden file \(\.npz\)"):
+        check(path)
+
+
+def test_nothing_compared_is_no_success(tmp_path: Path) -> None:
+    def strip(arrays: Arrays, meta: Meta) -> None:
+        for key in [k for k in arrays if not k.startswith("param/")]:
+            del arrays[key]
+
+    golden = Golden(altered(tmp_path / "adaspan_a.npz", strip))
+    with pytest.raises(AssertionError, match="nothing was compared"):
+        Comparison(golden).finish()
+
+
+def test_links_run_both_ways() -> None:
+    def by_head(q: torch.Tensor, kv: torch.Tensor) -> list[torch.Tensor]:
+        k, v = kv.chunk(2)
+        return [torch.stack([q, v], 1).flatten(0, 1), k.T]
+
+    link = Link(("q", "kv"), ("qv", "k"), by_head)
+    theirs = [torch.randn(3, 2), torch.randn(6, 2)]
+    back = link.revert(link.convert(theirs), [x.shape for x in theirs])
+    for x, y in zip(back, theirs, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=0)
+
+
+def test_the_run_reports_each_file_by_name(tmp_path: Path) -> None:
+    altered(tmp_path / "adaspan_right.npz", unchanged)
+    altered(tmp_path / "adaspan_wrong.npz", shift_output)
+    altered(tmp_path / "adaspan_later.npz", adaptive)
+    altered(tmp_path / "mystery_a.npz", unchanged)
+    # a name that tests/golden lists, with content that is not built
+    altered(tmp_path / SMALL.name, adaptive)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += [str(TESTS / "parity" / "test_golden.py"), "--golden", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parent, check=False)
+    assert run.returncode == 1
+    rows = {line.split()[0]: line for line in run.stdout.splitlines() if line.strip()}
+    assert "passed  grad" in rows["adaspan_right"]
+    assert "not built yet: adaptive embedding and softmax" in rows["adaspan_later"]
+    for name in ("adaspan_wrong", "mystery_a", SMALL.stem):
+        assert "FAILED" in rows[name]
+    assert "5 files: 1 passed, 1 not built yet, 3 failed" in run.stdout
