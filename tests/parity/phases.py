@@ -15,9 +15,11 @@ from parity.golden import Comparison, Golden
 from parity.links import Link, in_their_layout, load_parameters
 from workbench.carry import Carry, detach
 from workbench.config import load
-from workbench.data.segments import Segments
+from workbench.data.segments import Batch, Segments
 from workbench.models.language_model import LanguageModel, ModelConfig
 from workbench.train.config import TrainConfig
+from workbench.train.objective import objective, total
+from workbench.train.trainer import Trainer
 
 
 def nothing(*_: object) -> None:
@@ -122,14 +124,13 @@ def train(it: Subject, tag: str, stream: str, *, carried: bool) -> dict[str, Ten
         if carry is None or not carried:
             carry = it.start(len(tokens_BT))
         nll_BT, carry = it.model.nll(tokens_BT, targets_BT, carry)
-        penalties = it.model.penalties()
-        objective = nll_BT.mean() + sum(penalties.values())
-        (objective / n_segments).backward()
+        terms = objective(nll_BT, it.model.penalties())
+        (total(terms) / n_segments).backward()
         carry = detach(carry)
-        losses.append(nll_BT.mean().detach())
+        losses.append(terms["nll"].detach())
         it.compare.out(f"out/{tag}/seg{i}/{it.mean_key}", losses[-1])
         if f"out/{tag}/seg{i}/span_loss" in it.golden:
-            it.compare.out(f"out/{tag}/seg{i}/span_loss", penalties.get("span", torch.tensor(0.0)))
+            it.compare.out(f"out/{tag}/seg{i}/span_loss", terms.get("span", torch.tensor(0.0)))
     assert len(losses) == n_segments
     it.compare.out(f"out/{tag}/loss", torch.stack(losses).mean())
     grads = {
@@ -165,36 +166,35 @@ def streams(it: Subject, segment_len: int) -> None:
     it.compare.out("out/evaluate", total / count)
 
 
+class RecordedBatches(Segments):
+    """The file's own segments, for the trainer."""
+
+    def __init__(self, it: Subject) -> None:
+        pairs = [(it.turn(x), it.turn(y)) for _, x, y in it.golden.segments("main")]
+        self.batches = [Batch(x, y, i == 0, 1.0) for i, (x, y) in enumerate(pairs)]
+        self._left = iter(self.batches)
+
+    def next(self) -> Batch:
+        return next(self._left)
+
+
 def optimise(it: Subject, plan: TrainConfig, after_step: Callable[[int], None] = nothing) -> None:
-    """Optimizer steps over the main stream with carried state, then the final parameters.
+    """Our trainer's updates over the main stream, then the final parameters.
 
     Args:
         it: the model and its file.
         plan: optimizer, schedule and clipping, as a recipe gives them.
         after_step: compares what else the file recorded after a step.
     """
-    it.model.train()
-    optimizer = plan.optimizer.build(it.model, plan.clip_norm)
-    clips_globally = plan.optimizer.clips == "global" and plan.clip_norm is not None
-    carry: Carry | None = None
-    for i, data, target in it.golden.segments("main"):
-        tokens_BT, targets_BT = it.turn(data), it.turn(target)
-        carry = it.start(len(tokens_BT)) if carry is None else carry
-        lr = plan.schedule.lr(i, plan.optimizer.lr, plan.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        it.model.zero_grad(set_to_none=True)
-        nll_BT, carry = it.model.nll(tokens_BT, targets_BT, carry)
-        carry = detach(carry)
-        (nll_BT.mean() + sum(it.model.penalties().values())).backward()
-        if clips_globally:
-            norm = torch.nn.utils.clip_grad_norm_(it.model.parameters(), plan.clip_norm)
-            if f"out/step{i}/grad_norm" in it.golden:
-                it.compare.out(f"out/step{i}/grad_norm", norm)
-        optimizer.step()
-        it.model.after_step()
-        it.compare.out(f"out/step{i}/lr", lr)
-        it.compare.out(f"out/step{i}/loss", nll_BT.mean())
+    segments = RecordedBatches(it)
+    trainer = Trainer(it.model, segments, plan, it.golden.name)
+    for i in range(len(segments.batches)):
+        trainer.update()
+        record = trainer.record(elapsed_s=0.0)
+        it.compare.out(f"out/step{i}/lr", record.lr)
+        it.compare.out(f"out/step{i}/loss", record.loss_nats)
+        if f"out/step{i}/grad_norm" in it.golden:
+            it.compare.out(f"out/step{i}/grad_norm", record.grad_norm)
         after_step(i)
     values = {name: p.detach() for name, p in it.model.named_parameters()}
     for name, value in in_their_layout(values, it.links, it.golden).items():

@@ -18,7 +18,6 @@ import workbench
 from workbench.errors import ConfigError, DataMissing, NonFiniteLoss
 from workbench.train.folder import RunFolder
 from workbench.train.records import from_json
-from workbench.train.run import Run
 from workbench.train.signals import StopSignals
 
 HERE = Path(__file__).parent
@@ -306,8 +305,11 @@ def test_one_process_at_a_time(text: Path, tmp_path: Path) -> None:
     other = process(text, tmp_path / "run")
     assert other.returncode == 1
     assert f"process {os.getpid()} is training in" in other.stderr
-    # but the same cell, executed again, is welcome
-    assert isinstance(workbench.start(recipe(text), out=tmp_path / "run"), Run)
+    # but the same cell, executed again, is welcome; only the newest run may go on
+    again = workbench.start(recipe(text), out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="opened again since"):
+        next(iter(run))
+    assert next(iter(again)).step == 5
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(

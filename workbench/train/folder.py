@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from workbench import kernels
 from workbench.config import dump
 from workbench.errors import CheckpointError, ConfigError
 from workbench.models.language_model import LanguageModel
@@ -115,7 +116,7 @@ class RunFolder:
         return path
 
     def load_model(self, which: str = "last") -> LanguageModel:
-        """The trained model on the CPU, in eval mode.
+        """The trained model on the CPU, in eval mode; kernels are built if that was not done yet.
 
         Args:
             which: "last", or "best" by validation loss.
@@ -135,6 +136,7 @@ class RunFolder:
             )
         model = recipe.model.build(found.manifest["vocab_size"])
         checkpoint.load_weights(found, model)
+        kernels.prepare()
         return model.eval()
 
     # what follows is for the run that owns the folder

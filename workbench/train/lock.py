@@ -1,4 +1,7 @@
-"""One process trains in a run folder at a time. The system lets go when that process ends."""
+"""One process trains in a run folder at a time, and in it one run, the one opened last.
+
+The system lets go of a folder when its process ends.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,40 @@ except ImportError:  # Windows: nothing is locked there
 
 LOCK = ".lock"
 _held: dict[Path, int] = {}  # open files; the lock lasts as long as they are open
+_owners: dict[Path, int] = {}
 
 
-def hold(folder: Path) -> None:
+def hold(folder: Path, owner: object) -> None:
     """Claim a run folder for this process, until `release` or its end.
+
+    Args:
+        folder: the run folder; made if it is not there.
+        owner: who trains in it from now on; an earlier owner in this process loses it.
 
     Raises:
         ConfigError: another process on this machine is training in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = (folder / LOCK).resolve()
-    if fcntl is None or (path in _held and _still_there(path)):
-        return
+    if fcntl is not None and not (path in _held and _still_there(path)):
+        _lock(path, folder)
+    _owners[path] = id(owner)
+
+
+def check_owner(folder: Path, owner: object) -> None:
+    """Refuse to train in a folder that was opened again since.
+
+    Raises:
+        ConfigError: a later `hold` of this process has taken it over.
+    """
+    if _owners.get((folder / LOCK).resolve()) != id(owner):
+        raise ConfigError(
+            f"the run in {folder} was opened again since; iterate over what the last "
+            "workbench.start returned"
+        )
+
+
+def _lock(path: Path, folder: Path) -> None:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,7 +68,9 @@ def hold(folder: Path) -> None:
 
 def release(folder: Path) -> None:
     """Let other processes have a run folder."""
-    handle = _held.pop((folder / LOCK).resolve(), None)
+    path = (folder / LOCK).resolve()
+    _owners.pop(path, None)
+    handle = _held.pop(path, None)
     if handle is not None:
         os.close(handle)
 

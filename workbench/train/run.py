@@ -29,7 +29,7 @@ from workbench.train import checkpoint
 from workbench.train.environment import choose_device, describe
 from workbench.train.evaluate import evaluate
 from workbench.train.folder import RunFolder, recipe_sha256
-from workbench.train.lock import hold, release
+from workbench.train.lock import check_owner, hold, release
 from workbench.train.records import CheckpointRecord, DoneRecord, EvalRecord, Record
 from workbench.train.signals import StopSignals
 from workbench.train.trainer import Trainer
@@ -80,7 +80,7 @@ def start(
         run._restore(found)
     kernels.prepare()
     kernels.forget()
-    hold(folder.path)
+    hold(folder.path, run)
     folder.begin(recipe, folder.environment() or describe(device, corpus))
     run._open(found)
     return run
@@ -162,11 +162,13 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint now: after `break`, before the process ends."""
         if self.step > self._saved_step:
+            check_owner(self.folder.path, self)
             self._checkpoint(None)
 
     def _advance(self, signals: StopSignals) -> list[Record]:
         """Train until something is worth telling; it is committed when this returns."""
         config = self.recipe.train
+        check_owner(self.folder.path, self)
         self._status("running")
         try:
             while True:
