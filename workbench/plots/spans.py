@@ -221,12 +221,7 @@ def attention_map(
         )
     )
     if symbols is not None and small.size <= MOST_LABELLED_CELLS:
-        names = [shown(symbols[min(int(i) + memory, S - 1)]) for i in range(-memory, T)]
-        at = [names[min(int(c) + memory, S - 1)] for c in x]
-        fig.data[0].text = [[f"{names[int(r) + memory]} to {key}" for key in at] for r in y]
-        fig.data[
-            0
-        ].hovertemplate = "%{text}<br>query %{y:.0f}, key %{x:.0f}: %{z:.3f}<extra></extra>"
+        _name_cells(fig, symbols, y + memory, x + memory)
     _edges(fig, T, memory, span, ramp)
     distance = mean_distance(probs)
     finish(
@@ -244,6 +239,18 @@ def attention_map(
     fig.update_xaxes(range=[-seen - 0.5, T - 0.5], showgrid=False)
     fig.update_layout(showlegend=False)
     return fig
+
+
+def _name_cells(
+    fig: go.Figure, symbols: Sequence[str], queries: ArrayLike, keys: ArrayLike
+) -> None:
+    """Let each cell of a map tell its two tokens; positions count from the first symbol."""
+    at_query, at_key = (
+        [shown(symbols[min(int(i), len(symbols) - 1)]) for i in np.asarray(places)]
+        for places in (queries, keys)
+    )
+    fig.data[0].text = [[f"{query} to {key}" for key in at_key] for query in at_query]
+    fig.data[0].hovertemplate = "%{text}<br>query %{y:.0f}, key %{x:.0f}: %{z:.3f}<extra></extra>"
 
 
 def _edges(fig: go.Figure, T: int, memory: int, span: float | None, ramp: float) -> None:
