@@ -92,17 +92,8 @@ def matrix_over_time(
     )
     fig.update_yaxes(autorange="reversed", showgrid=False)
     fig.update_xaxes(showgrid=False)
-    fig.update_layout(
-        sliders=[
-            {
-                "active": len(frames) - 1,
-                "steps": steps,
-                "currentvalue": {"prefix": "after token "},
-                "pad": {"t": 55},
-            }
-        ],
-        margin={"b": 110},
-    )
+    shown = {"active": len(frames) - 1, "currentvalue": {"prefix": "after token "}}
+    fig.update_layout(sliders=[shown | {"steps": steps, "pad": {"t": 55}}], margin={"b": 110})
     return fig
 
 

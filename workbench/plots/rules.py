@@ -35,20 +35,7 @@ def delta_against_sum(
         horizontal_spacing=0.075,
         subplot_titles=[*(f"{rule} rule: last matrix" for rule in finals), "reading back, by age"],
     )
-    for col, matrix in enumerate(finals.values(), 1):
-        small, *_ = pool(matrix, FRAME_SIDE)
-        scale = colour_limit([small])
-        # each rule has its own scale: a sum grows without bound, and would leave delta white
-        fig.add_heatmap(
-            z=small / scale,
-            zmin=-1,
-            zmax=1,
-            colorscale=SIGNED,
-            showscale=False,
-            hovertemplate="feature %{y}, value %{x}: %{z:.2f} of the largest<extra></extra>",
-            row=1,
-            col=col,
-        )
+    _last_matrices(fig, finals)
     ends = {}
     for rule, curve in age_curves.items():
         line = np.asarray(curve, dtype=np.float64)
@@ -85,6 +72,24 @@ def delta_against_sum(
     fig.update_yaxes(title_text="cosine, read and written", row=1, col=3)
     fig.update_layout(legend={"x": 1, "xanchor": "right", "y": 1}, margin={"t": 100})
     return fig
+
+
+def _last_matrices(fig: go.Figure, finals: Mapping[str, ArrayLike]) -> None:
+    """One heat map a rule, in the first columns of the only row."""
+    for col, matrix in enumerate(finals.values(), 1):
+        small, *_ = pool(matrix, FRAME_SIDE)
+        scale = colour_limit([small])
+        # each rule has its own scale: a sum grows without bound, and would leave delta white
+        fig.add_heatmap(
+            z=small / scale,
+            zmin=-1,
+            zmax=1,
+            colorscale=SIGNED,
+            showscale=False,
+            hovertemplate="feature %{y}, value %{x}: %{z:.2f} of the largest<extra></extra>",
+            row=1,
+            col=col,
+        )
 
 
 def by_age(reads_TT: ArrayLike, ages: int) -> NDArray[np.float64]:
