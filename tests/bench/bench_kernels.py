@@ -1,7 +1,8 @@
 """Time the backends of each op side by side: `python tests/bench/bench_kernels.py [threads]`.
 
-The ratio is of the last column to the first. Backends take turns within one process, on random data, and the medians are compared: figures of
-different runs are not. Each line is a call as a layer makes it: B=8 streams, H=8 heads.
+Backends take turns within one process, on random data, and the medians are compared: figures of
+different runs are not. Each line is a call as a layer makes it, B=8 streams and H=8 heads; its
+ratio is of the last column to the first.
 """
 
 from __future__ import annotations
