@@ -46,8 +46,8 @@ lab: setup  ## JupyterLab in notebooks/
 	@JUPYTER_PREFER_ENV_PATH=1 JUPYTER_PATH="$(ENV)/share/jupyter:$$JUPYTER_PATH" \
 	  $(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
-bench: setup ## time the kernels and the training step
-	@$(RUN) -m pytest tests/bench -m "" -s $(ARGS)
+bench: setup ## time the kernels' backends side by side
+	@$(RUN) tests/bench/bench_kernels.py $(ARGS)
 
 clean:      ## remove .venv, caches and builds; runs/ stays
 	rm -rf .venv .setup build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
