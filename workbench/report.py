@@ -69,7 +69,7 @@ def summary(folder: RunFolder) -> dict[str, str]:
     row = {
         "model": folder.recipe().name,
         "parameters": f"{result['n_parameters']:,}" if result else "-",
-        "steps": f"{status.get('step', 0):,}",
+        "steps": _steps(status.get("step", 0), folder.recipe().train.steps),
     }
     for name in ("valid", "test"):
         score = splits.get(name)
@@ -86,6 +86,10 @@ def summary(folder: RunFolder) -> dict[str, str]:
     ran = {f"{op}: {name}" for r in train for op, name in r["backends"].items()}
     row["backends"] = ", ".join(sorted(ran)) or "torch"
     return row
+
+
+def _steps(done: int, planned: int) -> str:
+    return f"{done:,}" if done == planned else f"{done:,} of {planned:,}"
 
 
 def against_baselines(folder: RunFolder) -> str:
