@@ -44,7 +44,8 @@ def output(*command: str) -> str:
 def find_python(version: str) -> str:
     """This Python where its `version` fits, else the newest on the PATH that fits and starts."""
     for name in [sys.executable] * (version in PYTHONS) + [f"python{v}" for v in PYTHONS]:
-        if path := output(name, "-c", "import sys; print(sys.executable)"):
+        path = output(name, "-c", "import sys; print(sys.executable)")
+        if path:
             return path
     todo = "install one of these, or name one: make setup PYTHON=/path/to/python3.12"
     return stop(f"Python {version}", "Python 3.11, 3.12 or 3.13", todo) or ""
@@ -62,7 +63,6 @@ def make_venv(env: Path) -> None:
 
 def pip(python: Path, *words: str) -> bool:
     """Whether `pip install` succeeds. Its lines go to the log, and one at a time to a terminal."""
-    LOG.parent.mkdir(exist_ok=True)
     live = sys.stdout.isatty()
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *words]
     with LOG.open("a") as log:
@@ -167,6 +167,8 @@ def main() -> None:
     if before == [str(env), key] and python.exists():
         return
     print(f"setup in {env}", flush=True)
+    LOG.parent.mkdir(exist_ok=True)
+    LOG.write_text("")
     version = output(str(python), "-c", "import sys; print('{}.{}'.format(*sys.version_info))")
     # a virtual environment that was moved or copied still points to where it was
     if not conda and (version not in PYTHONS or before[:1] not in ([], [str(env)])):

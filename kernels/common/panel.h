@@ -125,8 +125,10 @@ struct Panel {
   }
   // S[r] += a[r] x
   void write(const T* a, const R& x) {
-    for (int64_t r = 0; r < rows; ++r)
-      for (int p = 0; p < P; ++p) S[r * P + p] += a[r] * x.v[p];
+    for (int64_t r = 0; r < rows; ++r) {
+      const T scale = a[r];
+      for (int p = 0; p < P; ++p) S[r * P + p] += scale * x.v[p];
+    }
   }
 
   // S[r] += a[r] x, then sum over r of b[r] S[r]
@@ -146,17 +148,20 @@ struct Panel {
   // one load and one store of each row for everything that a token does to it
   template <bool kTwoWrites, bool kTwoReads>
   R pass(const T* a1, const R& x1, const T* a2, const R& x2, const T* b1, const T* b2, R* second) {
+    V* const __restrict__ panel = S;
     V y1[together][P], y2[together][P];
     for (int i = 0; i < together; ++i)
       for (int p = 0; p < P; ++p) y1[i][p] = y2[i][p] = V{};
     const auto touch = [&](int64_t r, int i) __attribute__((always_inline)) {
+      const T write1 = a1[r], write2 = kTwoWrites ? a2[r] : T(0);
+      const T read1 = b1[r], read2 = kTwoReads ? b2[r] : T(0);
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
-        V s = S[r * P + p] + a1[r] * x1.v[p];
-        if constexpr (kTwoWrites) s += a2[r] * x2.v[p];
-        S[r * P + p] = s;
-        y1[i][p] += b1[r] * s;
-        if constexpr (kTwoReads) y2[i][p] += b2[r] * s;
+        V s = panel[r * P + p] + write1 * x1.v[p];
+        if constexpr (kTwoWrites) s += write2 * x2.v[p];
+        panel[r * P + p] = s;
+        y1[i][p] += read1 * s;
+        if constexpr (kTwoReads) y2[i][p] += read2 * s;
       }
     };
     int64_t r = 0;

@@ -1,16 +1,17 @@
-"""What the documents show is true: the example runs."""
+"""What the documents show is true: the example runs, the files and commands they name exist."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from workbench.models.mixers.base import MixerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+README, CONTRIBUTING = ((ROOT / n).read_text("utf-8") for n in ("README.md", "CONTRIBUTING.md"))
 
 
 def test_the_example_mixer_obeys_the_laws() -> None:
@@ -34,3 +35,14 @@ def test_the_example_mixer_obeys_the_laws() -> None:
         torch.testing.assert_close(state.mean_BD, last.mean_BD)
         assert not start.mean_BD.any()  # value
         assert last.mean_BD.any()
+
+
+@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_commands_and_files_exist(text: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", text, re.MULTILINE))
+    assert named and {a or b for a, b in named} <= targets
+    kinds = r"(?:workbench|notebooks|kernels|tests|data|\.ci)/[\w./-]*"
+    paths = {p.rstrip(".") for p in re.findall(rf"`({kinds})`", text)}
+    missing = {p for p in paths if not (ROOT / p).exists()}
+    assert missing == set()

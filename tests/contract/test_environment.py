@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -22,11 +23,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"pytorch": "torch"}
 
 
-def pins() -> dict[str, Version]:
+def constraints() -> list[Requirement]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    requirements = [Requirement(x) for x in lines if x and not x.startswith("#")]
-    assert all(str(r.specifier).startswith("==") for r in requirements)
-    return {canonicalize_name(r.name): Version(str(r.specifier)[2:]) for r in requirements}
+    return [Requirement(x) for x in lines if x and not x.startswith("#")]
+
+
+def pins() -> dict[str, Version]:
+    assert all(str(r.specifier).startswith("==") for r in constraints())
+    return {canonicalize_name(r.name): Version(str(r.specifier)[2:]) for r in constraints()}
 
 
 def wanted() -> list[Requirement]:
@@ -39,6 +43,23 @@ def test_a_tested_version_is_pinned_in_range(requirement: Requirement) -> None:
     pin = pins().get(canonicalize_name(requirement.name))
     assert pin, f"{requirement.name} is in pyproject.toml and not in constraints.txt"
     assert pin in requirement.specifier, f"{requirement} does not admit the tested {pin}"
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.11.2", "3.12.0", "3.13.0"])
+def test_every_python_of_the_range_can_take_the_pins(python: str) -> None:
+    refused = []
+    for pin in constraints():
+        env = {"python_full_version": python, "python_version": python.rsplit(".", 1)[0]}
+        if pin.marker and not pin.marker.evaluate(env):
+            continue
+        try:
+            there = importlib.metadata.distribution(pin.name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # only another Python needs it
+        needs = SpecifierSet(there.metadata["Requires-Python"] or "")
+        if there.version.split("+")[0] in pin.specifier and python not in needs:
+            refused.append(f"{pin} needs Python {needs}")
+    assert refused == []
 
 
 def test_conda_and_pip_agree() -> None:

@@ -26,7 +26,6 @@ LIBRARY = torch.library.Library("workbench", "DEF")
 
 # plain globals and no ContextVar: torch.compile guards them instead of breaking the graph
 _demanded = "auto"
-_ran: dict[str, str] = {}
 _warned: set[str] = set()
 
 
@@ -85,6 +84,8 @@ class Op:
         self.name, self.reference, self.check = name, reference, check
         self.backends = [*backends, Backend("reference", reference)]
         self.__doc__ = reference.__doc__
+        # an attribute for each op and no common dict, whose length compiled code would guard
+        self.ran_on: str | None = None
         OPS[name] = self
 
     def __repr__(self) -> str:
@@ -93,7 +94,7 @@ class Op:
     def __call__(self, *args: Any) -> Any:
         self.check(*args)
         backend = self.choose(*args)
-        _ran[self.name] = backend.name
+        self.ran_on = backend.name
         return backend.run(*args)
 
     def choose(self, *args: Any) -> Backend:
@@ -181,9 +182,10 @@ def explain() -> list[Row]:
 
 def ran() -> dict[str, str]:
     """The backend each op last ran on since `forget`: what a record of a speed must carry."""
-    return dict(_ran)
+    return {name: op.ran_on for name, op in OPS.items() if op.ran_on is not None}
 
 
 def forget() -> None:
     """Start a new account for `ran`."""
-    _ran.clear()
+    for op in OPS.values():
+        op.ran_on = None

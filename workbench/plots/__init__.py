@@ -1,0 +1,1 @@
+"""Pictures of training, spans, attention, fast weights and evaluation, from plain numbers."""

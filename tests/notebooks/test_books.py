@@ -1,0 +1,186 @@
+"""The notebooks run: by the demo from end to end, by plain papermill, stopped, and misused."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from conftest import SPAN, write_recipe, write_text
+from papermill.engines import papermill_engines
+from papermill.exceptions import PapermillExecutionError
+
+import workbench
+from workbench import demo, notebook, report
+from workbench.engine import WorkbenchEngine
+from workbench.errors import ConfigError, DataMissing
+from workbench.train.folder import RunFolder
+
+PLOTLY = "application/vnd.plotly.v1+json"
+
+
+def figures_in(path: Path) -> int:
+    nb = nbformat.read(path, 4)
+    outputs = [o for c in nb.cells for o in c.get("outputs", [])]
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert not [o for o in outputs if o.get("name") == "stderr"], "red text in a good run"
+    assert path.stat().st_size < 2_000_000, "widget state or a raw matrix in it?"
+    return sum(PLOTLY in o.get("data", {}) for o in outputs)
+
+
+def check_page(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert text.count("Plotly.newPlot('run") == 20
+    outside = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
+    assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//", text.split("</style>")[0])
+    assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//|@import|url\(", outside)
+    assert "<script src" not in text and "<link" not in text
+    assert "tiny-span" in outside and "tiny-delta" in outside and "coloured-text" in outside
+
+
+def test_the_demo_from_end_to_end(tmp_path: Path, span_recipe: Path, delta_recipe: Path) -> None:
+    told = io.StringIO()
+    names = [str(span_recipe), str(delta_recipe)]
+    out = tmp_path / "demo"
+    assert demo.run(out, names, None, demo.Console(told, every_s=0.5)) == 0, told.getvalue()
+    executed = {p.stem: figures_in(p) for p in sorted((out / "notebooks").glob("*.ipynb"))}
+    assert executed == {
+        "tiny-span-train": 2,
+        "tiny-span-evaluate": 3,
+        "tiny-span-attention_span": 6,
+        "tiny-delta-train": 2,
+        "tiny-delta-evaluate": 3,
+        "tiny-delta-fast_weights": 6,
+    }
+    check_page(out / "report.html")
+
+    text = told.getvalue()
+    header = next(line for line in text.splitlines() if line.startswith("model "))
+    for column in ("parameters", "steps", "valid bits/char", "test bits/char", "mean span"):
+        assert column in header
+    span_row, delta_row = (
+        report.summary(RunFolder(out / name)) for name in ("tiny-span", "tiny-delta")
+    )
+    assert span_row["steps"] == "20" and span_row["method"] == "carried 32"
+    assert float(span_row["max span"]) >= float(span_row["mean span"]) > 0
+    assert delta_row["mean span"] == "-" and "delta_rule" in delta_row["backends"]
+    result = json.loads((out / "tiny-span" / "evaluation.json").read_text("utf-8"))
+    assert result["splits"]["test"]["tokens"] == result["splits"]["valid"]["tokens"] > 5000
+    assert set(result["baselines_bits"]) == {"unigram", "gzip", "xz"}
+    assert str(out / "report.html") in text and "tiny-delta-fast_weights.ipynb" in text
+
+    weights = sorted(out.glob("*/checkpoints/*/weights.safetensors"))
+    before = [p.stat().st_mtime_ns for p in weights]
+    again = io.StringIO()
+    assert demo.run(out, names, None, demo.Console(again)) == 0
+    assert again.getvalue().count("done before") == 6
+    assert [p.stat().st_mtime_ns for p in weights] == before
+
+
+def test_plain_papermill_runs_a_notebook_too(tmp_path: Path, span_recipe: Path) -> None:
+    out = tmp_path / "executed.ipynb"
+    book = demo.BOOKS / "train.ipynb"
+    values = {"recipe": str(span_recipe), "out": str(tmp_path / "run"), "steps": 6}
+    papermill.execute_notebook(book, out, values, progress_bar=False, store_widget_state=False)
+    assert RunFolder(tmp_path / "run").status()["state"] == "done"
+    assert RunFolder(tmp_path / "run").recipe().train.steps == 6
+    assert (tmp_path / "run" / "figures" / "training.json").is_file()
+
+
+def test_sigterm_saves_a_checkpoint_the_notebook_and_the_status(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text.txt")
+    recipe = write_recipe(tmp_path / "long.yaml", text, SPAN, steps=1_000_000, eval_every=999_999)
+    run, out = RunFolder(tmp_path / "run"), tmp_path / "executed.ipynb"
+    code = (
+        "import sys, papermill; from papermill.engines import papermill_engines as e;"
+        "from workbench.engine import WorkbenchEngine; e.register('workbench', WorkbenchEngine);"
+        "papermill.execute_notebook(sys.argv[1], sys.argv[2], engine_name='workbench',"
+        " parameters={'recipe': sys.argv[3], 'out': sys.argv[4]}, progress_bar=False)"
+    )
+    book = demo.BOOKS / "train.ipynb"
+    command = [sys.executable, "-c", code, *map(str, (book, out, recipe, run.path))]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(run.records("train")) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    status = run.status()
+    assert status["state"] == "stopped" and status["step"] >= 4
+    assert run.load_model().n_parameters > 0
+    nb = nbformat.read(out, 4)
+    assert nb.metadata.papermill["stopped_by"] == "SIGTERM"
+    last = "".join(o.get("text", "") for o in nb.cells[-1].outputs)
+    assert f"stopped at step {status['step']:,}" in last
+    assert sum(PLOTLY in o.get("data", {}) for c in nb.cells for o in c.get("outputs", [])) == 2
+
+
+def test_a_failing_notebook_is_named_with_its_error(tmp_path: Path, span_recipe: Path) -> None:
+    run = workbench.start(span_recipe, {"train.steps": 2}, out=tmp_path / "run")
+    list(run)
+    papermill_engines.register("workbench", WorkbenchEngine)
+    out = tmp_path / "executed.ipynb"
+    job = demo.Job("fast_weights", run.folder.path, {"run": str(run.folder.path)}, out)
+    with pytest.raises(PapermillExecutionError) as caught:
+        demo.execute(job, demo.Console(io.StringIO()), "fast_weights")
+    assert caught.value.ename == "ConfigError"
+    assert "open notebooks/attention_span.ipynb" in caught.value.evalue
+    assert not demo.is_done(job)
+
+
+def test_the_demo_says_what_is_wrong_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.main(["--out", str(tmp_path), "--recipes", "span-python-tyni"]) == 1
+    assert "Did you mean 'span-python-tiny'" in capsys.readouterr().out
+    monkeypatch.setattr(demo, "BOOKS", tmp_path / "site-packages")
+    assert demo.main(["--out", str(tmp_path)]) == 1
+    assert "needs a checkout" in capsys.readouterr().out
+
+
+def test_parameters_are_refused_readably(tmp_path: Path, span_recipe: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'span-python-tiny'"):
+        notebook.choose_recipe("span-python-tyni")
+    with pytest.raises(ConfigError, match="expected values at dotted paths"):
+        notebook.choose_recipe("span-python-tiny", "{'train.steps': 2}")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="Did you mean 'steps'"):
+        notebook.choose_recipe("span-python-tiny", {"train.stepz": 2})
+    with pytest.raises(DataMissing, match="does not exist, expected the folder of a run"):
+        notebook.open_run(tmp_path / "nothing")
+    run = workbench.start(span_recipe, {"train.steps": 2}, out=tmp_path / "run")
+    list(run)
+    with pytest.raises(DataMissing, match="Did you mean 'run'"):
+        notebook.open_run(tmp_path / "runn")
+    with pytest.raises(ConfigError, match="parameter checkpoint: got 'newest'"):
+        notebook.open_run(run.folder.path, "newest")
+    view = notebook.open_run(run.folder.path)
+    assert not view.model.training
+    with pytest.raises(ConfigError, match=re.escape("got 3, expected 1 to 2 (attention layers)")):
+        notebook.pick_head(view, 3, None)
+    layer, head, span, ramp = notebook.pick_head(view, None, None)
+    spans = notebook.spans(view)
+    assert span == spans[layer][head] == max(max(s) for s in spans) and ramp == 4
+    with pytest.raises(ConfigError, match="max_tokens"):
+        notebook.evaluation_settings(view.recipe, 1)
+
+
+def test_a_relative_path_means_the_same_by_hand_and_in_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    batch = notebook.place("runs/x")
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert notebook.place("runs/x") == batch == tmp_path / "runs" / "x"
+    assert notebook.place(tmp_path / "y") == tmp_path / "y"

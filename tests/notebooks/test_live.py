@@ -1,0 +1,87 @@
+"""The live figure: one output in batch, a widget in JupyterLab, never more than asked for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+
+from workbench.plots import live
+from workbench.train.records import EvalRecord, TrainRecord
+
+
+class Page:
+    """What `display` would have put on the page."""
+
+    def __init__(self) -> None:
+        self.outputs: list[dict[str, Any]] = []
+
+    def display(self, data: Any, **_: Any) -> Page:
+        self.outputs.append(data)
+        return self
+
+    def update(self, data: Any, **_: Any) -> None:
+        self.outputs[-1] = data
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Page:
+    page = Page()
+    monkeypatch.setattr(live, "display", page.display)
+    return page
+
+
+def line(*y: float) -> go.Figure:
+    return go.Figure(go.Scatter(y=list(y)), layout={"title": {"text": f"{len(y)} points"}})
+
+
+def test_batch_keeps_one_output_with_the_last_state(page: Page) -> None:
+    figure = live.LiveFigure(line(1.0), every_s=0, batch=True).show()
+    assert figure.update(lambda: line(1.0, 2.0))
+    assert len(page.outputs) == 1
+    shown = page.outputs[0][live.PLOTLY_MIME]
+    assert list(shown["data"][0]["y"]) == [1.0, 2.0]
+    assert shown["config"]["showSendToCloud"] is False
+    assert page.outputs[0]["text/plain"] == "plotly figure: 2 points"
+
+
+def test_lab_changes_the_widget_in_place(page: Page) -> None:
+    figure = live.LiveFigure(line(1.0), every_s=0, batch=False).show()
+    widget = page.outputs[0]
+    assert isinstance(widget, go.FigureWidget) and widget._config["showSendToCloud"] is False
+    figure.update(lambda: line(1.0, 2.0, 3.0))
+    assert list(widget.data[0].y) == [1.0, 2.0, 3.0]
+    assert widget.layout.title.text == "3 points"
+
+
+def test_updates_are_throttled_unless_forced(page: Page) -> None:
+    figure = live.LiveFigure(line(1.0), every_s=3600, batch=True).show()
+    assert figure.update(lambda: line(1.0, 2.0))
+    assert not figure.update(lambda: line(9.0))
+    assert figure.update(lambda: line(9.0), force=True)
+
+
+def test_training_view_starts_from_the_folder_and_ends_with_the_last_record(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_BATCH", "1")
+    shared = {"tokens": 1, "elapsed_s": 1.0}
+    rest = {"lr": 0.1, "grad_norm": 1.0, "tokens_per_s": 5.0, "memory_bytes": 0}
+    before = {"kind": "train", "step": 10, "loss_nats": 3.0, **shared, **rest}
+    run: Any = SimpleNamespace(
+        corpus=SimpleNamespace(unit="character"),
+        folder=SimpleNamespace(records=lambda: [before]),
+        recipe=SimpleNamespace(name="tiny", train=SimpleNamespace(steps=40)),
+        step=10,
+    )
+    with pytest.raises(KeyboardInterrupt), live.LiveTraining(run, every_s=3600) as view:
+        view.update(TrainRecord(step=20, loss_nats=2.0, **shared, **rest))
+        held = {"split": "valid", "method": "carried", "context_len": 8}
+        view.update(EvalRecord(step=20, loss_nats=1.5, **shared, **held))
+        assert view.bar.n == 20 and "valid=2.164" in view.bar.postfix
+        raise KeyboardInterrupt
+    data = page.outputs[0][live.PLOTLY_MIME]["data"]
+    assert len(data[0]["x"]) == 2 or data[0]["x"]["bdata"]
+    assert "2.164 bits per character at step 20" in page.outputs[0]["text/plain"]

@@ -1,0 +1,240 @@
+"""Figures from plain arrays: the right numbers, titled axes, small, no upload button."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from workbench.plots import curves, evaluation, fast_weights, rules, spans, style
+
+rng = np.random.default_rng(0)
+SPANS = [[3.0, 5.0, 8.0, 12.0], [4.0, 20.0, 0.0, 2.0]]
+TEXT = list("def f(x):\n    return x <b>bold</b> & more of the text that is read here")
+
+
+def records(count: int = 60) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for i in range(1, count + 1):
+        train = {"kind": "train", "step": 10 * i, "loss_nats": 2.0 + 3.0 / i, "lr": 1e-3 / i}
+        train |= {"grad_norm": 0.5, "tokens_per_s": 1000.0 + i}
+        rows.append(train | {"readings": {"span": [[s * i / count for s in x] for x in SPANS]}})
+    rows.append({"kind": "eval", "step": 300, "loss_nats": 2.5})
+    return [*rows, {"kind": "eval", "step": 600, "loss_nats": 2.2}]
+
+
+def matrices(T: int = len(TEXT), F: int = 16, V: int = 8) -> np.ndarray:
+    return rng.normal(size=(T, F, V)).cumsum(0)
+
+
+def probs(T: int = 32, S: int = 96) -> np.ndarray:
+    gap = spans.distances_TS(T, S)
+    weight = np.exp(-np.clip(gap, 0, None) / 8.0) * (gap >= 0)
+    return weight / weight.sum(-1, keepdims=True)
+
+
+def both(make: Callable[[], Any]) -> dict[str, Any]:
+    return {"delta": make(), "sum": make()}
+
+
+FIGURES: dict[str, Callable[[], go.Figure]] = {
+    "learning_curve": lambda: curves.learning_curve(records()),
+    "training": lambda: curves.training(records()),
+    "training, nothing yet": lambda: curves.training([]),
+    "span_over_training": lambda: curves.span_over_training(records(5000)),
+    "span_bars": lambda: spans.span_bars(SPANS),
+    "span_bars log": lambda: spans.span_bars(SPANS, "log"),
+    "span_heatmap": lambda: spans.span_heatmap(SPANS),
+    "span_heatmap ragged": lambda: spans.span_heatmap([[1.0], [2.0, 3.0]], "linear"),
+    "soft_mask": lambda: spans.soft_mask_ramp([np.tile(np.linspace(1, 0, 8000), (8, 1))] * 12, 16),
+    "attention_map": lambda: spans.attention_map(probs(512, 4096), layer=0, head=1),
+    "attention_map, words": lambda: spans.attention_map(
+        probs(), layer=0, head=1, symbols=(TEXT * 3)[:96], span=20.0, ramp=4
+    ),
+    "attention_by_distance": lambda: spans.attention_by_distance([np.stack([probs()] * 2)]),
+    "matrix_over_time": lambda: fast_weights.matrix_over_time(
+        matrices(F=128, V=64), TEXT, layer=0, head=0
+    ),
+    "film_strip": lambda: fast_weights.film_strip(matrices(F=200, V=90), TEXT, layer=0, head=0),
+    "writes": lambda: fast_weights.writes(
+        rng.random(len(TEXT)), rng.random(len(TEXT)), TEXT, layer=1, head=0
+    ),
+    "read_back": lambda: fast_weights.read_back(
+        {3: rng.random(len(TEXT))}, TEXT, rule="delta", layer=0, head=0
+    ),
+    "delta_against_sum": lambda: rules.delta_against_sum(
+        both(lambda: rng.random(30)), both(lambda: rng.normal(size=(16, 8)))
+    ),
+    "rank_over_time": lambda: rules.rank_over_time(both(matrices)),
+    "comparison": lambda: evaluation.comparison_bars({"m": 2.0}, {"unigram": 4.5, "xz": 2.5}),
+    "loss_by_context": lambda: evaluation.loss_by_context([1, 4, 16], [4.0, 3.0, 2.9], [0.1] * 3),
+    "loss_by_position": lambda: evaluation.loss_by_position(rng.random(300_000)),
+}
+by_figure = pytest.mark.parametrize("name", FIGURES)
+
+
+def numbers(value: Any) -> np.ndarray:
+    """A plotly array, however it was encoded."""
+    if isinstance(value, dict):
+        flat = np.frombuffer(base64.b64decode(value["bdata"]), dtype=value["dtype"])
+        shape = [int(s) for s in str(value.get("shape", len(flat))).split(",")]
+        return flat.reshape(shape)
+    return np.asarray(value, dtype=float)
+
+
+@by_figure
+def test_is_small_titled_and_has_titled_axes(name: str) -> None:
+    fig = FIGURES[name]()
+    text = fig.to_json()
+    assert len(text) <= 500_000, f"{len(text):,} bytes"
+    plain = json.loads(text)
+    assert plain["layout"]["title"]["text"]
+    axes = {k: v for k, v in plain["layout"].items() if re.fullmatch(r"[xy]axis\d*", k)}
+    shown = [a for a in axes.values() if a.get("showticklabels", True) and "matches" not in a]
+    assert any(a.get("title", {}).get("text") for a in shown)
+    for letter in "xy":
+        first = axes.get(f"{letter}axis", {})
+        others = [a for k, a in axes.items() if k.startswith(letter) and k != f"{letter}axis"]
+        titles = [a.get("title", {}).get("text") for a in (first, *others)]
+        # a categorical axis of names says it all
+        assert any(titles) or name == "comparison", f"{letter} axis of {name} has no title"
+
+
+@by_figure
+def test_uses_no_wide_floats_for_maps(name: str) -> None:
+    for trace in json.loads(FIGURES[name]().to_json())["data"]:
+        if trace["type"] == "heatmap":
+            assert trace["z"]["dtype"] in ("f4", "u1")
+            assert max(int(s) for s in trace["z"]["shape"].split(",")) <= style.MAX_SIDE
+
+
+def test_pooling_keeps_the_largest_magnitude() -> None:
+    big = np.zeros((1000, 30))
+    big[501, 7] = -5.0
+    big[500, 7] = 2.0
+    small, rows, columns = style.pool(big, 256)
+    assert (small.shape, rows, columns) == ((250, 30), 4, 1)
+    assert small[125, 7] == -5.0 and np.count_nonzero(small) == 1
+    with pytest.raises(ValueError, match="shape"):
+        style.pool(np.zeros((0, 3)))
+
+
+def test_thinning_keeps_the_mean() -> None:
+    y = rng.random(6000)
+    x, thinned = style.thin(np.arange(6000), y, 600)
+    assert len(x) == len(thinned) == 600
+    assert thinned.mean() == pytest.approx(y.mean(), rel=1e-5)
+
+
+def test_kinks_draw_a_ramp_exactly() -> None:
+    ramp = np.clip((20 + 4 + 1 - np.arange(1, 400)) / 4, 0, 1)
+    kept = style.kinks(ramp)
+    assert len(kept) == 4
+    assert np.interp(np.arange(399), kept, ramp[kept]) == pytest.approx(ramp)
+
+
+def test_learning_curve_is_in_bits() -> None:
+    fig = curves.learning_curve(records())
+    held = json.loads(fig.to_json())["data"][1]
+    assert numbers(held["y"]) == pytest.approx([2.5 / np.log(2), 2.2 / np.log(2)], rel=1e-6)
+    assert "3.174 bits per character at step 600" in fig.layout.title.text
+
+
+def test_span_bars_hold_each_span_once_and_name_the_longest() -> None:
+    fig = spans.span_bars(SPANS)
+    values = sorted(float(v) for trace in fig.data for v in trace.y)
+    assert values == sorted(s for heads in SPANS for s in heads)
+    assert fig.layout.title.text.startswith("Head 2 of layer 2 looks furthest: 20.0 tokens")
+    heads = [int(h) for trace in fig.data for h in np.asarray(trace.customdata)[:, 0]]
+    assert heads == [1, 2, 3, 4, 3, 4, 1, 2]
+
+
+def test_span_heatmap_hovers_tokens_and_colours_logarithms() -> None:
+    trace = spans.span_heatmap(SPANS, "log").data[0]
+    assert np.asarray(trace.customdata) == pytest.approx(np.array(SPANS))
+    assert np.asarray(trace.z) == pytest.approx(np.log10(1 + np.array(SPANS)), rel=1e-5)
+
+
+def test_mask_edge_lies_a_span_behind_the_query() -> None:
+    fig = spans.attention_map(probs(), layer=2, head=0, span=20.0, ramp=4)
+    span_line, end_line = fig.data[1:]
+    assert list(np.asarray(span_line.y) - np.asarray(span_line.x)) == [20.0, 20.0]
+    assert list(np.asarray(end_line.y) - np.asarray(end_line.x)) == [24.0, 24.0]
+    # memory of 64 tokens lies left of 0, and the newest key is the newest query
+    x = np.asarray(fig.data[0].x)
+    assert (x[0], x[-1]) == (-64.0, 31.0)
+
+
+def test_mean_distance_of_a_head_that_looks_three_back() -> None:
+    gap = spans.distances_TS(5, 20)
+    assert spans.mean_distance((gap == 3).astype(float)) == 3.0
+    fig = spans.attention_by_distance([(gap == 3).astype(float)[None]])
+    shares = dict(zip(fig.data[0].x, fig.data[0].y, strict=True))
+    assert shares[3] == 1.0 and shares[4] == 0.0
+
+
+def test_matrix_slider_shows_one_matrix_at_a_time() -> None:
+    W = matrices(T=10, F=4, V=3)
+    fig = fast_weights.matrix_over_time(W, TEXT[:10], layer=0, head=0, count=5)
+    assert [t.visible for t in fig.data] == [False] * 4 + [True]
+    assert np.asarray(fig.data[-1].z) == pytest.approx(W[-1], rel=1e-5)
+    for i, step in enumerate(fig.layout.sliders[0].steps):
+        assert step.args[0]["visible"] == [j == i for j in range(5)]
+    assert [s.label for s in fig.layout.sliders[0].steps][-1] == "10"
+
+
+def test_by_age_averages_the_same_writes_at_every_age() -> None:
+    reads = np.arange(16.0).reshape(4, 4)
+    # writes 0, 1 and 2 are followed by at least one token
+    assert rules.by_age(reads, 2) == pytest.approx([(0 + 5 + 10) / 3, (1 + 6 + 11) / 3])
+    with pytest.raises(ValueError, match="1 to 4 ages"):
+        rules.by_age(reads, 5)
+
+
+def test_effective_rank() -> None:
+    assert rules.effective_rank(np.eye(6)) == pytest.approx(6.0)
+    assert rules.effective_rank(np.ones((5, 3))) == pytest.approx(1.0, abs=1e-6)
+    assert rules.effective_rank(np.zeros((5, 3))) == 0.0
+
+
+def test_hardest_passages_do_not_overlap_and_come_hardest_first() -> None:
+    bits = np.ones(100)
+    bits[20:25], bits[70:75] = 9.0, 5.0
+    assert evaluation.hardest_passages(bits, length=5, count=2) == [(20, 25), (70, 75)]
+    found = evaluation.hardest_passages(rng.random(100), length=40, count=5)
+    starts = sorted(s for s, _ in found)
+    assert all(b - a >= 40 for a, b in pairwise(starts))
+    assert evaluation.hardest_passages(np.array([]), length=5) == []
+
+
+def test_coloured_text_escapes_the_corpus() -> None:
+    page = evaluation.coloured_text(["<script>", "&", "\n", '"'], [1.0, 8.0, 0.0, 20.0])
+    assert "<script>" not in page and "&lt;script&gt;" in page and "&amp;" in page
+    assert "#ffffff" in page and "#e06a1b" in page  # 0 bits, and 8 or more
+    assert "p = 0.5" in page and "↵</span>\n" in page
+
+
+def test_text_of_the_corpus_cannot_style_a_figure() -> None:
+    fig = fast_weights.writes(np.ones(4), np.ones(4), ["<b>", "x", " ", "\n"], layer=0, head=0)
+    assert list(fig.data[0].text)[1] == "&lt;b&gt;[x]␣↵"
+
+
+def test_context_curve_names_where_it_flattens() -> None:
+    fig = evaluation.loss_by_context([1, 8, 64, 256], [4.0, 3.0, 2.5, 2.495])
+    assert "buys 1.505 bits" in fig.layout.title.text
+    assert "from 64" in fig.layout.annotations[0].text
+    # plotly places words by the logarithm on a logarithmic axis, and lines by the value
+    assert fig.layout.annotations[0].x == pytest.approx(np.log10(64))
+    assert fig.layout.shapes[0].x0 == 64
+
+
+def test_spans_over_training_needs_spans() -> None:
+    with pytest.raises(ValueError, match="no training record carries spans"):
+        curves.span_over_training([{"kind": "train", "step": 1, "readings": {}}])

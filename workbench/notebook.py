@@ -1,0 +1,290 @@
+"""What the notebooks share: parameters checked at once, runs found and opened, figures kept.
+
+A notebook is a view of a run folder. It says early, in one sentence, what is wrong with its
+parameters, and leaves what it drew in the folder's `figures/`, where the report finds it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+import torch
+from IPython.display import HTML, display
+
+from workbench.config import dump, load, nearest
+from workbench.data.corpus import Corpus
+from workbench.errors import ConfigError, DataMissing
+from workbench.models.language_model import LanguageModel
+from workbench.models.mixers.attention import AttentionConfig
+from workbench.models.mixers.fast_weight import FastWeightConfig
+from workbench.plots.live import bundle, in_batch, progress_bar
+from workbench.probe import ContextPoint
+from workbench.recipe import Recipe, load_recipe
+from workbench.train.config import EvalConfig
+from workbench.train.evaluate import Evaluation
+from workbench.train.folder import RunFolder
+
+
+class View(NamedTuple):
+    """A run, opened to be looked at."""
+
+    folder: RunFolder
+    recipe: Recipe
+    model: LanguageModel
+    """in evaluation mode"""
+    corpus: Corpus
+
+
+def place(path: str | Path) -> Path:
+    """Where a path of a parameters cell is.
+
+    A relative path counts from the checkout, also when JupyterLab has started the notebook inside
+    the checkout's `notebooks/`: by hand and in batch it is the same folder.
+    """
+    here = Path.cwd()
+    inside = here.name == "notebooks" and (here.parent / "pyproject.toml").is_file()
+    return (here.parent if inside else here) / Path(path).expanduser()
+
+
+def choose_recipe(
+    name: str, overrides: Mapping[str, Any] | None = None, **train: float | int | None
+) -> Recipe:
+    """The recipe of a parameters cell, with its shortcuts applied.
+
+    Args:
+        name: a recipe's name or a path to a `.yaml` file.
+        overrides: values at dotted paths.
+        train: fields of `train` that have a parameter of their own; None leaves the recipe's.
+
+    Raises:
+        ConfigError: no such recipe, or a wrong override.
+    """
+    if not isinstance(overrides, Mapping | None):
+        raise ConfigError(
+            f"parameter overrides: got {overrides!r}, expected values at dotted paths such as "
+            "{'train.steps': 200}; with papermill use -y 'overrides: {train.steps: 200}'"
+        )
+    path = place(name) if str(name).endswith((".yaml", ".yml")) else name
+    own = {f"train.{field}": value for field, value in train.items() if value is not None}
+    return load_recipe(path, {**(overrides or {}), **own})
+
+
+def open_folder(run: str | Path) -> RunFolder:
+    """The run folder of a parameters cell.
+
+    Raises:
+        DataMissing: there is no run at this place.
+    """
+    path = place(run)
+    if not (path / "recipe.yaml").is_file():
+        others = sorted(p.parent.name for p in path.parent.glob("*/recipe.yaml"))
+        found = f" {nearest(path.name, others)}" if others else ""
+        reason = "is a folder without recipe.yaml" if path.is_dir() else "does not exist"
+        raise DataMissing(
+            f"parameter run: {path} {reason}, expected the folder of a run.{found} "
+            "Train one with notebooks/train.ipynb (its parameter `out` is this folder)."
+        )
+    return RunFolder(path)
+
+
+def open_run(run: str | Path, which: str = "last") -> View:
+    """Open a run with its model and corpus.
+
+    Args:
+        run: the run folder, as in a parameters cell.
+        which: `last` or `best` checkpoint.
+
+    Raises:
+        DataMissing: no run there, or its corpus is gone.
+        CheckpointError: no checkpoint yet, or a torn or foreign one.
+    """
+    if which not in ("last", "best"):
+        raise ConfigError(f"parameter checkpoint: got '{which}', expected 'last' or 'best'")
+    folder = open_folder(run)
+    recipe = folder.recipe()
+    model = folder.load_model(which)
+    if torch.cuda.is_available() and recipe.train.device != "cpu":
+        model = model.cuda()
+    return View(folder, recipe, model, recipe.data.corpus.open())
+
+
+def evaluation_settings(recipe: Recipe, max_tokens: int | None) -> EvalConfig:
+    """How the recipe measures, over the first `max_tokens` of a text if that is given."""
+    plain = dump(recipe.eval)
+    if max_tokens is not None:
+        plain["max_tokens"] = max_tokens
+    return load(EvalConfig, plain, where="parameter eval")
+
+
+@contextmanager
+def progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over tokens; yields what `evaluate` calls with tokens done and tokens in all."""
+    pause = 5 if in_batch() else 0.5
+    with progress_bar(unit="token", unit_scale=True, desc=name, mininterval=pause) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report
+
+
+def _kinds(recipe: Recipe) -> tuple[list[int], list[int]]:
+    blocks = recipe.model.block_configs()
+    spans = [i for i, b in enumerate(blocks) if isinstance(b.mixer, AttentionConfig)]
+    fast = [i for i, b in enumerate(blocks) if isinstance(b.mixer, FastWeightConfig)]
+    return spans, fast
+
+
+def attention_layers(recipe: Recipe) -> list[int]:
+    """Which layers attend.
+
+    Raises:
+        ConfigError: none does; says which notebook to open instead.
+    """
+    attention, fast = _kinds(recipe)
+    if not attention:
+        instead = "fast_weights.ipynb" if fast else "evaluate.ipynb"
+        raise ConfigError(
+            f"parameter run: recipe '{recipe.name}' has no attention layer, so there are no spans "
+            f"and no attention maps. For this run open notebooks/{instead}; for this notebook "
+            "train a recipe such as span-python-tiny."
+        )
+    return attention
+
+
+def has_spans(recipe: Recipe) -> bool:
+    """Whether any attention layer learns its span."""
+    mixers = [b.mixer for b in recipe.model.block_configs()]
+    return any(isinstance(m, AttentionConfig) and m.span is not None for m in mixers)
+
+
+def fast_weight_layers(recipe: Recipe) -> list[int]:
+    """Which layers have fast weights.
+
+    Raises:
+        ConfigError: none has; says which notebook to open instead.
+    """
+    attention, fast = _kinds(recipe)
+    if not fast:
+        instead = "attention_span.ipynb" if attention else "evaluate.ipynb"
+        raise ConfigError(
+            f"parameter run: recipe '{recipe.name}' has no fast-weight layer. For this run open "
+            f"notebooks/{instead}; for this notebook train a recipe such as delta-python-tiny."
+        )
+    return fast
+
+
+def pick(name: str, value: int, count: int, what: str) -> int:
+    """Check a parameter that counts from 1, and count from 0 as Python does.
+
+    Raises:
+        ConfigError: out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= count:
+        raise ConfigError(f"parameter {name}: got {value!r}, expected 1 to {count} ({what})")
+    return value - 1
+
+
+def spans(view: View) -> list[list[float]]:
+    """Learned span of each head of each layer that has spans, in tokens; [] where none has."""
+    return view.model.readings().get("span", [])
+
+
+def pick_head(
+    view: View, layer: int | None, head: int | None
+) -> tuple[int, int, float | None, int]:
+    """The attention layer and head of a parameters cell, or those of the longest span.
+
+    Returns:
+        which attention layer and which head, from 0, the head's span in tokens (None where it
+        learns none) and the width of its soft edge.
+
+    Raises:
+        ConfigError: no such layer or head.
+    """
+    layers = attention_layers(view.recipe)
+    mixers = [view.recipe.model.block_configs()[i].mixer for i in layers]
+    with_span = [i for i, m in enumerate(mixers) if m.span is not None]
+    found = dict(zip(with_span, spans(view), strict=True))
+    if layer is None:
+        at = max(found, key=lambda i: max(found[i])) if found else 0
+    else:
+        at = pick("layer", layer, len(layers), "attention layers")
+    if head is None:
+        at_head = found[at].index(max(found[at])) if at in found else 0
+    else:
+        at_head = pick("head", head, mixers[at].n_heads, "heads of that layer")
+    if at not in found:
+        return at, at_head, None, 0
+    return at, at_head, found[at][at_head], mixers[at].span.ramp
+
+
+def symbols(corpus: Corpus, ids: Any) -> list[str]:
+    """Tokens as text for pictures; words keep the blank that parts them."""
+    gap = " " if corpus.unit == "word" else ""
+    return [corpus.vocabulary.symbol(int(i)) + gap for i in ids]
+
+
+def show(fig: go.Figure) -> None:
+    """Put a figure on the page, without plotly's upload button."""
+    display(bundle(fig), raw=True)
+
+
+def save_figure(folder: RunFolder, name: str, fig: go.Figure) -> None:
+    """Keep a figure as JSON in the run folder's `figures/`, and show it."""
+    (_figures(folder) / f"{name}.json").write_text(fig.to_json(), encoding="utf-8")
+    show(fig)
+
+
+def save_html(folder: RunFolder, name: str, html: str) -> None:
+    """Keep a piece of HTML in the run folder's `figures/`, and show it."""
+    (_figures(folder) / f"{name}.html").write_text(html, encoding="utf-8")
+    display(HTML(html))
+
+
+def save_evaluation(
+    view: View,
+    scores: Mapping[str, Evaluation],
+    baselines: Mapping[str, float],
+    points: Sequence[ContextPoint],
+) -> None:
+    """Keep what `evaluate.ipynb` measured, as `evaluation.json` in the run folder.
+
+    Args:
+        view: the run.
+        scores: split -> evaluation.
+        baselines: name -> bits per token on the same test text.
+        points: loss by context length.
+    """
+    result = {
+        "recipe": view.recipe.name,
+        "n_parameters": view.model.n_parameters,
+        "unit": view.corpus.unit,
+        "splits": {
+            split: {
+                "loss_nats": score.mean_nats,
+                "tokens": score.tokens,
+                "method": score.method,
+                "context_len": score.context_len,
+                "seconds": round(score.seconds, 3),
+                "rows": score.rows,
+            }
+            for split, score in scores.items()
+        },
+        "baselines_bits": dict(baselines),
+        "by_context": [point._asdict() for point in points],
+    }
+    text = json.dumps(result, indent=1, allow_nan=False)
+    view.folder.artefact("evaluation.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _figures(folder: RunFolder) -> Path:
+    path = folder.artefact("figures")
+    path.mkdir(parents=True, exist_ok=True)
+    return path

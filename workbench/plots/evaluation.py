@@ -1,0 +1,205 @@
+"""What the model knows: against baselines, by context, and token by token as coloured text."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import ArrayLike, NDArray
+
+from workbench.plots.style import COLOURS, INK, QUIET, finish, float32, mark
+
+
+def comparison_bars(
+    models: Mapping[str, float], baselines: Mapping[str, float], unit: str = "character"
+) -> go.Figure:
+    """Bits per token of models (coloured) and baselines (grey), best on top.
+
+    Args:
+        models, baselines: name -> bits per token on the same text.
+        unit: what a token is.
+    """
+    both = sorted({**baselines, **models}.items(), key=lambda pair: -pair[1])
+    names, bits = [n for n, _ in both], [b for _, b in both]
+    fig = go.Figure(
+        go.Bar(
+            x=float32(bits),
+            y=names,
+            orientation="h",
+            marker_color=[COLOURS[0] if n in models else QUIET for n in names],
+            text=[f"{b:.3f}" for b in bits],
+            textposition="outside",
+            hovertemplate="%{y}: %{x:.4f} bits<extra></extra>",
+        )
+    )
+    name, best = min(models.items(), key=lambda pair: pair[1])
+    rival, bound = min(baselines.items(), key=lambda pair: pair[1])
+    saved = bound - best
+    relation = "below" if saved > 0 else "above"
+    finish(
+        fig,
+        f"{name}: {best:.3f} bits per {unit}, {abs(saved):.3f} {relation} {rival}",
+        "Same text for all; lower is better",
+        x=f"bits per {unit}",
+        height=160 + 36 * len(names),
+        caption="Held-out text, every token but the first scored exactly once.",
+    )
+    fig.update_xaxes(range=[0, max(bits) * 1.12])
+    fig.update_yaxes(showgrid=False, ticks="")
+    fig.update_layout(bargap=0.35)
+    return fig
+
+
+def loss_by_context(
+    contexts: Sequence[int],
+    bits: ArrayLike,
+    errors: ArrayLike | None = None,
+    unit: str = "character",
+) -> go.Figure:
+    """What memory buys: loss when a token is predicted from exactly so many before it.
+
+    Args:
+        contexts: tokens before the predicted one, increasing.
+        bits: mean bits per token at each.
+        errors: standard error of each mean; the same tokens are scored at all contexts, so
+            differences are surer than these.
+        unit: what a token is.
+    """
+    loss = np.asarray(bits, dtype=np.float64)
+    bars = None if errors is None else {"array": float32(errors), "color": QUIET, "thickness": 1}
+    fig = go.Figure(
+        go.Scatter(
+            x=list(contexts),
+            y=float32(loss),
+            error_y=bars,
+            mode="lines+markers",
+            line={"color": COLOURS[0], "width": 2},
+            marker={"size": 8},
+            hovertemplate="%{x} tokens of context: %{y:.3f} bits<extra></extra>",
+        )
+    )
+    enough = int(np.argmax(loss <= loss.min() + 0.01))
+    mark(
+        fig,
+        contexts[enough],
+        f"within 0.01 bits of the best from {contexts[enough]}",
+        axis="x",
+        log=True,
+        end="right" if enough > len(loss) // 2 else "left",
+    )
+    gain = loss[0] - loss.min()
+    finish(
+        fig,
+        f"Context beyond {contexts[0]} tokens buys {gain:.3f} bits per {unit}",
+        "Each token predicted from a fresh state that saw exactly this many tokens before it",
+        x="context (tokens)",
+        y=f"bits per {unit}",
+        caption="Where the curve is flat, a longer memory is no use to this model.",
+    )
+    fig.update_xaxes(type="log", tickvals=list(contexts), ticktext=[str(c) for c in contexts])
+    return fig
+
+
+def loss_by_position(bits: ArrayLike, bins: int = 200, unit: str = "character") -> go.Figure:
+    """Loss along the text: mean bits in equal stretches, and the mean over all that came before.
+
+    Args:
+        bits: of each scored token, in text order.
+        bins: stretches.
+        unit: what a token is.
+    """
+    every = np.asarray(bits, dtype=np.float64)
+    edges = np.linspace(0, len(every), min(bins, len(every)) + 1).astype(int)
+    sums = np.add.reduceat(every, edges[:-1])
+    middle = (edges[:-1] + edges[1:]) / 2
+    fig = go.Figure()
+    fig.add_scatter(
+        x=middle,
+        y=float32(sums / np.diff(edges)),
+        mode="lines",
+        name="here",
+        line={"color": COLOURS[5], "width": 1},
+    )
+    fig.add_scatter(
+        x=edges[1:],
+        y=float32(sums.cumsum() / edges[1:]),
+        mode="lines",
+        name="mean so far",
+        line={"color": INK, "width": 2},
+    )
+    hardest = int(middle[np.argmax(sums / np.diff(edges))])
+    return finish(
+        fig,
+        f"{every.mean():.3f} bits per {unit}; hardest near token {hardest:,}",
+        f"Means over stretches of {max(1, len(every) // max(1, len(middle))):,} tokens",
+        x="position in the text (tokens)",
+        y=f"bits per {unit}",
+        caption="Loss along the held-out text: which parts are hard, and whether it drifts.",
+    )
+
+
+def hardest_passages(bits: ArrayLike, length: int = 160, count: int = 4) -> list[tuple[int, int]]:
+    """Stretches of highest mean loss that do not overlap.
+
+    Args:
+        bits: of each scored token, in text order.
+        length: tokens of a passage.
+        count: how many.
+
+    Returns:
+        (start, stop) into `bits`, hardest first.
+    """
+    loss = np.asarray(bits, dtype=np.float64)
+    length = min(length, len(loss))
+    if length == 0:
+        return []
+    total = np.concatenate([[0.0], loss.cumsum()])
+    mean: NDArray[np.float64] = (total[length:] - total[:-length]) / length
+    found: list[tuple[int, int]] = []
+    while len(found) < count and np.isfinite(mean).any():
+        start = int(np.nanargmax(mean))
+        found.append((start, start + length))
+        mean[max(0, start - length + 1) : start + length] = np.nan
+    return found
+
+
+def _shade(bits: float, top: float) -> str:
+    """Background from white (0 bits) to vermilion (`top` bits): safe for all kinds of eyes."""
+    share = min(max(bits / top, 0.0), 1.0)
+    red, green, blue = (round(255 + share * (c - 255)) for c in (0xE0, 0x6A, 0x1B))
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def coloured_text(
+    symbols: Sequence[str], bits: ArrayLike, *, top: float = 8.0, title: str = ""
+) -> str:
+    """Text whose background tells each token's loss, as HTML that loads nothing.
+
+    Args:
+        symbols: the tokens as text; a line end (a newline, or a mark for one) starts a new line.
+        bits: of each token.
+        top: bits at which the colour is full.
+        title: a line above.
+    """
+    parts = []
+    for symbol, loss in zip(symbols, np.asarray(bits, dtype=np.float64), strict=True):
+        ends = symbol in ("\n", "\\n", "↵", "⏎")
+        shown = "↵" if ends else html.escape(symbol)
+        probability = 2.0 ** -float(loss)
+        tip = html.escape(f"{symbol!r}: {loss:.2f} bits, p = {probability:.3g}")
+        parts.append(
+            f'<span title="{tip}" style="background:{_shade(float(loss), top)}">{shown}</span>'
+            + ("\n" if ends else "")
+        )
+    scale = "".join(
+        f'<span style="background:{_shade(b, top)};padding:0 .5em">{b:g}</span>'
+        for b in np.linspace(0, top, 5)
+    )
+    head = f"<div>{html.escape(title)} &nbsp; bits: {scale}</div>"
+    body = (
+        '<pre style="line-height:1.45;white-space:pre-wrap;word-break:break-all;color:#1F2933;'
+        f'background:#fff;padding:.6em;border:1px solid #E4E7EB">{"".join(parts)}</pre>'
+    )
+    return f'<div class="coloured-text">{head}{body}</div>'

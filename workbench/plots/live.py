@@ -1,0 +1,175 @@
+"""Figures that follow a run while it trains, in JupyterLab and in batch.
+
+- In JupyterLab: a `FigureWidget`, whose zoom survives an update.
+- In batch (`WORKBENCH_BATCH`, set by our papermill engine): one output that is replaced, so that
+  the executed notebook holds the last state once, and no widget code (5 MB a figure).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol
+
+import plotly.graph_objects as go
+from IPython.display import display
+from tqdm.auto import tqdm as notebook_bar
+from tqdm.std import tqdm as text_bar
+
+from workbench.metrics import bits_per_token
+from workbench.plots import curves
+from workbench.plots.style import CONFIG
+
+PLOTLY_MIME = "application/vnd.plotly.v1+json"
+
+
+def in_batch() -> bool:
+    """Whether nobody watches: our papermill engine says so."""
+    return bool(os.environ.get("WORKBENCH_BATCH"))
+
+
+def progress_bar(**settings: Any) -> Any:
+    """A bar of tqdm with the time that remains: a widget, or in batch a line of text."""
+    if in_batch():
+        # not standard error, which notebooks show as if something had failed
+        return text_bar(file=sys.stdout, **settings)
+    return notebook_bar(**settings)
+
+
+def bundle(fig: go.Figure) -> dict[str, Any]:
+    """A figure as the data that Jupyter stores and draws.
+
+    Handing the figure itself to `display` would add an output at every update: plotly shows
+    itself and ignores the display id.
+    """
+    title = fig.layout.title.text or "figure"
+    return {
+        PLOTLY_MIME: {**json.loads(fig.to_json()), "config": CONFIG},
+        "text/plain": f"plotly figure: {title}",
+    }
+
+
+class LiveFigure:
+    """One figure on the page that is redrawn in place, at most every so many seconds."""
+
+    def __init__(self, fig: go.Figure, *, every_s: float = 1.0, batch: bool | None = None):
+        """
+        Args:
+            fig: the first state.
+            every_s: least time between two drawings.
+            batch: None asks `in_batch`.
+        """
+        self.batch = in_batch() if batch is None else batch
+        self.every_s, self._last = every_s, float("-inf")
+        self.figure = go.Figure(fig) if self.batch else go.FigureWidget(fig)
+        self._handle: Any = None
+
+    def show(self) -> LiveFigure:
+        """Put the figure on the page."""
+        if self.batch:
+            self._handle = display(bundle(self.figure), raw=True, display_id=True)
+        else:
+            self.figure._config = {**self.figure._config, **CONFIG}
+            display(self.figure)
+        return self
+
+    def update(self, redraw: Callable[[], go.Figure], *, force: bool = False) -> bool:
+        """Replace the data, titles and ranges by those of `redraw()`, if it is time.
+
+        Args:
+            redraw: makes the figure anew, with the same traces in the same order.
+            force: now, whatever the time.
+
+        Returns:
+            whether it was drawn.
+        """
+        now = time.monotonic()
+        if not force and now - self._last < self.every_s:
+            return False
+        self._last = now
+        new = redraw()
+        if self.batch:
+            self.figure = new
+            if self._handle is not None:
+                self._handle.update(bundle(new), raw=True)
+            return True
+        with self.figure.batch_update():
+            for old_trace, new_trace in zip(self.figure.data, new.data, strict=True):
+                old_trace.x, old_trace.y = new_trace.x, new_trace.y
+            self.figure.layout.title = new.layout.title
+        return True
+
+
+class RunLike(Protocol):
+    """What `LiveTraining` needs of a `workbench.Run`."""
+
+    folder: Any
+    recipe: Any
+    corpus: Any
+    step: int
+
+
+class LiveTraining:
+    """Learning curves and a progress bar with the time that remains, fed record by record.
+
+    Use:
+        with LiveTraining(run) as view:
+            for record in run:
+                view.update(record)
+    """
+
+    def __init__(self, run: RunLike, *, every_s: float | None = None):
+        """
+        Args:
+            run: a run, new or resumed; what its folder already tells is drawn at once.
+            every_s: least time between two drawings; None for 1 s in JupyterLab, 5 s in batch.
+        """
+        self.unit = run.corpus.unit
+        self.records: list[dict[str, Any]] = list(run.folder.records())
+        self._said: dict[str, str] = {}
+        batch = in_batch()
+        pause = (5.0 if batch else 1.0) if every_s is None else every_s
+        self.live = LiveFigure(self._draw(), every_s=pause, batch=batch)
+        self.bar = progress_bar(
+            total=run.recipe.train.steps,
+            unit="step",
+            desc=run.recipe.name,
+            mininterval=pause,
+            initial=run.step,
+        )
+
+    def _draw(self) -> go.Figure:
+        return curves.training(self.records, self.unit)
+
+    def __enter__(self) -> LiveTraining:
+        self.live.show()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the last state on the page, also when training ended with an error."""
+        self.live.update(self._draw, force=True)
+        self.bar.close()
+
+    def update(self, record: Any) -> None:
+        """Take in one record: redraw if it is time, move the bar."""
+        row = {"kind": record.kind, **dataclasses.asdict(record)}
+        self.records.append(row)
+        self.bar.update(row["step"] - self.bar.n)
+        if "loss_nats" in row:
+            name = "train" if row["kind"] == "train" else row["split"]
+            self._tell(name, bits_per_token(row["loss_nats"]))
+        self.live.update(self._draw)
+
+    def _tell(self, name: str, bits: float) -> None:
+        self._said[name] = f"{bits:.3f}"
+        self.bar.set_postfix(self._said, refresh=False)

@@ -1,0 +1,317 @@
+"""How far back attention looks: learned spans, soft masks, attention maps.
+
+Paper: arXiv:1905.07799 section 2.2 (adaptive span, eq. 3 to 7).
+Layers and heads are counted from 1 in pictures and from 0 in arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import ArrayLike, NDArray
+
+from workbench.plots.style import (
+    COLOURS,
+    MAGNITUDE,
+    QUIET,
+    finish,
+    float32,
+    kinks,
+    mark,
+    pool,
+    shown,
+)
+
+Spans = Sequence[Sequence[float]]
+Scale = Literal["linear", "log"]
+
+MOST_LABELLED_CELLS = 20_000
+"""of an attention map: the two tokens of each cell are some 10 bytes"""
+
+
+def _longest(spans: Spans) -> tuple[int, int, float]:
+    return max(
+        ((i, j, float(s)) for i, heads in enumerate(spans) for j, s in enumerate(heads)),
+        key=lambda found: found[2],
+    )
+
+
+def _finding(spans: Spans) -> str:
+    layer, head, most = _longest(spans)
+    mean = float(np.mean([s for heads in spans for s in heads]))
+    return (
+        f"Head {head + 1} of layer {layer + 1} looks furthest: {most:.1f} tokens; "
+        f"the mean is {mean:.1f}"
+    )
+
+
+def span_bars(spans: Spans, scale: Scale = "linear") -> go.Figure:
+    """A bar a head, layer by layer, each layer's heads from short to long.
+
+    Args:
+        spans: per layer, the span of each head in tokens.
+        scale: of the span axis; `log` shows spans of 0 at 0.1.
+    """
+    fig = go.Figure()
+    place = 0
+    for layer, heads in enumerate(spans):
+        order = np.argsort(heads, kind="stable")
+        values = float32(heads)[order]
+        fig.add_bar(
+            x=np.arange(place, place + len(heads)),
+            y=np.maximum(values, 0.1) if scale == "log" else values,
+            name=f"layer {layer + 1}",
+            marker_color=COLOURS[layer % len(COLOURS)],
+            customdata=np.stack([order + 1, values], axis=1),
+            hovertemplate=(
+                f"layer {layer + 1}, head %{{customdata[0]:.0f}}: "
+                "%{customdata[1]:.2f} tokens<extra></extra>"
+            ),
+        )
+        place += len(heads) + 1
+    mean = float(np.mean([s for heads in spans for s in heads]))
+    mark(fig, max(mean, 0.1), f"mean {mean:.1f}", log=scale == "log")
+    finish(
+        fig,
+        _finding(spans),
+        "Heads of a layer from the shortest span to the longest",
+        x="heads, layer by layer",
+        y="span (tokens)",
+        caption="Learned span of every head. Most heads look close by; a few pay for looking far.",
+    )
+    fig.update_xaxes(showticklabels=False, ticks="", showgrid=False)
+    fig.update_yaxes(type=scale)
+    fig.update_layout(bargap=0.12)
+    return fig
+
+
+def span_heatmap(spans: Spans, scale: Scale = "log") -> go.Figure:
+    """Layers as rows, heads as columns, the span as colour and number.
+
+    Args:
+        spans: per layer, the span of each head in tokens; layers may differ in heads.
+        scale: of the colour; `log` is `log10(1 + span)`.
+    """
+    width = max(len(heads) for heads in spans)
+    grid = np.full((len(spans), width), np.nan)
+    for layer, heads in enumerate(spans):
+        grid[layer, : len(heads)] = heads
+    colour = np.log10(1 + grid) if scale == "log" else grid
+    ticks = np.array([0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000])
+    ticks = ticks[ticks <= max(1.0, float(np.nanmax(grid)))]
+    bar = {"title": "tokens", "thickness": 12, "outlinewidth": 0}
+    if scale == "log":
+        bar |= {"tickvals": np.log10(1 + ticks), "ticktext": [str(t) for t in ticks]}
+    few = grid.size <= 160
+    fig = go.Figure(
+        go.Heatmap(
+            z=float32(colour),
+            x=np.arange(1, width + 1),
+            y=np.arange(1, len(spans) + 1),
+            customdata=float32(grid),
+            text=[["" if np.isnan(v) else f"{v:.0f}" for v in row] for row in grid],
+            texttemplate="%{text}" if few else None,
+            colorscale=MAGNITUDE,
+            colorbar=bar,
+            zmin=0,
+            xgap=2,
+            ygap=2,
+            hovertemplate="layer %{y}, head %{x}: %{customdata:.2f} tokens<extra></extra>",
+        )
+    )
+    averages = [float(np.mean(heads)) for heads in spans]
+    layer = int(np.argmax(averages))
+    finish(
+        fig,
+        f"Layer {layer + 1} looks furthest on average: {averages[layer]:.1f} tokens a head",
+        f"Learned span in tokens; {'logarithmic' if scale == 'log' else 'linear'} colour",
+        x="head",
+        y="layer",
+        height=max(300, 150 + 34 * len(spans)),
+        caption="The same spans as a map: where in the stack the long ones are.",
+    )
+    fig.update_xaxes(dtick=1 if width <= 20 else None, showgrid=False, ticks="")
+    fig.update_yaxes(dtick=1 if len(spans) <= 20 else None, showgrid=False, ticks="")
+    return fig
+
+
+def soft_mask_ramp(masks_LHD: Sequence[ArrayLike], ramp: int | None = None) -> go.Figure:
+    """How much of a past token each head lets through, by its distance.
+
+    Args:
+        masks_LHD: per layer, (heads, distances) in [0, 1] at distances 1, 2, ...
+        ramp: width R of the soft edge in tokens, for the subtitle.
+    """
+    fig = go.Figure()
+    reach = 1
+    for layer, mask_HD in enumerate(masks_LHD):
+        mask = np.asarray(mask_HD, dtype=np.float64)
+        for head, weight in enumerate(mask):
+            open_ = np.flatnonzero(weight > 0)
+            reach = max(reach, int(open_[-1]) + 1 if len(open_) else 1)
+            corners = kinks(weight)
+            fig.add_scatter(
+                x=corners + 1,
+                y=float32(weight[corners]),
+                mode="lines",
+                line={"color": COLOURS[layer % len(COLOURS)], "width": 1.5},
+                opacity=0.8,
+                name=f"layer {layer + 1}",
+                legendgroup=f"{layer}",
+                showlegend=head == 0,
+                hovertemplate=(
+                    f"layer {layer + 1}, head {head + 1}<br>"
+                    "distance %{x:.0f}: %{y:.2f}<extra></extra>"
+                ),
+            )
+    edge = f"falling over R = {ramp} tokens beyond the span" if ramp else "with its soft edge"
+    finish(
+        fig,
+        f"No head sees beyond {reach} tokens",
+        f"Mask of each head, {edge}; distance 1 is the token before",
+        x="distance to the past token (tokens)",
+        y="share let through",
+        caption="The soft mask that multiplies the attention weights (arXiv:1905.07799, eq. 3).",
+    )
+    fig.update_yaxes(range=[-0.03, 1.05])
+    fig.update_xaxes(
+        range=[0, min(reach * 1.1 + 2, max(np.asarray(m).shape[1] for m in masks_LHD))]
+    )
+    return fig
+
+
+def attention_map(
+    probs_TS: ArrayLike,
+    *,
+    layer: int,
+    head: int,
+    symbols: Sequence[str] | None = None,
+    span: float | None = None,
+    ramp: float = 0.0,
+) -> go.Figure:
+    """Where each token of a segment looks, memory to the left, with the edge of the head's mask.
+
+    Args:
+        probs_TS: attention of T queries over memory and segment, S = memory + T.
+        layer, head: of the title, counted from 0.
+        symbols: the S tokens of memory and segment as text, for hover labels of small maps.
+        span: learned span in tokens; None where the head has no mask of its own.
+        ramp: width of the soft edge in tokens.
+    """
+    probs = float32(probs_TS)
+    T, S = probs.shape
+    memory = S - T
+    small, step_r, step_c = pool(probs)
+    x = (np.arange(small.shape[1]) + 0.5) * step_c - 0.5 - memory
+    y = (np.arange(small.shape[0]) + 0.5) * step_r - 0.5
+    top = float(np.quantile(small[small > 0], 0.995)) if (small > 0).any() else 1.0
+    fig = go.Figure(
+        go.Heatmap(
+            z=small,
+            x=x,
+            y=y,
+            zmin=0,
+            zmax=top,
+            colorscale=MAGNITUDE,
+            colorbar={"title": "weight", "thickness": 12, "outlinewidth": 0},
+            hovertemplate="query %{y:.0f} at key %{x:.0f}: %{z:.3f}<extra></extra>",
+        )
+    )
+    if symbols is not None and small.size <= MOST_LABELLED_CELLS:
+        names = [shown(symbols[min(int(i) + memory, S - 1)]) for i in range(-memory, T)]
+        at = [names[min(int(c) + memory, S - 1)] for c in x]
+        fig.data[0].text = [[f"{names[int(r) + memory]} to {key}" for key in at] for r in y]
+        fig.data[
+            0
+        ].hovertemplate = "%{text}<br>query %{y:.0f}, key %{x:.0f}: %{z:.3f}<extra></extra>"
+    _edges(fig, T, memory, span, ramp)
+    distance = mean_distance(probs)
+    finish(
+        fig,
+        f"Layer {layer + 1}, head {head + 1} looks back {distance:.1f} tokens on average",
+        "Below 0 lies the memory of earlier segments"
+        + ("; lines: span (dashed) and end of the soft edge (dotted)" if span is not None else ""),
+        x="key position in the segment (tokens)",
+        y="query position in the segment (tokens)",
+        height=480,
+        caption="Attention of one head over a segment of held-out text, under its mask.",
+    )
+    fig.update_yaxes(range=[T - 0.5, -0.5], showgrid=False)
+    fig.update_xaxes(range=[-memory - 0.5, T - 0.5], showgrid=False)
+    fig.update_layout(showlegend=False)
+    return fig
+
+
+def _edges(fig: go.Figure, T: int, memory: int, span: float | None, ramp: float) -> None:
+    queries = np.array([0.0, T - 1.0])
+    lines = [] if span is None else [(span, "dash"), (span + ramp, "dot")]
+    for back, dash in lines:
+        fig.add_scatter(
+            x=queries - back,
+            y=queries,
+            mode="lines",
+            line={"color": "#FF6B35", "width": 1.5, "dash": dash},
+            hoverinfo="skip",
+        )
+    if memory:
+        fig.add_vline(-0.5, line={"color": QUIET, "width": 1.5})
+
+
+def distances_TS(T: int, S: int) -> NDArray[np.int64]:
+    """Tokens between query and key; the last T of the S keys are the queries' own positions."""
+    return (np.arange(T) + S - T)[:, None] - np.arange(S)[None]
+
+
+def mean_distance(probs_TS: ArrayLike) -> float:
+    """Mean distance that attention looks back, in tokens, weighted by attention."""
+    probs = np.asarray(probs_TS, dtype=np.float64)
+    total = probs.sum()
+    return float((probs * distances_TS(*probs.shape)).sum() / total) if total > 0 else 0.0
+
+
+def attention_by_distance(probs_LHTS: Sequence[ArrayLike]) -> go.Figure:
+    """Share of attention that reaches at least so far back, a line a head.
+
+    Args:
+        probs_LHTS: per layer, attention (heads, T, S) with S = memory + T.
+    """
+    fig = go.Figure()
+    far: tuple[float, int, int] = (-1.0, 0, 0)
+    for layer, probs_HTS in enumerate(probs_LHTS):
+        probs = np.asarray(probs_HTS, dtype=np.float64)
+        gap = distances_TS(*probs.shape[1:])
+        for head, p in enumerate(probs):
+            mass = np.bincount(gap.clip(0).ravel(), weights=np.where(gap >= 0, p, 0).ravel())
+            beyond = mass[::-1].cumsum()[::-1] / max(mass.sum(), 1e-12)
+            far = max(far, (mean_distance(p), layer, head))
+            # logarithmic places: the eye reads near and far alike
+            places = np.unique(np.geomspace(1, len(beyond), 80).astype(int)) - 1
+            fig.add_scatter(
+                x=places[1:],
+                y=float32(beyond[places[1:]]),
+                mode="lines",
+                line={"color": COLOURS[layer % len(COLOURS)], "width": 1.5},
+                opacity=0.8,
+                name=f"layer {layer + 1}",
+                legendgroup=f"{layer}",
+                showlegend=head == 0,
+                hovertemplate=(
+                    f"layer {layer + 1}, head {head + 1}<br>"
+                    "%{y:.1%} at distance %{x:.0f} or more<extra></extra>"
+                ),
+            )
+    finish(
+        fig,
+        f"Head {far[2] + 1} of layer {far[1] + 1} uses the furthest context: "
+        f"{far[0]:.1f} tokens on average",
+        "Share of a head's attention that goes to tokens at least this far back",
+        x="distance (tokens)",
+        y="share of attention",
+        caption="What heads use, as opposed to what their spans allow.",
+    )
+    fig.update_xaxes(type="log")
+    fig.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
+    return fig

@@ -1,0 +1,199 @@
+"""Questions that notebooks put to a trained model: arrays out, nothing drawn.
+
+Papers: arXiv:1905.07799 (spans), arXiv:2102.11174 (fast weights).
+Shapes: T segment, S memory + segment, H heads, F features, V value width, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workbench import inspect
+from workbench.data.corpus import Corpus
+from workbench.errors import DataError
+from workbench.metrics import bits_per_token, compressed_bits, unigram_nats
+from workbench.models.language_model import LanguageModel
+from workbench.train.config import EvalConfig
+from workbench.train.evaluate import evaluate
+
+Array = NDArray[np.float32]
+
+
+class Stretch(NamedTuple):
+    """A piece of text, and what was read before it."""
+
+    before: Tensor
+    """(M,) ids that fill the model's memory"""
+    tokens: Tensor
+    """(T,) ids that are looked at"""
+
+
+def stretch(tokens: Tensor, start: int, length: int, before: int) -> Stretch:
+    """Cut a piece out of a text.
+
+    Args:
+        tokens: (n,) ids.
+        start: of the piece, in tokens from the beginning of the text.
+        length: of the piece.
+        before: how many tokens to read ahead of it, where the text has them.
+
+    Raises:
+        DataError: the text ends before the piece does.
+    """
+    if start < 0 or length < 2 or start + length > len(tokens):
+        raise DataError(
+            f"got start {start} and length {length}, expected a piece of at least 2 tokens inside "
+            f"a text of {len(tokens):,} tokens; choose a smaller start or length"
+        )
+    ahead = tokens[max(0, start - before) : start]
+    return Stretch(ahead.long(), tokens[start : start + length].long())
+
+
+def _after(model: LanguageModel, ahead: Tensor) -> Any:
+    carry = model.initial_carry(1)
+    # an empty tensor splits into one empty piece
+    for piece in ahead.split(128) if len(ahead) else ():
+        with torch.no_grad():
+            _, carry = model(piece[None].to(_device(model)), carry)
+    return carry
+
+
+def _device(model: LanguageModel) -> torch.device:
+    return next(model.parameters()).device
+
+
+class AttentionView(NamedTuple):
+    """Attention over one stretch."""
+
+    probs_LHTS: list[Array]
+    """per attention layer; S may differ, as memory is trimmed to the longest span"""
+    masks_LHD: list[Array]
+    """per layer with spans: the soft mask at distance 1, 2, ..."""
+
+
+def attention(model: LanguageModel, text: Stretch) -> AttentionView:
+    """Attention maps of all layers and heads over a stretch, with its memory filled."""
+    carry = _after(model, text.before)
+    with inspect.capture(model, "attention_probs", "span_mask") as taps:
+        model(text.tokens[None].to(_device(model)), carry)
+    return AttentionView(
+        [p[0].float().cpu().numpy() for p in taps["attention_probs"]],
+        [m.float().cpu().numpy() for m in taps["span_mask"]],
+    )
+
+
+class RulesView(NamedTuple):
+    """One head's keys and values written under both rules into an empty memory."""
+
+    W: dict[str, Array]
+    """rule -> (T, F, V), the matrix after each token"""
+    reads: dict[str, Array]
+    """rule -> (T, T): [t, s] is the cosine of the value written at t and what its key reads
+    after token s"""
+
+
+def fast_weight_inputs(model: LanguageModel, text: Stretch) -> list[inspect.FastWeightInputs]:
+    """What each fast-weight layer writes and asks over a stretch, after what was read before."""
+    carry = _after(model, text.before)
+    with inspect.capture(model, "fast_weight_inputs") as taps:
+        model(text.tokens[None].to(_device(model)), carry)
+    return list(taps["fast_weight_inputs"])
+
+
+def both_rules(inputs: inspect.FastWeightInputs, head: int) -> RulesView:
+    """Write the same keys and values by the delta and by the sum rule.
+
+    The memory starts empty for both: what it held was written by the model's own rule. A model
+    of the sum rule has no write strengths; the delta rule then writes with strength 1.
+    """
+    empty = inputs._replace(state_BHFV=torch.zeros_like(inputs.state_BHFV))
+    matrices, reads = {}, {}
+    for rule in ("delta", "sum"):
+        life = inspect.trajectory(empty, 0, head, rule)
+        matrices[rule] = life.W_TFV.cpu().numpy()
+        length = len(life.W_TFV)
+        each = [inspect.read_back(life, empty, 0, head, t) for t in range(length)]
+        reads[rule] = torch.stack(each).cpu().numpy()
+    return RulesView(matrices, reads)
+
+
+class ContextPoint(NamedTuple):
+    """Mean loss with exactly so much context."""
+
+    context_len: int
+    bits: float
+    standard_error: float
+
+
+def loss_by_context(
+    model: LanguageModel,
+    tokens: Tensor,
+    contexts: Sequence[int],
+    sample: int,
+    *,
+    stretches: int = 4,
+    batch_size: int = 32,
+) -> list[ContextPoint]:
+    """What memory buys: the same tokens predicted from ever more context.
+
+    Args:
+        model: any model; each prediction starts from a fresh state.
+        tokens: (n,) ids of held-out text.
+        contexts: tokens before the predicted one.
+        sample: how many tokens are predicted, in stretches spread evenly over the text.
+        stretches: how many.
+        batch_size: windows side by side; changes time, not the result.
+
+    Raises:
+        DataError: the text is too short for the longest context.
+    """
+    each, longest = max(1, sample // stretches), max(contexts)
+    room = len(tokens) - longest - each
+    if room < 0:
+        raise DataError(
+            f"got a text of {len(tokens):,} tokens, expected at least {longest + each:,} for "
+            f"context {longest} and stretches of {each}; shorten contexts or the sample"
+        )
+    starts = [longest + round(room * i / max(1, stretches - 1)) for i in range(stretches)]
+    points = []
+    for context in contexts:
+        config = EvalConfig(method="windows", context_len=context, batch_size=batch_size)
+        parts = []
+        for start in starts:
+            window = tokens[start - context : start + each]
+            # the first window scores all its positions; only its last has the full context
+            parts.append(evaluate(model, window, config).nll_nats[-each:])
+        nats = torch.cat(parts).double()
+        error = float(nats.std() / len(nats) ** 0.5) if len(nats) > 1 else 0.0
+        mean = bits_per_token(float(nats.mean()))
+        points.append(ContextPoint(context, mean, bits_per_token(error)))
+    return points
+
+
+def baselines(corpus: Corpus, tokens: Tensor) -> dict[str, float]:
+    """Bits per token of the same text by methods that know no context, or start without knowledge.
+
+    Args:
+        corpus: its training split gives the unigram counts.
+        tokens: (n,) ids of the text to score.
+
+    Returns:
+        unigram (counts of the training split), and gzip and xz of the text alone.
+    """
+    if corpus.level == "byte":
+        text = tokens.numpy().tobytes()
+    else:
+        text = corpus.vocabulary.decode(tokens).encode("utf-8")
+    nats = unigram_nats(corpus.splits["train"], tokens, corpus.vocabulary.size)
+    bytes_per_token = len(text) / len(tokens)
+    return {
+        "unigram": bits_per_token(nats),
+        "gzip": compressed_bits(b"", text, "gzip") * bytes_per_token,
+        "xz": compressed_bits(b"", text, "xz") * bytes_per_token,
+    }
