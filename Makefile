@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH  ?= auto
 ENV    := $(if $(filter workbench,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX),$(CURDIR)/.venv)
 RUN    := $(ENV)/bin/python
-# one thread to a process: two test processes share two cores; override: make test WORKERS=8
+# one thread to a process, two processes: for two cores; on more: make test WORKERS=8
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS)
 STRIP  := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
@@ -46,8 +46,8 @@ lab: setup  ## JupyterLab in notebooks/
 	@JUPYTER_PREFER_ENV_PATH=1 JUPYTER_PATH="$(ENV)/share/jupyter:$$JUPYTER_PATH" \
 	  $(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
-bench: setup ## time the kernels and the training step
-	@$(RUN) -m pytest tests/bench -m "" -s $(ARGS)
+bench: setup ## time the kernels' backends side by side
+	@$(RUN) tests/bench/bench_kernels.py $(ARGS)
 
 clean:      ## remove .venv, caches and builds; runs/ stays
 	rm -rf .venv .setup build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

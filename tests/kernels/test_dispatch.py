@@ -59,7 +59,7 @@ def test_use_refuses_with_every_reason(double):
         double(1)
     with kernels.use("reference"):
         assert double(1) == 2
-    with pytest.raises(NoBackend, match=r"'nonsense'.*auto, cpp, cuda, reference"):
+    with pytest.raises(NoBackend, match=r"'nonsense'.*auto, chunked, cpp, cuda, reference"):
         kernels.use("nonsense").__enter__()
     with kernels.use("cuda"), pytest.raises(NoBackend, match="sum_rule has no backend 'cuda'"):
         kernels.sum_rule(*inputs("sum_rule"))
@@ -97,8 +97,9 @@ def test_explain_is_a_table_of_a_call(double):
 @needs_cpp
 def test_cpp_says_what_it_cannot():
     arguments = [x.to(torch.bfloat16) for x in inputs("delta_rule")]
-    refusing, last = kernels.delta_rule.explain(*arguments)
+    refusing, chunked, last = kernels.delta_rule.explain(*arguments)
     assert refusing.backend == "cpp" and "torch.bfloat16" in refusing.why_not[0]
+    assert "torch.bfloat16" in chunked.why_not[0]
     assert last == ("delta_rule", "reference", True, [])
     with kernels.use("cpp"), pytest.raises(NoBackend, match="bfloat16"):
         kernels.delta_rule(*arguments)

@@ -50,7 +50,7 @@ def test_the_demo_from_end_to_end(tmp_path: Path, span_recipe: Path, delta_recip
     told = io.StringIO()
     names = [str(span_recipe), str(delta_recipe)]
     out = tmp_path / "demo"
-    assert demo.run(out, names, None, demo.Console(told, every_s=0.5)) == 0, told.getvalue()
+    assert demo.run(out, names, 60.0, demo.Console(told, every_s=0.5)) == 0, told.getvalue()
     executed = {p.stem: figures_in(p) for p in sorted((out / "notebooks").glob("*.ipynb"))}
     assert executed == {
         "tiny-span-train": 2,
@@ -80,7 +80,7 @@ def test_the_demo_from_end_to_end(tmp_path: Path, span_recipe: Path, delta_recip
     weights = sorted(out.glob("*/checkpoints/*/weights.safetensors"))
     before = [p.stat().st_mtime_ns for p in weights]
     again = io.StringIO()
-    assert demo.run(out, names, None, demo.Console(again)) == 0
+    assert demo.run(out, names, 60.0, demo.Console(again)) == 0
     assert again.getvalue().count("done before") == 6
     assert [p.stat().st_mtime_ns for p in weights] == before
 

@@ -172,6 +172,14 @@ def test_mask_edge_lies_a_span_behind_the_query() -> None:
     assert (x[0], x[-1]) == (-64.0, 31.0)
 
 
+def test_small_maps_name_the_two_tokens_of_a_cell() -> None:
+    fig = spans.attention_map(np.eye(2, 4, 2), layer=0, head=0, symbols=["a", "b", " ", "<"])
+    assert [list(row) for row in fig.data[0].text] == [
+        ["␣ to a", "␣ to b", "␣ to ␣", "␣ to &lt;"],
+        ["&lt; to a", "&lt; to b", "&lt; to ␣", "&lt; to &lt;"],
+    ]
+
+
 def test_mean_distance_of_a_head_that_looks_three_back() -> None:
     gap = spans.distances_TS(5, 20)
     assert spans.mean_distance((gap == 3).astype(float)) == 3.0

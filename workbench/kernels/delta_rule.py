@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.kernels import chunked
 from workbench.kernels.checks import check_fast_weights, cpp_reasons
 from workbench.kernels.dispatch import LIBRARY, Backend, Op
 
@@ -104,6 +105,9 @@ def _check(
 delta_rule = Op(
     "delta_rule",
     reference,
-    [Backend("cpp", _cpp, partial(cpp_reasons, "delta_rule"))],
+    [
+        Backend("cpp", _cpp, partial(cpp_reasons, "delta_rule")),
+        Backend("chunked", chunked.delta_rule, chunked.why_not),
+    ],
     check=_check,
 )

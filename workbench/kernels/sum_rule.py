@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.kernels import chunked
 from workbench.kernels.checks import check_fast_weights, cpp_reasons
 from workbench.kernels.dispatch import LIBRARY, Backend, Op
 
@@ -84,6 +85,9 @@ def _check(q_BTHF: Tensor, k_BTHF: Tensor, v_BTHV: Tensor, state_BHFV: Tensor) -
 sum_rule = Op(
     "sum_rule",
     reference,
-    [Backend("cpp", _cpp, partial(cpp_reasons, "sum_rule"))],
+    [
+        Backend("cpp", _cpp, partial(cpp_reasons, "sum_rule")),
+        Backend("chunked", chunked.sum_rule, chunked.why_not),
+    ],
     check=_check,
 )

@@ -92,7 +92,7 @@ def loss_by_context(
     gain = loss[0] - loss.min()
     finish(
         fig,
-        f"Context beyond {contexts[0]} tokens buys {gain:.3f} bits per {unit}",
+        f"Context beyond {_count(contexts[0])} buys {gain:.3f} bits per {unit}",
         "Each token predicted from a fresh state that saw exactly this many tokens before it",
         x="context (tokens)",
         y=f"bits per {unit}",
@@ -100,6 +100,10 @@ def loss_by_context(
     )
     fig.update_xaxes(type="log", tickvals=list(contexts), ticktext=[str(c) for c in contexts])
     return fig
+
+
+def _count(tokens: int) -> str:
+    return "one token" if tokens == 1 else f"{tokens} tokens"
 
 
 def loss_by_position(bits: ArrayLike, bins: int = 200, unit: str = "character") -> go.Figure:
@@ -186,7 +190,8 @@ def coloured_text(
     parts = []
     for symbol, loss in zip(symbols, np.asarray(bits, dtype=np.float64), strict=True):
         ends = symbol in ("\n", "\\n", "↵", "⏎")
-        shown = "↵" if ends else html.escape(symbol)
+        # the mark for a blank serves single symbols; a line of code reads better with the blank
+        shown = "↵" if ends else html.escape(symbol.replace("␣", " "))
         probability = 2.0 ** -float(loss)
         tip = html.escape(f"{symbol!r}: {loss:.2f} bits, p = {probability:.3g}")
         parts.append(

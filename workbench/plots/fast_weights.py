@@ -92,8 +92,9 @@ def matrix_over_time(
     )
     fig.update_yaxes(autorange="reversed", showgrid=False)
     fig.update_xaxes(showgrid=False)
-    shown = {"active": len(frames) - 1, "currentvalue": {"prefix": "after token "}}
-    fig.update_layout(sliders=[shown | {"steps": steps, "pad": {"t": 55}}], margin={"b": 110})
+    slider = {"active": len(frames) - 1, "steps": steps, "pad": {"t": 55}}
+    slider["currentvalue"] = {"prefix": "after token "}
+    fig.update_layout(sliders=[slider], margin={"b": 110})
     return fig
 
 

@@ -75,7 +75,6 @@ def delta_against_sum(
 
 
 def _last_matrices(fig: go.Figure, finals: Mapping[str, ArrayLike]) -> None:
-    """One heat map a rule, in the first columns of the only row."""
     for col, matrix in enumerate(finals.values(), 1):
         small, *_ = pool(matrix, FRAME_SIDE)
         scale = colour_limit([small])

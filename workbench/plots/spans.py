@@ -221,12 +221,7 @@ def attention_map(
         )
     )
     if symbols is not None and small.size <= MOST_LABELLED_CELLS:
-        names = [shown(symbols[min(int(i) + memory, S - 1)]) for i in range(-memory, T)]
-        at = [names[min(int(c) + memory, S - 1)] for c in x]
-        fig.data[0].text = [[f"{names[int(r) + memory]} to {key}" for key in at] for r in y]
-        fig.data[
-            0
-        ].hovertemplate = "%{text}<br>query %{y:.0f}, key %{x:.0f}: %{z:.3f}<extra></extra>"
+        _name_cells(fig, symbols, y + memory, x + memory)
     _edges(fig, T, memory, span, ramp)
     distance = mean_distance(probs)
     finish(
@@ -240,9 +235,22 @@ def attention_map(
         caption="Attention of one head over a segment of held-out text, under its mask.",
     )
     fig.update_yaxes(range=[T - 0.5, -0.5], showgrid=False)
-    fig.update_xaxes(range=[-memory - 0.5, T - 0.5], showgrid=False)
+    seen = memory if span is None else min(memory, span + ramp + 4)
+    fig.update_xaxes(range=[-seen - 0.5, T - 0.5], showgrid=False)
     fig.update_layout(showlegend=False)
     return fig
+
+
+def _name_cells(
+    fig: go.Figure, symbols: Sequence[str], queries: ArrayLike, keys: ArrayLike
+) -> None:
+    """Let each cell of a map tell its two tokens; positions count from the first symbol."""
+    at_query, at_key = (
+        [shown(symbols[min(int(i), len(symbols) - 1)]) for i in np.asarray(places)]
+        for places in (queries, keys)
+    )
+    fig.data[0].text = [[f"{query} to {key}" for key in at_key] for query in at_query]
+    fig.data[0].hovertemplate = "%{text}<br>query %{y:.0f}, key %{x:.0f}: %{z:.3f}<extra></extra>"
 
 
 def _edges(fig: go.Figure, T: int, memory: int, span: float | None, ramp: float) -> None:
@@ -280,6 +288,7 @@ def attention_by_distance(probs_LHTS: Sequence[ArrayLike]) -> go.Figure:
     """
     fig = go.Figure()
     far: tuple[float, int, int] = (-1.0, 0, 0)
+    last = 1.0
     for layer, probs_HTS in enumerate(probs_LHTS):
         probs = np.asarray(probs_HTS, dtype=np.float64)
         gap = distances_TS(*probs.shape[1:])
@@ -287,6 +296,7 @@ def attention_by_distance(probs_LHTS: Sequence[ArrayLike]) -> go.Figure:
             mass = np.bincount(gap.clip(0).ravel(), weights=np.where(gap >= 0, p, 0).ravel())
             beyond = mass[::-1].cumsum()[::-1] / max(mass.sum(), 1e-12)
             far = max(far, (mean_distance(p), layer, head))
+            last = max(last, float((beyond > 1e-3).sum()))
             # logarithmic places: the eye reads near and far alike
             places = np.unique(np.geomspace(1, len(beyond), 80).astype(int)) - 1
             fig.add_scatter(
@@ -312,6 +322,6 @@ def attention_by_distance(probs_LHTS: Sequence[ArrayLike]) -> go.Figure:
         y="share of attention",
         caption="What heads use, as opposed to what their spans allow.",
     )
-    fig.update_xaxes(type="log")
+    fig.update_xaxes(type="log", range=[0, np.log10(1.2 * last)])
     fig.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
     return fig
