@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH  ?= auto
 ENV    := $(if $(filter workbench,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX),$(CURDIR)/.venv)
 RUN    := $(ENV)/bin/python
-# one thread to a process: two test processes share two cores; override: make test WORKERS=8
+# one thread to a process, two processes: for two cores; on more: make test WORKERS=8
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS)
 STRIP  := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tiny_run import FAST, recipe, write_text
+from tiny_run import FAST, XL, recipe, write_text
 
 import workbench
 from workbench.errors import ConfigError, DataMissing, NonFiniteLoss
@@ -357,3 +357,15 @@ def test_importing_workbench_is_light() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     with pytest.raises(AttributeError, match="it offers"):
         workbench.strat  # noqa: B018
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_compiled_training_is_the_same_training(text: Path, tmp_path: Path) -> None:
+    steady = {"d_model": 8, "stack": [{"block": {"mixer": {**XL, "p_attention": 0.0}}}]}
+    losses = {}
+    for compiled in (False, True):
+        asked = recipe(text, steady, steps=5, log_every=1, compile=compiled)
+        run = workbench.start(asked, out=tmp_path / str(compiled))
+        losses[compiled] = [r.loss_nats for r in run if r.kind == "train"]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)

@@ -347,5 +347,6 @@ class Run:
             return
         if any(row["kind"] == "done" and row["reason"] == reason for row in rows):
             self._finished = True
+            release(self.folder.path)
         else:
             self._pending.extend(self._end(reason))
