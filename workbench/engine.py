@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -181,6 +181,19 @@ def _signals_interrupt(client: Any, nb: Any, logger: Any) -> Iterator[None]:
         yield
     finally:
         for s, handler in before.items():
-            signal.signal(s, handler)
+            signal.signal(s, _deaf_to_echoes(seen[0][1], handler) if seen else handler)
         if seen:
             nb.metadata.papermill["stopped_by"] = seen[0][0]
+
+
+def _deaf_to_echoes(first: float, handler: Any) -> Callable[[int, FrameType | None], None]:
+    """What was there before, but not for the echo of a signal that came at `first`: papermill has
+    yet to write the executed notebook when the engine returns."""
+
+    def react(signum: int, frame: FrameType | None) -> None:
+        if time.monotonic() - first < GRACE_S:
+            return
+        signal.signal(signum, handler)
+        signal.raise_signal(signum)
+
+    return react
