@@ -274,6 +274,7 @@ def save_evaluation(
                 "context_len": score.context_len,
                 "seconds": round(score.seconds, 3),
                 "rows": score.rows,
+                "reach": view.model.reach(score.context_len),
             }
             for split, score in scores.items()
         },

@@ -10,6 +10,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from plotly.offline import get_plotlyjs
 
@@ -75,7 +76,7 @@ def summary(folder: RunFolder) -> dict[str, str]:
         score = splits.get(name)
         row[f"{name} bits/{unit}"] = f"{bits_per_token(score['loss_nats']):.3f}" if score else "-"
     score = splits.get("test")
-    row["method"] = f"{score['method']} {score['context_len']}" if score else "-"
+    row["method"] = _method(score) if score else "-"
     row["scored"] = f"{score['tokens']:,}" if score else "-"
     spans = [r["readings"]["span"] for r in train[-1:] if r["readings"].get("span")]
     flat = [s for layer in spans[-1] for s in layer] if spans else []
@@ -86,6 +87,13 @@ def summary(folder: RunFolder) -> dict[str, str]:
     ran = {f"{op}: {name}" for r in train for op, name in r["backends"].items()}
     row["backends"] = ", ".join(sorted(ran)) or "torch"
     return row
+
+
+def _method(score: Mapping[str, Any]) -> str:
+    """How a split was scored: the tokens each layer looks back over, or all where a recurrent
+    state has seen the whole text."""
+    unbounded = score["method"] == "carried" and score.get("reach") is None
+    return "carried, all" if unbounded else f"{score['method']} {score['context_len']}"
 
 
 def _steps(done: int, planned: int) -> str:

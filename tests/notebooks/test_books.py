@@ -71,6 +71,7 @@ def test_the_demo_from_end_to_end(tmp_path: Path, span_recipe: Path, delta_recip
     )
     assert span_row["steps"] == "20" and span_row["method"] == "carried 32"
     assert float(span_row["max span"]) >= float(span_row["mean span"]) > 0
+    assert delta_row["method"] == "carried, all"
     assert delta_row["mean span"] == "-" and "delta_rule" in delta_row["backends"]
     result = json.loads((out / "tiny-span" / "evaluation.json").read_text("utf-8"))
     assert result["splits"]["test"]["tokens"] == result["splits"]["valid"]["tokens"] > 5000
