@@ -121,7 +121,7 @@ def test_absolute_positions_ascend_or_descend():
 
 
 def test_odd_width_has_no_sinusoid():
-    with pytest.raises(ValueError, match="even width"):
+    with pytest.raises(ConfigError, match="even width"):
         AbsoluteSinusoid().build(7)
 
 
@@ -139,6 +139,14 @@ def test_odd_width_has_no_sinusoid():
 def test_impossible_attention_is_refused(change, says):
     with pytest.raises(ConfigError, match=says):
         config({**SPAN, **change})
+
+
+def test_what_only_a_built_model_can_refuse_is_a_config_error_too():
+    nu = {**DELTA, "feature_map": {"kind": "dpfp", "nu": 8}}
+    with pytest.raises(
+        ConfigError, match=r"feature_map\.nu: got 8, expected 1 to 2 \* d_head - 1 = 7"
+    ):
+        build_model(config(nu), 11)
 
 
 def test_memory_normalised_reads_need_the_delta_rule():

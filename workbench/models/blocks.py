@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from workbench.carry import State
 from workbench.config import Config, slot
+from workbench.errors import ConfigError
 from workbench.models.channel import ChannelConfig, NoChannel
 from workbench.models.mixers.base import MixerConfig
 
@@ -43,8 +44,8 @@ class Block(nn.Module):
         self.channel_norm = nn.LayerNorm(d_model) if self.channel is not None else None
         self.drop = nn.Dropout(config.p_drop)
         if self.mixer.d_out != d_model:
-            raise ValueError(
-                f"a residual needs equal widths: mixer {self.mixer.d_out}, d_model {d_model}"
+            raise ConfigError(
+                f"model.stack: a residual needs equal widths: mixer {self.mixer.d_out}, d_model {d_model}"
             )
 
     def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:

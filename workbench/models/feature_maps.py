@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.config import Choice
+from workbench.errors import ConfigError
 
 
 class FeatureMap(nn.Module, ABC):
@@ -67,7 +68,10 @@ class DpfpConfig(FeatureMapConfig):
 
     def build(self, d_head: int) -> FeatureMap:
         if not 0 < self.nu < 2 * d_head:
-            raise ValueError(f"dpfp needs 0 < nu < 2 * d_head = {2 * d_head}, got nu {self.nu}")
+            raise ConfigError(
+                f"feature_map.nu: got {self.nu}, expected 1 to 2 * d_head - 1 = {2 * d_head - 1}; "
+                "more shifts would repeat the first ones"
+            )
         return Dpfp(d_head, self.nu)
 
 

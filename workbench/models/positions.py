@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.config import Choice
+from workbench.errors import ConfigError
 
 
 class Sinusoid(nn.Module):
@@ -25,7 +26,7 @@ class Sinusoid(nn.Module):
     def __init__(self, d_model: int):
         super().__init__()
         if d_model % 2:
-            raise ValueError(f"a sinusoid needs an even width, got d_model {d_model}")
+            raise ConfigError(f"model.d_model: a sinusoid needs an even width, got {d_model}")
         frequencies = 10000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
         self.register_buffer("frequencies", frequencies.float(), persistent=False)
 
