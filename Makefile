@@ -41,9 +41,10 @@ fix: setup  ## mend what `lint` can mend by itself
 size:       ## lines by part against their targets
 	@$(PYTHON) tests/size.py
 
-# the environment's own `python3` kernel comes first, whatever else the user has registered
+# the environment's own `python3` kernel comes first, whatever else the user has registered;
+# PyTorch's threads wait briefly before they sleep: the browser needs the same cores
 lab: setup  ## JupyterLab in notebooks/
-	@JUPYTER_PREFER_ENV_PATH=1 JUPYTER_PATH="$(ENV)/share/jupyter:$$JUPYTER_PATH" \
+	@GOMP_SPINCOUNT=$${GOMP_SPINCOUNT:-2000} JUPYTER_PREFER_ENV_PATH=1 JUPYTER_PATH="$(ENV)/share/jupyter:$$JUPYTER_PATH" \
 	  $(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 bench: setup ## time the kernels' backends side by side

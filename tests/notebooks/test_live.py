@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import pytest
 
 from workbench.plots import live
+from workbench.plots.style import WIDTH, finish
 from workbench.train.records import EvalRecord, TrainRecord
 
 
@@ -54,6 +55,26 @@ def test_lab_changes_the_widget_in_place(page: Page) -> None:
     figure.update(lambda: line(1.0, 2.0, 3.0))
     assert list(widget.data[0].y) == [1.0, 2.0, 3.0]
     assert widget.layout.title.text == "3 points"
+
+
+def test_the_widgets_axes_follow_the_data_and_the_reader(page: Page) -> None:
+    def windowed(*y: float) -> go.Figure:
+        return line(*y).update_yaxes(range=[0, 1], rangemode="tozero")
+
+    figure = live.LiveFigure(windowed(1.0), every_s=0, batch=False)
+    assert figure.figure.layout.yaxis.range is None
+    assert figure.figure.layout.yaxis.rangemode == "tozero"
+    figure.figure.layout.yaxis.range = (0.2, 0.4)
+    figure.update(lambda: windowed(1.0, 2.0))
+    assert figure.figure.layout.yaxis.range == (0.2, 0.4)
+
+
+def test_a_figure_on_the_page_has_both_of_its_sizes() -> None:
+    figure = finish(line(1.0), "Title", height=333)
+    layout = live.bundle(figure)[live.PLOTLY_MIME]["layout"]
+    assert (layout["width"], layout["height"]) == (WIDTH, 333)
+    figure.update_layout(width=400)
+    assert live.bundle(figure)[live.PLOTLY_MIME]["layout"]["width"] == 400
 
 
 def test_updates_are_throttled_unless_forced(page: Page) -> None:

@@ -23,7 +23,7 @@ from tqdm.std import tqdm as text_bar
 
 from workbench.metrics import bits_per_token
 from workbench.plots import curves
-from workbench.plots.style import CONFIG
+from workbench.plots.style import CONFIG, WIDTH
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 
@@ -46,12 +46,29 @@ def bundle(fig: go.Figure) -> dict[str, Any]:
 
     Handing the figure itself to `display` would add an output at every update: plotly shows
     itself and ignores the display id.
+
+    The width stands in the layout itself, not only in its template: JupyterLab fits a figure
+    without one to the page and forgets its height, so that it vanishes when a slider is moved.
     """
     title = fig.layout.title.text or "figure"
+    plain = json.loads(fig.to_json())
+    plain["layout"].setdefault("width", WIDTH)
     return {
-        PLOTLY_MIME: {**json.loads(fig.to_json()), "config": CONFIG},
+        PLOTLY_MIME: {**plain, "config": CONFIG},
         "text/plain": f"plotly figure: {title}",
     }
+
+
+def _widget(fig: go.Figure) -> go.FigureWidget:
+    """A figure that grows: its axes follow the data in the browser.
+
+    A range set from here would undo the reader's zoom, of which Python hears nothing while a cell
+    runs; one left as it was would cut off what comes later.
+    """
+    widget = go.FigureWidget(fig)
+    widget.update_xaxes(range=None)
+    widget.update_yaxes(range=None)
+    return widget
 
 
 class LiveFigure:
@@ -66,7 +83,7 @@ class LiveFigure:
         """
         self.batch = in_batch() if batch is None else batch
         self.every_s, self._last = every_s, float("-inf")
-        self.figure = go.Figure(fig) if self.batch else go.FigureWidget(fig)
+        self.figure = go.Figure(fig) if self.batch else _widget(fig)
         self._handle: Any = None
 
     def show(self) -> LiveFigure:
@@ -79,7 +96,7 @@ class LiveFigure:
         return self
 
     def update(self, redraw: Callable[[], go.Figure], *, force: bool = False) -> bool:
-        """Replace the data, titles and ranges by those of `redraw()`, if it is time.
+        """Replace the data and titles by those of `redraw()`, if it is time.
 
         Args:
             redraw: makes the figure anew, with the same traces in the same order.

@@ -26,6 +26,8 @@ MAGNITUDE = "Viridis"
 """for quantities from zero up"""
 SIGNED = "RdBu"
 """for quantities around zero; use with `zmid=0`"""
+WIDTH = 860
+"""of a figure in a notebook, in pixels"""
 MAX_SIDE = 256
 """cells of a map along either axis"""
 MAX_POINTS = 600
@@ -63,7 +65,7 @@ TEMPLATE = go.layout.Template(
         "legend": {"bgcolor": "rgba(255,255,255,0.8)", "font": {"size": 11}},
         "hoverlabel": {"font": {"family": "ui-monospace, Menlo, Consolas, monospace", "size": 12}},
         "coloraxis": {"colorbar": {"thickness": 12, "outlinewidth": 0}},
-        "width": 860,
+        "width": WIDTH,
     }
 )
 
