@@ -69,6 +69,13 @@ class Recipe(Config):
                 "whose codes start again at every segment: the result would depend on how the text "
                 "is cut. Set eval.method: windows, or model.positions: {kind: none}"
             )
+        mixers = [block.mixer for block in self.model.block_configs()]
+        carried = self.eval.method == "carried" and self.eval.context_len is not None
+        if carried and all(isinstance(mixer, FastWeightConfig) for mixer in mixers):
+            raise ValueError(
+                f"eval.context_len is {self.eval.context_len}, but carried fast weights have seen "
+                "all that came before. Set eval.context_len: null, or eval.method: windows"
+            )
         self._attention_fits()
         return self
 

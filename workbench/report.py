@@ -92,8 +92,9 @@ def summary(folder: RunFolder) -> dict[str, str]:
 def _method(score: Mapping[str, Any]) -> str:
     """How a split was scored: the tokens each layer looks back over, or all where a recurrent
     state has seen the whole text."""
-    unbounded = score["method"] == "carried" and score.get("reach") is None
-    return "carried, all" if unbounded else f"{score['method']} {score['context_len']}"
+    if score["method"] == "carried" and score.get("reach") is None:
+        return "carried, all"
+    return f"{score['method']} {score['context_len'] or ''}".strip()
 
 
 def _steps(done: int, planned: int) -> str:

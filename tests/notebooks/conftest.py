@@ -59,7 +59,12 @@ def write_recipe(path: Path, text: Path, mixer: dict[str, Any], **train: Any) ->
             "checkpoint_every": 10,
             **train,
         },
-        "eval": {"method": "carried", "context_len": 32, "segment_len": 128, "batch_size": 2},
+        "eval": {
+            "method": "carried",
+            "context_len": 32 if mixer["kind"] == "attention" else None,
+            "segment_len": 128,
+            "batch_size": 2,
+        },
     }
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path

@@ -213,6 +213,18 @@ def test_only_the_first_tokens_when_asked() -> None:
     assert some.mean_nats == pytest.approx(float(all_of[:10].mean()))
 
 
+@pytest.mark.parametrize("stack", ["xl", "mixed"])
+def test_without_a_context_attention_uses_its_own_memory(stack: str) -> None:
+    model, tokens = build(stack), text(44)
+    (own,) = {mixer["memory_len"] for mixer in STACKS[stack] if "memory_len" in mixer}
+    result = evaluate(model, tokens, EvalConfig(batch_size=3, segment_len=7))
+    said = evaluate(model, tokens, EvalConfig(context_len=own))
+    assert result.context_len is None
+    torch.testing.assert_close(result.nll_nats, said.nll_nats, rtol=0, atol=1e-10)
+    other = evaluate(model, tokens, EvalConfig(context_len=own - 1)).nll_nats
+    assert (other - said.nll_nats).abs().max() > 1e-6
+
+
 def test_refusals() -> None:
     model, config = build("xl"), EvalConfig(context_len=4)
     for n in (0, 1):

@@ -64,6 +64,14 @@ def test_memory_that_would_always_be_empty_is_refused():
         )
 
 
+def test_a_context_that_carried_fast_weights_cannot_have_is_refused():
+    with pytest.raises(ConfigError, match=r"context_len: null, or eval\.method: windows"):
+        load_recipe(DELTA, {"eval.context_len": 64})
+    assert load_recipe(DELTA, {"eval.context_len": 64, "eval.method": "windows"})
+    with pytest.raises(ConfigError, match="windows needs context_len"):
+        load_recipe(DELTA, {"eval.method": "windows"})
+
+
 def test_unknown_recipe_suggests_the_nearest():
     with pytest.raises(ConfigError, match=f"Did you mean '{SPAN}'"):
         load_recipe("span-pyton-tiny")

@@ -54,7 +54,7 @@ def recipe(text: Path, model: dict[str, Any] | None = None, **train: Any) -> Rec
         },
         "model": model or {"d_model": 8, "stack": stack},
         "train": {**settings, **train},
-        "eval": {"context_len": 6, "segment_len": 32, "batch_size": 2},
+        "eval": {"segment_len": 32, "batch_size": 2},
     }
     return load(Recipe, data)
 

@@ -45,8 +45,8 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.p_drop)
         if self.mixer.d_out != d_model:
             raise ConfigError(
-                f"model.stack: a residual needs equal widths, got {self.mixer.d_out} from the mixer "
-                f"and d_model {d_model}"
+                f"model.stack: a residual needs equal widths, got {self.mixer.d_out} from the "
+                f"mixer and d_model {d_model}"
             )
 
     def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:

@@ -60,14 +60,21 @@ class EvalConfig(Config):
     method: Literal["carried", "windows"] = "carried"
     """`carried`: the state runs along the whole text. `windows`: every token is predicted from a
     fresh state that saw exactly the `context_len` tokens before it (arXiv:2102.11174 code)."""
-    context_len: int = Field(gt=0)
-    """Past tokens that an attention layer sees (`carried`) or that precede a token (`windows`)."""
+    context_len: int | None = Field(default=None, gt=0)
+    """Past tokens that an attention layer sees (`carried`; null: its own memory_len), or that
+    precede a token (`windows`). A carried recurrent state has seen all before: null there."""
     segment_len: int = Field(default=128, gt=0)
     """Tokens per forward pass of `carried`; changes time and memory, not the result."""
     batch_size: int = Field(default=16, gt=0)
     """Rows that run side by side; changes time and memory, not the result."""
     max_tokens: int | None = Field(default=None, ge=2)
     """Measure only the first so many tokens; null for all."""
+
+    @model_validator(mode="after")
+    def _window_has_a_length(self) -> Self:
+        if self.method == "windows" and self.context_len is None:
+            raise ValueError("method windows needs context_len: the tokens of a window")
+        return self
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:

@@ -32,7 +32,7 @@ class Evaluation:
     nll_nats: Tensor
     """(n - 1,) nats of token 1, 2, ..., n - 1, in the order of the text, on the CPU."""
     method: str
-    context_len: int
+    context_len: int | None
     tokens: int
     """Tokens scored, n - 1."""
     seconds: float
@@ -120,6 +120,7 @@ def _windows(
 ) -> tuple[Tensor, int]:
     """The first window scores all its positions, each later one its last."""
     device, n_scored = _device(model), len(tokens) - 1
+    assert config.context_len is not None, "EvalConfig lets no window be without a length"
     context_len = min(config.context_len, n_scored)
 
     def score(windows_BT: Tensor, last_only: bool) -> Tensor:

@@ -49,7 +49,7 @@ class EvalRecord:
     tokens: int
     """Tokens scored."""
     method: str
-    context_len: int
+    context_len: int | None
     elapsed_s: float
 
 
