@@ -202,11 +202,16 @@ def test_interrupt_in_the_middle_of_an_update(
 
 
 def test_a_second_signal_acts_at_once() -> None:
-    with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
-        signal.raise_signal(signal.SIGINT)
-        assert signals.caught == "SIGINT"
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # jobs in the background of a shell are started with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.caught == "SIGINT"
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_signals_are_left_alone_outside_the_main_thread(text: Path, tmp_path: Path) -> None:
