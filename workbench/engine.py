@@ -18,6 +18,7 @@ Plain papermill runs the same notebooks without it.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -184,6 +185,7 @@ def _signals_interrupt(client: Any, nb: Any, logger: Any) -> Iterator[None]:
             signal.signal(s, _deaf_to_echoes(seen[0][1], handler) if seen else handler)
         if seen:
             nb.metadata.papermill["stopped_by"] = seen[0][0]
+            atexit.register(_ignore_echoes, seen[0][1], list(before))
 
 
 def _deaf_to_echoes(first: float, handler: Any) -> Callable[[int, FrameType | None], None]:
@@ -197,3 +199,10 @@ def _deaf_to_echoes(first: float, handler: Any) -> Callable[[int, FrameType | No
         signal.raise_signal(signum)
 
     return react
+
+
+def _ignore_echoes(first: float, signals: list[signal.Signals]) -> None:
+    """At exit: Python takes its own handlers away before the process is gone, but not this."""
+    if time.monotonic() - first < GRACE_S:
+        for s in signals:
+            signal.signal(s, signal.SIG_IGN)
