@@ -16,6 +16,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...], int | None]] = {
     "workbench/kernels": ("workbench/kernels/**/*", (".py",), 890),
     "workbench/data": ("workbench/data/**/*", (".py",), 720),
     "workbench/train": ("workbench/train/**/*", (".py",), 950),
+    "workbench/originals": ("workbench/originals/**/*", (".py",), 1200),
     "workbench/plots": ("workbench/plots/**/*", (".py",), 440),
     "workbench, all": ("workbench/**/*", (".py",), 5500),
     "compiled kernels": ("**/*", (".cpp", ".cu", ".cuh", ".h"), 1800),

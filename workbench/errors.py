@@ -31,3 +31,11 @@ class NoBackend(WorkbenchError, RuntimeError):
 
 class NonFiniteLoss(WorkbenchError, ArithmeticError):
     """The loss became NaN or infinite; the message names the step and the recipe."""
+
+
+class UnknownOriginal(WorkbenchError, ValueError):
+    """An original program's model, by its arguments or parameters, is not one that is known."""
+
+
+class Unsupported(UnknownOriginal):
+    """An original's option that is understood, and that the workbench does not have."""

@@ -11,10 +11,10 @@ import difflib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from workbench.config import Config, dump, load, override
 from workbench.data.segments import DataConfig
@@ -26,6 +26,19 @@ from workbench.models.mixers.fast_weight import FastWeightConfig
 from workbench.train.config import EvalConfig, TrainConfig
 
 
+class Result(Config):
+    """One published figure."""
+
+    metric: Literal["bpc", "ppl", "loss"]
+    """bits per character, perplexity per word, or the loss as the source defines it"""
+    valid: float | None = None
+    test: float | None = None
+    source: str
+    """where the figure stands"""
+    unverified: bool = False
+    """recalled from a paper or a user's report, not checked against it"""
+
+
 class Source(Config):
     """Where the experiment comes from."""
 
@@ -33,8 +46,12 @@ class Source(Config):
     """such as arXiv:1905.07799"""
     code: str = ""
     """the original script, if there is one"""
-    result: str = ""
-    """the published figure with its unit and split"""
+    results: tuple[Result, ...] = ()
+    """the published figures, the best known first"""
+    parameters: Annotated[int, Field(gt=0)] | None = None
+    """trainable numbers of the original model, counted by building it; a test compares ours"""
+    notes: str = ""
+    """what differs from the source, or what to know about it"""
 
 
 class Recipe(Config):

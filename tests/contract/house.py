@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inspect": LEAVES | {"carry", "kernels"},
     "models": LEAVES | {"carry", "inspect", "kernels"},
     "settings": LEAVES,
+    "originals": LEAVES | {"data", "models", "settings"},
     "recipe": LEAVES | {"data", "models", "settings"},
     "train": LEAVES
     | {"carry", "metrics", "kernels", "data", "inspect", "models", "settings", "recipe"},

@@ -6,14 +6,10 @@ batch]; phases whose name ends in `_carry` hand the fast weights from segment to
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import torch
-from torch import Tensor
 
 from parity import transformer_xl as xl
 from parity.golden import Comparison, Golden, NotBuilt, Unknown
-from parity.links import Link, one
 from parity.phases import Subject, compare_gradients, evaluate, streams, subject, train
 from workbench import kernels
 from workbench.carry import Carry
@@ -21,119 +17,17 @@ from workbench.config import load
 from workbench.metrics import perplexity
 from workbench.models.feature_maps import Favor
 from workbench.models.language_model import LanguageModel
+from workbench.originals import fast_weight
 from workbench.train.config import EvalConfig
 from workbench.train.evaluate import evaluate as measure
 
-OPTIONS = {"attn_type", "pre_lnorm", "no_pos", "skip_attn_normalization", "n_roll", "proj_dim"}
-OTHERS = {
-    "d_res",
-    "fast_net_depth",
-    "remove_ff",
-    "remove_lnorm",
-    "remove_res",
-    "use_slow_base_weights",
-}
-NOT_BUILT = {
-    54: "Delta MLP",
-    64: "Delta Delta net",
-    80: "RNN layers",
-    90: "LSTM layers",
-    124: "Delta RNN",
-    134: "Delta RNN",
-    224: "Delta LSTM",
-    234: "Delta LSTM",
-    244: "Delta LSTM",
-    254: "Delta LSTM",
-    324: "fast weights driven by an LSTM",
-    934: "Recurrent Delta net",
-}
 OTHER_KERNELS = ("fast_lstm", "fast_rnn", "rec_update_fwm_tanh")
 
 
-class Kind(NamedTuple):
-    """What an `attn_type` says."""
-
-    rule: str
-    feature_map: str
-    form: str
-    """quadratic: their PyTorch layers. output, memory: kernels, by what they normalise"""
-
-
-KINDS = {
-    4: Kind("sum", "elu", "quadratic"),
-    5: Kind("sum", "favor", "quadratic"),
-    6: Kind("sum", "dpfp", "quadratic"),
-    24: Kind("delta", "elu", "output"),
-    25: Kind("delta", "favor", "output"),
-    26: Kind("delta", "dpfp", "output"),
-    34: Kind("sum", "elu", "output"),
-    35: Kind("sum", "favor", "output"),
-    44: Kind("delta", "elu", "memory"),
-    45: Kind("delta", "favor", "memory"),
-    46: Kind("delta", "dpfp", "memory"),
-}
-
-
-def kind_of(golden: Golden) -> Kind:
-    number = golden.ctor["attn_type"]
-    if number in NOT_BUILT:
-        raise NotBuilt(NOT_BUILT[number])
-    if number not in KINDS:
-        raise Unknown(f"{golden.name}: attention type {number}")
-    if KINDS[number].form == "quadratic" and golden.ctor.get("pre_lnorm"):
-        raise NotBuilt("queries from un-normalised inputs (quadratic layers with pre_lnorm)")
-    return KINDS[number]
-
-
-def model_config(golden: Golden) -> dict[str, Any]:
-    ctor, kind = golden.ctor, kind_of(golden)
-    feature_maps: dict[str, dict[str, Any]] = {
-        "elu": {"kind": "elu"},
-        "dpfp": {"kind": "dpfp", "nu": ctor.get("n_roll")},
-        "favor": {"kind": "favor", "n_projections": ctor.get("proj_dim"), "redraw": "each_step"},
-    }
-    normalised = "output" if kind.form == "quadratic" else kind.form
-    mixer = {
-        "kind": "fast_weight",
-        "n_heads": ctor["n_head"],
-        "d_head": ctor["d_head"],
-        "rule": kind.rule,
-        "feature_map": feature_maps[kind.feature_map],
-        "key_norm": "sum" if kind.rule == "delta" else "none",
-        "read_norm": "none" if ctor.get("skip_attn_normalization") else normalised,
-        "scale": "scores" if kind.form == "quadratic" else "output",
-    }
-    # the codes count backwards from the end of the segment
-    sinusoid = {"kind": "sinusoid", "order": "descending"}
-    return xl.model_config(
-        golden,
-        mixer,
-        residual="pre_norm_normalised" if ctor.get("pre_lnorm") else "post_norm",
-        positions={"kind": "none"} if ctor.get("no_pos") else sinusoid,
-    )
-
-
-def mixer_links(layer: int, golden: Golden) -> list[Link]:
-    """Their kernels' layers group rows by head as ours do; the quadratic ones by role."""
-    H, K = golden.ctor["n_head"], golden.ctor["d_head"]
-    theirs, ours = f"layers.{layer}.dec_attn", f"blocks.{layer}.mixer.project.weight"
-    kind = kind_of(golden)
-
-    def by_head(q: Tensor, kv: Tensor) -> Tensor:
-        roles = torch.cat([q.view(1, H, K, -1), kv.view(2, H, K, -1)])
-        return roles.transpose(0, 1).reshape(3 * H * K, -1)
-
-    if kind.form == "quadratic":
-        return [Link((f"{theirs}.q_net.weight", f"{theirs}.kv_net.weight"), (ours,), by_head)]
-    name = "qkvb_net" if kind.rule == "delta" else "qkv_net"
-    return [one(f"{theirs}.{name}.weight", ours)]
-
-
 def fast_weight_subject(golden: Golden, dtype: torch.dtype) -> Subject:
-    links = xl.vocabulary_links(golden)
-    for layer in range(golden.ctor["n_layer"]):
-        links += xl.block_links(layer) + mixer_links(layer, golden)
-    it = subject(golden, model_config(golden), golden.ctor["n_token"], links, dtype)
+    ctor = golden.ctor
+    config, links = fast_weight.model_config(ctor), fast_weight.links(ctor)
+    it = subject(golden, config, ctor["n_token"], links, dtype)
     it.states = compare_fast_weights
     it.before_segment = lambda model, tag, segment: set_projections(golden, model, tag, segment)
     return it
@@ -166,12 +60,8 @@ def run(golden: Golden, dtype: torch.dtype) -> Comparison:
     kind = golden.meta["codebase"].removeprefix("lmtool-fwms/src").strip()
     if kind == "(kernel level)":
         return run_kernel(golden, dtype)
-    if golden.ctor["attn_type"] in NOT_BUILT:
-        raise NotBuilt(NOT_BUILT[golden.ctor["attn_type"]])
-    xl.check_constructor(golden, OPTIONS | OTHERS)
-    if OTHERS & set(golden.ctor):
-        raise NotBuilt(f"constructor arguments {sorted(OTHERS & set(golden.ctor))}")
-    attention = golden.ctor["attn_type"] in (0, 1, 2, 3)
+    fast_weight.check(golden.ctor)
+    attention = fast_weight.is_attention(golden.ctor)
     it = (xl.attention_subject if attention else fast_weight_subject)(golden, dtype)
     if kind == "(model_main.MemTransformerLM)":
         run_phases(it, carried=attention)

@@ -19,13 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.errors import UnknownOriginal, Unsupported
 
-class NotBuilt(Exception):
-    """The file needs a feature that the workbench does not have yet; the message names it."""
-
-
-class Unknown(Exception):
-    """The file's name or meta says something that the parity tests do not understand."""
+# what the file's meta says is not understood; is understood and missing in the workbench
+Unknown, NotBuilt = UnknownOriginal, Unsupported
 
 
 class Golden:
@@ -65,6 +62,10 @@ class Golden:
         left_out = {*self.meta.get("buffers", []), *self.meta.get("tied", {})}
         names = [key.removeprefix("param/") for key in self.keys("param/")]
         return {name: self.tensor(f"param/{name}") for name in names if name not in left_out}
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of each of `parameters`."""
+        return {name: value.shape for name, value in self.parameters().items()}
 
     def segments(self, stream: str) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(number, tokens, targets) of `input/<stream>/`, in the file's own layout."""

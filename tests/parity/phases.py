@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from parity.golden import Comparison, Golden
-from parity.links import Link, in_their_layout, load_parameters
 from workbench.carry import Carry, detach
 from workbench.config import load
 from workbench.data.segments import Batch, Segments
 from workbench.models.language_model import LanguageModel, ModelConfig
+from workbench.originals.links import Link, in_their_layout, load_parameters
 from workbench.train.config import TrainConfig
 from workbench.train.objective import objective, total
 from workbench.train.trainer import Trainer
@@ -55,7 +55,7 @@ class Subject:
         )
 
     def reload(self) -> None:
-        load_parameters(self.model, self.links, self.golden)
+        load_parameters(self.model, self.links, self.golden.parameters(), self.golden.name)
 
 
 def subject(
@@ -137,7 +137,7 @@ def train(it: Subject, tag: str, stream: str, *, carried: bool) -> dict[str, Ten
         name: torch.zeros_like(p) if p.grad is None else p.grad
         for name, p in it.model.named_parameters()
     }
-    return in_their_layout(grads, it.links, it.golden)
+    return in_their_layout(grads, it.links, it.golden.shapes())
 
 
 def compare_gradients(
@@ -197,5 +197,5 @@ def optimise(it: Subject, plan: TrainConfig, after_step: Callable[[int], None] =
             it.compare.out(f"out/step{i}/grad_norm", record.grad_norm)
         after_step(i)
     values = {name: p.detach() for name, p in it.model.named_parameters()}
-    for name, value in in_their_layout(values, it.links, it.golden).items():
+    for name, value in in_their_layout(values, it.links, it.golden.shapes()).items():
         it.compare.out(f"out/final_param/{name}", value)

@@ -12,12 +12,12 @@ from parity.golden import Comparison, Deviation, Golden, NotBuilt, Unknown
 
 Run = Callable[[Golden, torch.dtype], Comparison]
 
-RUNS: dict[str, tuple[str, Run]] = {
-    "txl_": ("transformer-xl/pytorch", transformer_xl.run),
-    "adaspan_": ("adaptive-span", adaptive_span.run),
-    "fwms_": ("lmtool-fwms/src", fast_weight.run),
+RUNS: dict[str, Run] = {
+    "transformer-xl/pytorch": transformer_xl.run,
+    "adaptive-span": adaptive_span.run,
+    "lmtool-fwms/src": fast_weight.run,
 }
-RETRIEVAL = "fast-weight-transformers/synthetic"
+AWD, RETRIEVAL = "awd-lstm-lm", "fast-weight-transformers/synthetic"
 
 
 def files(folder: Path) -> list[Path]:
@@ -33,7 +33,7 @@ def check(path: Path) -> list[Deviation]:
 
     Raises:
         NotBuilt: it needs what the workbench lacks; the message names the feature.
-        Unknown: neither its name nor its meta is understood.
+        Unknown: its meta is not understood.
         AssertionError: we compute something else.
     """
     golden = Golden(path)
@@ -44,15 +44,16 @@ def check(path: Path) -> list[Deviation]:
 
 
 def _run_of(golden: Golden) -> Run:
+    """By what the file says of itself; its name means nothing."""
     codebase = golden.meta["codebase"]
-    if golden.name.startswith("awd_") and codebase.startswith("awd-lstm-lm"):
+    if codebase.startswith(AWD):
         raise NotBuilt(_awd_feature(golden))
-    if golden.name.startswith("fwt_") and codebase.startswith(RETRIEVAL):
+    if codebase.startswith(RETRIEVAL):
         raise NotBuilt("synthetic associative retrieval")
-    for prefix, (where, run) in RUNS.items():
-        if golden.name.startswith(prefix) and codebase.startswith(where):
+    for where, run in RUNS.items():
+        if codebase.startswith(where):
             return run
-    raise Unknown(f"{golden.name}: neither this name nor the code base '{codebase}' is known")
+    raise Unknown(f"{golden.name}: the code base '{codebase}' is not known")
 
 
 def _awd_feature(golden: Golden) -> str:

@@ -1,7 +1,6 @@
-"""Transformer-XL's code (arXiv:1901.02860): its constructor as a model config, its names as ours.
+"""Transformer-XL's code (arXiv:1901.02860): what its files record. Token arrays are [time, batch].
 
-The fast-weight code is a fork of it, so embedding, softmax, feed-forward and attention links are
-shared with `parity.fast_weight`. Token arrays are [time, batch].
+The fast-weight code is a fork of it and shares this with `parity.fast_weight`.
 """
 
 from __future__ import annotations
@@ -9,149 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from parity.golden import Comparison, Golden, NotBuilt, Unknown
-from parity.links import Link, norm, one
 from parity.phases import Subject, compare_gradients, evaluate, optimise, streams, subject, train
 from workbench.carry import Carry
 from workbench.config import load
+from workbench.originals import transformer_xl
 from workbench.train.config import TrainConfig
-
-SIZES = {"n_token", "n_layer", "n_head", "d_model", "d_head", "d_inner", "tgt_len", "mem_len"}
-OPTIONS = {"attn_type", "pre_lnorm", "same_length", "clamp_len", "tie_weight"}
-OFF = {"dropout": 0.0, "dropatt": 0.0}
-VOCABULARY = {"cutoffs", "div_val", "tie_projs", "d_embed"}
-ATTENTION_TYPES = {
-    1: "learned relative keys and biases per layer (attention type 1)",
-    3: "learned absolute positions per layer (attention type 3)",
-}
-
-
-def check_constructor(golden: Golden, options: set[str]) -> None:
-    """Understand every constructor argument, or refuse.
-
-    Raises:
-        Unknown: an argument that is not known here, or dropout in a dropout-free file.
-        NotBuilt: a vocabulary or a context that the workbench lacks.
-    """
-    ctor = golden.ctor
-    unknown = set(ctor) - SIZES - options - set(OFF) - VOCABULARY - {"ext_len"}
-    if unknown or any(ctor[name] != value for name, value in OFF.items()):
-        raise Unknown(f"{golden.name}: constructor arguments {sorted(unknown)} or dropout")
-    if ctor.get("cutoffs"):
-        raise NotBuilt("adaptive embedding and softmax (cutoffs)")
-    if ctor.get("d_embed", ctor["d_model"]) != ctor["d_model"]:
-        raise NotBuilt("embedding of another width than the model (d_embed)")
-    lengths = [ctor, golden.meta.get("eval_lengths", {}), *golden.meta.get("phases", [])]
-    if any(place.get("ext_len", 0) for place in lengths):
-        raise NotBuilt("extended context (ext_len)")
-
-
-def vocabulary_links(golden: Golden) -> list[Link]:
-    links = [
-        one("word_emb.emb_layers.0.weight", "vocabulary.embedding.weight"),
-        one("crit.out_layers.0.bias", "vocabulary.output.bias"),
-    ]
-    if not golden.ctor.get("tie_weight", True):
-        links.append(one("crit.out_layers.0.weight", "vocabulary.output.weight"))
-    return links
-
-
-def block_links(layer: int) -> list[Link]:
-    """What all layers of both code bases have: output projection, feed-forward, norms."""
-    theirs, ours = f"layers.{layer}", f"blocks.{layer}"
-    return [
-        one(f"{theirs}.dec_attn.o_net.weight", f"{ours}.mixer.out.weight"),
-        *norm(f"{theirs}.dec_attn.layer_norm", f"{ours}.mixer_norm"),
-        *norm(f"{theirs}.pos_ff.CoreNet.0", f"{ours}.channel.expand"),
-        *norm(f"{theirs}.pos_ff.CoreNet.3", f"{ours}.channel.contract"),
-        *norm(f"{theirs}.pos_ff.layer_norm", f"{ours}.channel_norm"),
-    ]
-
-
-def relative_links(layer: int) -> list[Link]:
-    """Attention type 0: one matrix with all queries, all keys, all values."""
-    theirs, ours = f"layers.{layer}.dec_attn", f"blocks.{layer}.mixer"
-    roles = tuple(f"{ours}.{role}.weight" for role in ("query", "key", "value"))
-    return [
-        Link((f"{theirs}.qkv_net.weight",), roles, lambda qkv: qkv.chunk(3)),
-        one(f"{theirs}.r_net.weight", f"{ours}.positions.project.weight"),
-    ]
-
-
-def halves(kv: Tensor) -> tuple[Tensor, ...]:
-    return kv.chunk(2)
-
-
-def absolute_links(layer: int) -> list[Link]:
-    """Attention type 2: queries apart from keys and values."""
-    theirs, ours = f"layers.{layer}.dec_attn", f"blocks.{layer}.mixer"
-    return [
-        one(f"{theirs}.q_net.weight", f"{ours}.query.weight"),
-        Link((f"{theirs}.kv_net.weight",), (f"{ours}.key.weight", f"{ours}.value.weight"), halves),
-    ]
-
-
-def attention_links(golden: Golden) -> list[Link]:
-    """All links of a model of attention type 0 or 2."""
-    links = vocabulary_links(golden)
-    relative = golden.ctor.get("attn_type", 0) == 0
-    if relative:
-        # one pair of biases for all layers; ours is named after the first
-        links.append(one("r_w_bias", "blocks.0.mixer.positions.u_HK"))
-        links.append(one("r_r_bias", "blocks.0.mixer.positions.v_HK"))
-    for layer in range(golden.ctor["n_layer"]):
-        links += block_links(layer)
-        links += relative_links(layer) if relative else absolute_links(layer)
-    return links
-
-
-def attention_config(golden: Golden) -> dict[str, Any]:
-    """The model config of attention type 0 or 2."""
-    ctor = golden.ctor
-    kind = ctor.get("attn_type", 0)
-    if kind in ATTENTION_TYPES:
-        raise NotBuilt(ATTENTION_TYPES[kind])
-    if kind == 2 and ctor["mem_len"]:
-        raise NotBuilt("absolute positions that accumulate in memory (attention type 2)")
-    if kind == 2 and ctor.get("pre_lnorm"):
-        raise NotBuilt("queries from un-normalised inputs (attention type 2 with pre_lnorm)")
-    if kind not in (0, 2):
-        raise Unknown(f"{golden.name}: attention type {kind}")
-    relative = {"kind": "relative_sinusoid", "clamp_len": ctor.get("clamp_len", 0)}
-    mixer = {
-        "kind": "attention",
-        "n_heads": ctor["n_head"],
-        "d_head": ctor["d_head"],
-        "memory_len": ctor["mem_len"],
-        "same_length": "including_self" if ctor.get("same_length") else "off",
-        "positions": relative if kind == 0 else {"kind": "none"},
-    }
-    return model_config(
-        golden,
-        mixer,
-        residual="pre_norm" if ctor.get("pre_lnorm") else "post_norm",
-        positions={"kind": "none"} if kind == 0 else {"kind": "sinusoid", "order": "descending"},
-    )
-
-
-def model_config(
-    golden: Golden, mixer: dict[str, Any], residual: str, positions: dict[str, Any]
-) -> dict[str, Any]:
-    """What the two code bases share around their mixers."""
-    ctor = golden.ctor
-    block = {
-        "mixer": mixer,
-        "channel": {"kind": "feed_forward", "d_ffn": ctor["d_inner"]},
-        "residual": residual,
-    }
-    return {
-        "d_model": ctor["d_model"],
-        "stack": [{"block": block, "repeat": ctor["n_layer"]}],
-        "positions": positions,
-        "vocabulary": {"kind": "plain", "tie_weights": ctor.get("tie_weight", True)},
-    }
 
 
 def compare_memories(compare: Comparison, at: str, carry: Carry) -> None:
@@ -168,9 +31,9 @@ def compare_memories(compare: Comparison, at: str, carry: Carry) -> None:
 
 def attention_subject(golden: Golden, dtype: torch.dtype, **changes: Any) -> Subject:
     """A model of attention type 0 or 2; `changes` replace fields of its mixer."""
-    config = attention_config(golden)
+    config = transformer_xl.model_config(golden.ctor)
     config["stack"][0]["block"]["mixer"].update(changes)
-    links = attention_links(golden)
+    links = transformer_xl.links(golden.ctor)
     it = subject(golden, config, golden.ctor["n_token"], links, dtype)
     it.states = compare_memories
     return it
@@ -180,12 +43,15 @@ def run(golden: Golden, dtype: torch.dtype) -> Comparison:
     """Run everything a file records and compare it.
 
     Raises:
-        NotBuilt, Unknown: see `check_constructor`.
+        NotBuilt, Unknown: see `workbench.originals.transformer_xl.check`.
     """
     kind = golden.meta["codebase"].removeprefix("transformer-xl/pytorch").strip()
     if kind == "(utils/log_uniform_sampler.py)":
         raise NotBuilt("sampled softmax")
-    check_constructor(golden, OPTIONS)
+    transformer_xl.check(golden.ctor)
+    lengths = [golden.meta.get("eval_lengths", {}), *golden.meta.get("phases", [])]
+    if any(place.get("ext_len", 0) for place in lengths):
+        raise NotBuilt("extended context (ext_len)")
     it = attention_subject(golden, dtype)
     if kind == "(mem_transformer.MemTransformerLM)":
         run_phases(it)

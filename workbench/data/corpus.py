@@ -22,6 +22,11 @@ from workbench.errors import DataError
 class CorpusConfig(Choice):
     """Where the text comes from."""
 
+    @property
+    def n_symbols(self) -> int | None:
+        """Size of the vocabulary where it is known without the text; None where it is not."""
+        return None
+
     @abstractmethod
     def open(self) -> Corpus:
         """Prepare the corpus if that was not done before, then open it.

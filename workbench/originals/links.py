@@ -7,13 +7,13 @@ sending numbered entries through the same rearrangement.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from parity.golden import Golden, Unknown
+from workbench.errors import UnknownOriginal
 
 Rearrange = Callable[..., Tensor | Sequence[Tensor]]
 
@@ -54,38 +54,52 @@ def norm(theirs: str, ours: str) -> list[Link]:
     return [one(f"{theirs}.{part}", f"{ours}.{part}") for part in ("weight", "bias")]
 
 
-def load_parameters(model: nn.Module, links: Sequence[Link], golden: Golden) -> None:
-    """Copy the file's parameters into the model.
+def load_parameters(
+    model: nn.Module, links: Sequence[Link], theirs: Mapping[str, Tensor], name: str
+) -> None:
+    """Copy an original's parameters into the model.
+
+    Args:
+        model: ours; its parameters are overwritten.
+        links: each parameter of either side exactly once.
+        theirs: original name -> value: no buffers, a shared tensor only under its first name.
+        name: of the file, for messages.
 
     Raises:
-        Unknown: a parameter of either side is not linked exactly once.
+        UnknownOriginal: a parameter of either side is not linked exactly once, or a shape differs.
     """
-    theirs, ours = golden.parameters(), dict(model.named_parameters())
+    ours = dict(model.named_parameters())
     for side, names, known in (
-        ("original", [name for link in links for name in link.theirs], theirs),
-        ("our", [name for link in links for name in link.ours], ours),
+        ("original", [name for link in links for name in link.theirs], list(theirs)),
+        ("our", [name for link in links for name in link.ours], list(ours)),
     ):
         if sorted(names) != sorted(known):
             odd = sorted(set(names) ^ set(known)) or "some twice"
-            raise Unknown(f"{golden.name}: {side} parameters do not match the links: {odd}")
+            raise UnknownOriginal(f"{name}: {side} parameters do not match the links: {odd}")
     with torch.no_grad():
         for link in links:
-            values = link.convert([theirs[name] for name in link.theirs])
-            for name, value in zip(link.ours, values, strict=True):
-                if ours[name].shape != value.shape:
-                    want, got = tuple(ours[name].shape), tuple(value.shape)
-                    raise Unknown(f"{golden.name}: {name} has shape {want}, the link gives {got}")
-                ours[name].copy_(value)
+            values = link.convert([theirs[part] for part in link.theirs])
+            for part, value in zip(link.ours, values, strict=True):
+                if ours[part].shape != value.shape:
+                    want, got = tuple(ours[part].shape), tuple(value.shape)
+                    raise UnknownOriginal(f"{name}: {part} has shape {want}, the link gives {got}")
+                ours[part].copy_(value)
 
 
 def in_their_layout(
-    values: dict[str, Tensor], links: Sequence[Link], golden: Golden
+    values: Mapping[str, Tensor], links: Sequence[Link], shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor]:
-    """Values by our parameter names (gradients, say) -> by original names, original layout."""
-    theirs = golden.parameters()
+    """Values by our parameter names -> by original names, in the original layout.
+
+    Args:
+        values: weights or gradients under our names.
+        links: as for `load_parameters`.
+        shapes: of the original parameters, by original name.
+    """
     result: dict[str, Tensor] = {}
     for link in links:
-        shapes = [theirs[name].shape for name in link.theirs]
-        back = link.revert([values[name] for name in link.ours], shapes)
+        back = link.revert(
+            [values[name] for name in link.ours], [shapes[name] for name in link.theirs]
+        )
         result.update(zip(link.theirs, back, strict=True))
     return result

@@ -1,0 +1,11 @@
+"""The original programs' models in our terms: their arguments as configs, their names as ours.
+
+One module a code base. Each has
+
+    model_config(ctor) -> dict       our model config, for `load(ModelConfig, ...)`
+    links(ctor) -> list[Link]        which original parameter is which of ours
+
+`ctor` holds the original constructor's arguments as plain values. The parity tests use these with
+recorded arrays, the importers with checkpoints: one mapping, proven by the former, serves both.
+Nothing here reads a file.
+"""
