@@ -16,6 +16,7 @@ from workbench.carry import Carry, detach
 from workbench.config import load
 from workbench.data.segments import Batch, Segments
 from workbench.models.language_model import LanguageModel, ModelConfig
+from workbench.models.mixers.base import CONFIGURED, Limits
 from workbench.originals.links import Link, in_their_layout, load_parameters
 from workbench.train.config import TrainConfig
 from workbench.train.objective import objective, total
@@ -38,8 +39,7 @@ class Subject:
     time_first: bool = True
     mean_key: str = "mean_loss"
     """what the file calls a segment's mean loss"""
-    memory_len: int | None = None
-    same_length: bool | None = None
+    limits: Limits = CONFIGURED
     states: Callable[[Comparison, str, Carry], None] = field(default=nothing)
     """compares the carry after a segment of an evaluation: (comparison, place in file, carry)"""
     before_segment: Callable[[LanguageModel, str, int], None] = field(default=nothing)
@@ -50,9 +50,7 @@ class Subject:
         return x.transpose(0, 1) if self.time_first else x
 
     def start(self, batch_size: int) -> Carry:
-        return self.model.initial_carry(
-            batch_size, memory_len=self.memory_len, same_length=self.same_length
-        )
+        return self.model.initial_carry(batch_size, self.limits)
 
     def reload(self) -> None:
         load_parameters(self.model, self.links, self.golden.parameters(), self.golden.name)

@@ -13,6 +13,7 @@ from parity.golden import Comparison, Golden, NotBuilt, Unknown
 from parity.phases import Subject, compare_gradients, evaluate, optimise, streams, subject, train
 from workbench.carry import Carry
 from workbench.config import load
+from workbench.models.mixers.base import Limits
 from workbench.originals import transformer_xl
 from workbench.train.config import TrainConfig
 
@@ -56,7 +57,7 @@ def run(golden: Golden, dtype: torch.dtype) -> Comparison:
     if kind == "(mem_transformer.MemTransformerLM)":
         run_phases(it)
     elif kind == "(train.py / eval.py evaluate)":
-        it.memory_len = golden.meta["eval_lengths"]["mem_len"]
+        it.limits = Limits(memory_len=golden.meta["eval_lengths"]["mem_len"])
         streams(it, golden.meta["eval_lengths"]["tgt_len"])
     elif kind == "" and "train" in golden.meta:
         run_steps(it)
@@ -94,7 +95,7 @@ def run_other_lengths(it: Subject, phase: dict[str, Any]) -> None:
     if phase.get("same_length"):
         changes["same_length"] = "including_self"
     other = attention_subject(it.golden, it.dtype, **changes)
-    other.compare, other.memory_len = it.compare, phase["mem_len"]
+    other.compare, other.limits = it.compare, Limits(memory_len=phase["mem_len"])
     evaluate(other, phase["tag"], phase["tag"], carried=True)
 
 

@@ -18,6 +18,7 @@ from workbench.config import Config, slot
 from workbench.errors import ConfigError
 from workbench.models import mixers as mixers  # registers the kinds
 from workbench.models.blocks import Block, BlockConfig
+from workbench.models.mixers.base import CONFIGURED, Limits
 from workbench.models.positions import NoPositions, PositionsConfig
 from workbench.models.vocabulary import PlainConfig, VocabularyConfig
 
@@ -83,14 +84,9 @@ class LanguageModel(nn.Module):
         """Trainable numbers, each shared tensor counted once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
-    def initial_carry(
-        self, batch_size: int, *, memory_len: int | None = None, same_length: bool | None = None
-    ) -> Carry:
+    def initial_carry(self, batch_size: int, limits: Limits = CONFIGURED) -> Carry:
         """The carry before the first token; see `SequenceMixer.initial_state`."""
-        return tuple(
-            block.mixer.initial_state(batch_size, memory_len=memory_len, same_length=same_length)
-            for block in self.layers
-        )
+        return tuple(block.mixer.initial_state(batch_size, limits) for block in self.layers)
 
     def forward(self, tokens_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Run one segment.

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from workbench.errors import ConfigError, DataError
 from workbench.models.language_model import LanguageModel
+from workbench.models.mixers.base import Limits
 from workbench.train.config import EvalConfig
 
 Progress = Callable[[int, int], None]
@@ -126,7 +127,7 @@ def _windows(
     def score(windows_BT: Tensor, last_only: bool) -> Tensor:
         ids = windows_BT.to(device).long()
         # a limit on equal numbers of keys belongs to running text, not to a window of its own
-        carry = model.initial_carry(len(ids), same_length=False)
+        carry = model.initial_carry(len(ids), Limits(same_length=False))
         nll_BT, _ = model.nll(ids[:, :-1], ids[:, 1:], carry)
         return nll_BT[:, -1].cpu() if last_only else nll_BT[0].cpu()
 
@@ -175,7 +176,8 @@ def _carried(
     row_len = stride + warm_up
     # the last row may end behind the text: it reads the last token again and is cut off below
     index_BT = torch.arange(rows)[:, None] * stride + torch.arange(row_len)
-    carry = model.initial_carry(rows, memory_len=config.context_len, same_length=True)
+    limits = Limits(memory_len=config.context_len, same_length=True)
+    carry = model.initial_carry(rows, limits)
     parts = []
     for start in range(0, row_len, config.segment_len):
         piece_BT = index_BT[:, start : start + config.segment_len].clamp(max=n_scored - 1)

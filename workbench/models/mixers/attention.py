@@ -20,7 +20,14 @@ from torch import Tensor, nn
 
 from workbench.config import Config, slot
 from workbench.inspect import tap, wanted
-from workbench.models.mixers.base import MixerConfig, Norm, SequenceMixer, identity
+from workbench.models.mixers.base import (
+    CONFIGURED,
+    Limits,
+    MixerConfig,
+    Norm,
+    SequenceMixer,
+    identity,
+)
 from workbench.models.mixers.span import TRIM_STEP, Span, SpanConfig
 from workbench.models.positions import (
     AttentionPositionsConfig,
@@ -144,11 +151,9 @@ class Attention(SequenceMixer):
             self.persistent_key_HKN = nn.Parameter(torch.randn(H, K, N) / math.sqrt(K))
             self.persistent_value_HNK = nn.Parameter(torch.randn(H, N, K) / math.sqrt(N))
 
-    def initial_state(
-        self, batch_size: int, *, memory_len: int | None = None, same_length: bool | None = None
-    ) -> Memory:
+    def initial_state(self, batch_size: int, limits: Limits = CONFIGURED) -> Memory:
         config, limit = self.config, self.config.limit
-        memory_len = config.memory_len if memory_len is None else memory_len
+        memory_len = config.memory_len if limits.memory_len is None else limits.memory_len
         if limit is not None:
             memory_len = min(memory_len, limit)
         start = memory_len if config.memory_start == "zeros" else 0
@@ -156,7 +161,8 @@ class Attention(SequenceMixer):
             start = min(start, self._kept(memory_len))
         weight = self.query.weight
         hidden_BMD = weight.new_zeros(batch_size, start, weight.shape[1])
-        same = config.same_length != "off" if same_length is None else same_length
+        same = limits.same_length
+        same = config.same_length != "off" if same is None else same
         return Memory(hidden_BMD, memory_len, same)
 
     def forward(self, x_BTD: Tensor, state: Memory, norm: Norm = identity) -> tuple[Tensor, Memory]:

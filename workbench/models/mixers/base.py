@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,6 +17,24 @@ from workbench.carry import State
 from workbench.config import Choice
 
 Norm = Callable[[Tensor], Tensor]
+
+
+class Limits(NamedTuple):
+    """How far a state reaches, where that is not as the mixer was configured; None: as configured.
+
+    Evaluation asks for other limits than training without touching the model. Mixers with a state
+    of fixed size ignore them.
+    """
+
+    memory_len: int | None = None
+    """past inputs to keep, in tokens"""
+    same_length: bool | None = None
+    """every query sees equally many keys, however the text is cut into segments"""
+    clamp_len: int | None = None
+    """distances beyond it share one position code; 0: never"""
+
+
+CONFIGURED = Limits()
 
 
 def identity(x: Tensor) -> Tensor:
@@ -45,18 +64,8 @@ class SequenceMixer(nn.Module, ABC):
     """Parameters of this mixer that all layers of the same kind share (the model ties them)."""
 
     @abstractmethod
-    def initial_state(
-        self, batch_size: int, *, memory_len: int | None = None, same_length: bool | None = None
-    ) -> State:
-        """The state before the first token.
-
-        Args:
-            batch_size: rows.
-            memory_len: past inputs to keep, in tokens; None means as configured. Mixers with a
-                state of fixed size ignore it.
-            same_length: every query sees equally many keys, however the text is cut into
-                segments; None means as configured. Recurrent mixers ignore it.
-        """
+    def initial_state(self, batch_size: int, limits: Limits = CONFIGURED) -> State:
+        """The state before the first token, of `batch_size` rows."""
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, state: State, norm: Norm = identity) -> tuple[Tensor, State]:

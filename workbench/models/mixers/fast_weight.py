@@ -27,7 +27,14 @@ from workbench.models.feature_maps import (
     FeatureMapConfig,
     sum_normalise,
 )
-from workbench.models.mixers.base import MixerConfig, Norm, SequenceMixer, identity
+from workbench.models.mixers.base import (
+    CONFIGURED,
+    Limits,
+    MixerConfig,
+    Norm,
+    SequenceMixer,
+    identity,
+)
 
 READ_EPSILON = 1e-5
 
@@ -93,9 +100,7 @@ class FastWeight(SequenceMixer):
         self.out = nn.Linear(H * K, d_model, bias=False)
         self.feature_map = config.feature_map.build(K)
 
-    def initial_state(
-        self, batch_size: int, *, memory_len: int | None = None, same_length: bool | None = None
-    ) -> FastWeights:
+    def initial_state(self, batch_size: int, limits: Limits = CONFIGURED) -> FastWeights:
         H, F, V = self.config.n_heads, self.feature_map.n_features, self.config.d_head
         new = self.project.weight.new_zeros
         return FastWeights(new(batch_size, H, F, V), new(batch_size, H, F))
