@@ -74,11 +74,11 @@ class Recipe(Config):
             if not isinstance(mixer, FastWeightConfig) or self.train.carry == "reset":
                 continue
             favor = mixer.feature_map
-            if isinstance(favor, FavorConfig) and favor.redraw == "each_step":
+            if isinstance(favor, FavorConfig) and favor.redraw != "never":
                 raise ValueError(
-                    f"layer {layer}: feature_map.redraw is each_step, but train.carry is keep: "
-                    "carried fast weights hold features of the old projection. Set train.carry: "
-                    "reset, or redraw: never"
+                    f"layer {layer}: feature_map.redraw is {favor.redraw}, but train.carry is "
+                    "keep: carried fast weights hold features of the old projection. Set "
+                    "train.carry: reset, or redraw: never"
                 )
         if self.eval.method == "carried" and self.model.positions.kind != "none":
             raise ValueError(

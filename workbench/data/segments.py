@@ -9,7 +9,7 @@ Paper: arXiv:1901.02860 section 3.2. Shapes: B streams, T segment length.
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
 from pydantic import Field
@@ -42,6 +42,16 @@ class Batch(NamedTuple):
     """True where the streams begin (again): start from a new carry."""
     lr_scale: float
     """Factor of the learning rate for this step (1 for segments of constant length)."""
+
+
+class Batches(Protocol):
+    """An endless source of batches; its position saves and restores exactly."""
+
+    def next(self) -> Batch: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 def check_length(n_tokens: int, batch_size: int, segment_len: int, name: str = "text") -> None:
