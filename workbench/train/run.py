@@ -71,7 +71,11 @@ def start(
     _same_corpus(folder, corpus)
     model = build_model(recipe.model, corpus.vocabulary.size, seed=recipe.train.seed).to(device)
     segments = Segments(
-        corpus.splits["train"], recipe.data.batch_size, recipe.data.segment_len, device=device
+        corpus.splits["train"],
+        recipe.data.batch_size,
+        recipe.data.segment_len,
+        ext_len=recipe.data.ext_len,
+        device=device,
     )
     trainer = Trainer(model, segments, recipe.train, recipe.name)
     found = _checkpoint_of(folder, recipe)
