@@ -127,7 +127,7 @@ def _windows(
     def score(windows_BT: Tensor, last_only: bool) -> Tensor:
         ids = windows_BT.to(device).long()
         # a limit on equal numbers of keys belongs to running text, not to a window of its own
-        carry = model.initial_carry(len(ids), Limits(same_length=False))
+        carry = model.initial_carry(len(ids), Limits(same_length="off"))
         nll_BT, _ = model.nll(ids[:, :-1], ids[:, 1:], carry)
         return nll_BT[:, -1].cpu() if last_only else nll_BT[0].cpu()
 
@@ -176,7 +176,7 @@ def _carried(
     row_len = stride + warm_up
     # the last row may end behind the text: it reads the last token again and is cut off below
     index_BT = torch.arange(rows)[:, None] * stride + torch.arange(row_len)
-    limits = Limits(memory_len=config.context_len, same_length=True)
+    limits = Limits(memory_len=config.context_len, same_length="beyond_self")
     carry = model.initial_carry(rows, limits)
     parts = []
     for start in range(0, row_len, config.segment_len):
