@@ -16,6 +16,9 @@ class TrainConfig(Config):
 
     steps: int = Field(gt=0)
     """Updates of the whole run."""
+    start_from: str | None = None
+    """The folder of another run: begin with the weights of its best checkpoint, to fine-tune them.
+    null for weights drawn afresh."""
     optimizer: slot(OptimizerConfig)  # type: ignore[valid-type]
     """Such as `{kind: adam, lr: 3.0e-4}`."""
     schedule: slot(ScheduleConfig) = Constant()  # type: ignore[valid-type]

@@ -28,7 +28,7 @@ from workbench.recipe import Recipe, load_recipe
 from workbench.train import checkpoint
 from workbench.train.environment import choose_device, describe
 from workbench.train.evaluate import evaluate
-from workbench.train.folder import RunFolder, recipe_sha256
+from workbench.train.folder import RunFolder, origin_of, recipe_sha256
 from workbench.train.lock import check_owner, hold, release
 from workbench.train.records import CheckpointRecord, DoneRecord, EvalRecord, Record
 from workbench.train.signals import StopSignals
@@ -52,7 +52,8 @@ def start(
     Raises:
         ConfigError: a fault in the recipe, or `out` holds something else.
         DataMissing, DataError: the corpus is not there or cannot be used.
-        CheckpointError: the checkpoints of `out` are damaged or foreign.
+        CheckpointError: the checkpoints of `out` are damaged or foreign, or those of
+            `train.start_from` are another model's.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
@@ -60,6 +61,8 @@ def start(
         recipe = load(Recipe, override(dump(recipe), overrides))
     folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
     folder.check(recipe)
+    found = _checkpoint_of(folder, recipe)
+    origin = None if found else origin_of(recipe)
     device = choose_device(recipe.train.device)
     corpus = recipe.data.corpus.open()
     for split in ("train", "valid"):
@@ -70,6 +73,8 @@ def start(
             )
     _same_corpus(folder, corpus)
     model = build_model(recipe.model, corpus.vocabulary.size, seed=recipe.train.seed).to(device)
+    if origin is not None:
+        checkpoint.load_weights(origin, model)
     segments = Segments(
         corpus.splits["train"],
         recipe.data.batch_size,
@@ -78,7 +83,6 @@ def start(
         device=device,
     )
     trainer = Trainer(model, segments, recipe.train, recipe.name)
-    found = _checkpoint_of(folder, recipe)
     run = Run(recipe, corpus, folder, trainer)
     if found is not None:
         run._restore(found)
