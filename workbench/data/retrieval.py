@@ -36,6 +36,11 @@ class RetrievalConfig(Config):
     """Sequences of one update."""
 
     @property
+    def dataset(self) -> str:
+        """The setting's name."""
+        return f"retrieval ({'update' if self.replace else 'capacity'})"
+
+    @property
     def n_symbols(self) -> int:
         return 2 * self.n_pairs
 
@@ -109,6 +114,8 @@ def questions(samples: list[tuple[Ids, Ids, Ids]]) -> Questions:
 class RetrievalBatches:
     """Sequences with one query each, for the trainer; see `workbench.data.segments.Batches`."""
 
+    ext_len = 0
+
     def __init__(self, config: RetrievalConfig, seed: int, device: torch.device | str = "cpu"):
         self.sequences, self.batch_size = config.sequences(seed), config.batch_size
         self.device = torch.device(device)
@@ -120,11 +127,11 @@ class RetrievalBatches:
         return Batch(batch.tokens_BT.to(self.device), batch.targets_BQ.to(self.device), True, 1.0)
 
     def state(self) -> dict[str, Any]:
-        """The generator's, as a tensor and numbers for a checkpoint."""
-        _, words, position, _, _ = self.sequences.random.get_state(legacy=True)
-        return {"words": torch.from_numpy(words.astype(np.int64)), "position": int(position)}
+        """The generator's, as a tensor and a number for a checkpoint."""
+        words = self.sequences.random.get_state(legacy=False)["state"]
+        return {"words": torch.from_numpy(words["key"].astype(np.int64)), "position": words["pos"]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken."""
-        words = state["words"].numpy().astype(np.uint32)
-        self.sequences.random.set_state(("MT19937", words, state["position"]))
+        words = {"key": state["words"].numpy().astype(np.uint32), "pos": state["position"]}
+        self.sequences.random.set_state({"bit_generator": "MT19937", "state": words})

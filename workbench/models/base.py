@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor, nn
 
 from workbench.carry import Carry
+from workbench.models.mixers.base import CONFIGURED, Limits
 
 
 class Model(nn.Module, ABC):
@@ -25,7 +26,7 @@ class Model(nn.Module, ABC):
     def nll(self, tokens_BT: Tensor, targets_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Negative log-likelihood of each target, shaped as the targets, in nats; new carry."""
 
-    def initial_carry(self, batch_size: int) -> Carry:
+    def initial_carry(self, batch_size: int, limits: Limits = CONFIGURED) -> Carry:
         """The carry before the first token."""
         return ()
 
