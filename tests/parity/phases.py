@@ -93,10 +93,11 @@ def evaluate(it: Subject, tag: str, stream: str, *, carried: bool) -> None:
             hidden_BTD, _ = it.model(tokens_BT, carry)
             logp_BTC, _ = it.model.log_probs(tokens_BT, carry)
             nll_BT, carry = it.model.nll(tokens_BT, targets_BT, carry)
+        scored = slice(-targets_BT.shape[1], None)
         if f"{at}/hidden" in it.golden:
-            it.compare.out(f"{at}/hidden", it.turn(hidden_BTD))
+            it.compare.out(f"{at}/hidden", it.turn(hidden_BTD[:, scored]))
         if f"{at}/logprob" in it.golden:
-            it.compare.out(f"{at}/logprob", it.turn(logp_BTC))
+            it.compare.out(f"{at}/logprob", it.turn(logp_BTC[:, scored]))
         it.compare.out(f"{at}/nll", it.turn(nll_BT))
         if f"{at}/mean_nll" in it.golden:
             it.compare.out(f"{at}/mean_nll", nll_BT.mean())
@@ -149,11 +150,12 @@ def compare_gradients(
         it.compare.grad(group, name, grad, kind)
 
 
-def streams(it: Subject, segment_len: int) -> None:
+def streams(it: Subject, segment_len: int, ext_len: int = 0) -> None:
     """Their `evaluate()`: streams side by side with carried state, mean loss of each batch and of
     all tokens. Our `Segments` cuts the streams."""
     it.model.eval()
-    segments = Segments(it.golden.tensor("input/stream"), it.golden.meta["batch"], segment_len)
+    tokens, batch_size = it.golden.tensor("input/stream"), it.golden.meta["batch"]
+    segments = Segments(tokens, batch_size, segment_len, ext_len=ext_len)
     carry, total, count = it.start(it.golden.meta["batch"]), 0.0, 0
     for i in range(len(segments)):
         batch = segments.next()
@@ -170,6 +172,7 @@ class RecordedBatches(Segments):
     def __init__(self, it: Subject) -> None:
         pairs = [(it.turn(x), it.turn(y)) for _, x, y in it.golden.segments("main")]
         self.batches = [Batch(x, y, i == 0, 1.0) for i, (x, y) in enumerate(pairs)]
+        self.ext_len = it.limits.ext_len
         self._left = iter(self.batches)
 
     def next(self) -> Batch:

@@ -76,7 +76,11 @@ def start(
     if origin is not None:
         checkpoint.load_weights(origin, model)
     segments = Segments(
-        corpus.splits["train"], recipe.data.batch_size, recipe.data.segment_len, device=device
+        corpus.splits["train"],
+        recipe.data.batch_size,
+        recipe.data.segment_len,
+        ext_len=recipe.data.ext_len,
+        device=device,
     )
     trainer = Trainer(model, segments, recipe.train, recipe.name)
     run = Run(recipe, corpus, folder, trainer)
