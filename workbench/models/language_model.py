@@ -176,9 +176,10 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], Carry]:
         """What training minimises: as `nll`, with all named penalties in nats per token."""
         raw_BTD, carry = self.run_blocks(tokens_BT, carry)
+        raw_BTD = raw_BTD[:, -targets_BT.shape[1] :]
         hidden_BTD = self.drop_output(raw_BTD)
-        nll_BT = self.vocabulary.nll(hidden_BTD, targets_BT)
-        return nll_BT, self.penalties() | self.config.output_penalties.of(raw_BTD, hidden_BTD), carry
+        penalties = self.penalties() | self.config.output_penalties.of(raw_BTD, hidden_BTD)
+        return self.vocabulary.nll(hidden_BTD, targets_BT), penalties, carry
 
     def nll(self, tokens_BT: Tensor, targets_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Negative log-likelihood of each target, (B, T) in nats, and the new carry.
@@ -262,7 +263,7 @@ def initialise(model: LanguageModel, std: float) -> None:
 
 
 def initialise_ends(vocabulary: nn.Module, reach: float) -> None:
-    """AWD-LSTM's initialisation of what is looked up and of what turns hidden states into logits."""
+    """AWD-LSTM's initialisation of what is looked up and of what becomes logits."""
     for module in vocabulary.modules():
         if isinstance(module, nn.Embedding | nn.Linear):
             nn.init.uniform_(module.weight, -reach, reach)

@@ -85,11 +85,9 @@ class QRNN(SequenceMixer):
         seen_BSD = torch.cat([state.inputs_BPD, x_BTD], dim=1)
         normed_BSD = norm(seen_BSD)
         # a token's own input first, then the older ones
-        window = torch.cat(
-            [normed_BSD[:, P - back : P - back + T] for back in range(P + 1)], dim=-1
-        )
+        inputs = [normed_BSD[:, P - back : P - back + T] for back in range(P + 1)]
         weight = self.drop_weight(self.gates.weight)
-        gates = F.linear(torch.cat(window, dim=-1), weight, self.gates.bias)
+        gates = F.linear(torch.cat(inputs, dim=-1), weight, self.gates.bias)
         z_BTU, f_BTU, *o = gates.split(self.d_out, dim=-1)
         f_BTU = self.zoneout(f_BTU.sigmoid())
         c_BTU, c_BU = kernels.forget_mult(f_BTU, z_BTU.tanh(), state.c_BU)
