@@ -5,6 +5,7 @@ The fast-weight code is a fork of it and shares this with `parity.fast_weight`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -89,14 +90,13 @@ def run_other_lengths(it: Subject, phase: dict[str, Any]) -> None:
     }
     if unknown:
         raise Unknown(f"{it.golden.name}: phase options {sorted(unknown)}")
-    changes: dict[str, Any] = {}
-    if "clamp_len" in phase:
-        changes["positions"] = {"kind": "relative_sinusoid", "clamp_len": phase["clamp_len"]}
-    if phase.get("same_length"):
-        changes["same_length"] = "including_self"
-    other = attention_subject(it.golden, it.dtype, **changes)
-    other.compare, other.limits = it.compare, Limits(memory_len=phase["mem_len"])
-    evaluate(other, phase["tag"], phase["tag"], carried=True)
+    # their evaluation changes a clamp only to a positive one, and `same_length` only to true
+    limits = Limits(
+        memory_len=phase["mem_len"],
+        same_length="including_self" if phase.get("same_length") else None,
+        clamp_len=phase["clamp_len"] if phase.get("clamp_len", 0) > 0 else None,
+    )
+    evaluate(replace(it, limits=limits), phase["tag"], phase["tag"], carried=True)
 
 
 def run_steps(it: Subject) -> None:

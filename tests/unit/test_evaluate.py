@@ -61,7 +61,7 @@ def one_by_one_windows(model: LanguageModel, tokens: Tensor, context_len: int) -
     nll = []
     for t in range(1, len(tokens)):
         seen = tokens[max(0, t - context_len) : t].long()[None]
-        logp, _ = model.log_probs(seen, model.initial_carry(1, Limits(same_length=False)))
+        logp, _ = model.log_probs(seen, model.initial_carry(1, Limits(same_length="off")))
         nll.append(-logp[0, -1, int(tokens[t])])
     return torch.stack(nll)
 
@@ -70,7 +70,7 @@ def one_by_one_windows(model: LanguageModel, tokens: Tensor, context_len: int) -
 def one_by_one_carried(model: LanguageModel, tokens: Tensor, context_len: int) -> Tensor:
     """Segments of a single token, one state from the first to the last."""
     model.eval()
-    carry = model.initial_carry(1, Limits(memory_len=context_len, same_length=True))
+    carry = model.initial_carry(1, Limits(memory_len=context_len, same_length="beyond_self"))
     nll = []
     for t in range(1, len(tokens)):
         logp, carry = model.log_probs(tokens[t - 1].long().view(1, 1), carry)
@@ -82,7 +82,7 @@ def one_by_one_carried(model: LanguageModel, tokens: Tensor, context_len: int) -
 def from_definition(model: LanguageModel, tokens: Tensor, context_len: int) -> Tensor:
     """`carried` for attention without any state: the whole text at once, a banded mask."""
     model.eval()
-    carry = model.initial_carry(1, Limits(memory_len=context_len, same_length=True))
+    carry = model.initial_carry(1, Limits(memory_len=context_len, same_length="beyond_self"))
     logp, _ = model.log_probs(tokens[None, :-1].long(), carry)
     return -logp[0].gather(1, tokens[1:, None].long())[:, 0]
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from workbench.carry import State
 from workbench.config import Config, slot
 from workbench.errors import ConfigError
 from workbench.models.channel import ChannelConfig, NoChannel
-from workbench.models.mixers.base import MixerConfig
+from workbench.models.mixers.base import MixerConfig, identity
 
-Residual = Literal["post_norm", "pre_norm", "pre_norm_normalised"]
+Residual = Literal["post_norm", "pre_norm", "pre_norm_normalised", "none"]
 
 
 class BlockConfig(Config):
@@ -27,39 +27,56 @@ class BlockConfig(Config):
     channel: slot(ChannelConfig) = NoChannel()  # type: ignore[valid-type]
     residual: Residual = "post_norm"
     """post_norm: LN(x + f(x)). pre_norm: x + f(LN(x)). pre_norm_normalised: LN(x) + f(LN(x)) for
-    the sequence mixer, as the fast-weight papers' code does under its flag pre_lnorm"""
+    the sequence mixer, as the fast-weight papers' code does under its flag pre_lnorm. none: f(x),
+    neither norm nor residual; the mixer may change the width, and there is no channel mixer"""
+    mixer_norm: bool = True
+    """false: the sequence mixer's branch goes without LayerNorm; the channel mixer's keeps it"""
+    mixer_residual: bool = True
+    """false: the sequence mixer's branch replaces its input; the channel mixer's adds to it"""
     p_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """dropout of what each of the two branches adds"""
 
+    @model_validator(mode="after")
+    def _bare(self) -> BlockConfig:
+        if self.residual == "none" and self.channel.kind != "none":
+            raise ValueError(
+                f"residual is none, but channel is {self.channel.kind}, which needs a residual. "
+                "Set channel: {kind: none}, or mixer_norm: false and mixer_residual: false instead"
+            )
+        return self
+
 
 class Block(nn.Module):
-    """`x_BTD, state -> x_BTD, state`."""
+    """`x_BTD, state -> x_BTD, state`; the width may change where nothing is added."""
 
     def __init__(self, config: BlockConfig, d_model: int):
         super().__init__()
         self.residual = config.residual
+        bare = config.residual == "none"
+        self.adds_input = config.mixer_residual and not bare
         self.mixer = config.mixer.build(d_model)
-        self.mixer_norm = nn.LayerNorm(d_model)
-        self.channel = config.channel.build(d_model)
-        self.channel_norm = nn.LayerNorm(d_model) if self.channel is not None else None
+        self.d_out = self.mixer.d_out
+        normed = self.d_out if config.residual == "post_norm" else d_model
+        has_norm = config.mixer_norm and not bare
+        self.mixer_norm = nn.LayerNorm(normed) if has_norm else nn.Identity()
+        self.channel = config.channel.build(self.d_out)
+        self.channel_norm = nn.LayerNorm(self.d_out) if self.channel is not None else None
         self.drop = nn.Dropout(config.p_drop)
-        if self.mixer.d_out != d_model:
+        if self.adds_input and self.d_out != d_model:
             raise ConfigError(
-                f"model.stack: a residual needs equal widths, got {self.mixer.d_out} from the "
-                f"mixer and d_model {d_model}"
+                f"model.stack: a residual needs equal widths, got {self.d_out} from the mixer and "
+                f"{d_model} from below; give the mixer that width, or set residual: none"
             )
 
     def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        if self.residual == "post_norm":
-            y_BTD, state = self.mixer(x_BTD, state)
-            x_BTD = self.mixer_norm(x_BTD + self.drop(y_BTD))
-        elif self.residual == "pre_norm":
-            y_BTD, state = self.mixer(x_BTD, state, self.mixer_norm)
-            x_BTD = x_BTD + self.drop(y_BTD)
-        else:
+        if self.residual == "pre_norm_normalised":
             x_BTD = self.mixer_norm(x_BTD)
-            y_BTD, state = self.mixer(x_BTD, state)
-            x_BTD = x_BTD + self.drop(y_BTD)
+        norm = self.mixer_norm if self.residual == "pre_norm" else identity
+        y_BTD, state = self.mixer(x_BTD, state, norm)
+        y_BTD = self.drop(y_BTD)
+        x_BTD = x_BTD + y_BTD if self.adds_input else y_BTD
+        if self.residual == "post_norm":
+            x_BTD = self.mixer_norm(x_BTD)
         if self.channel is None or self.channel_norm is None:
             return x_BTD, state
         if self.residual == "post_norm":

@@ -1,7 +1,7 @@
 """Feature maps phi of linear attention: from a head's query or key (K) to F features.
 
 Paper: arXiv:2006.16236 section 3.2.1 (ELU + 1); arXiv:2009.14794 section 2.2 (FAVOR+);
-arXiv:2102.11174 section 5.3 (DPFP).
+arXiv:2102.11174 section 5.3 (DPFP), section 6.1 (tanh); arXiv:2106.06295 section 3 (softmax).
 Shapes: `(..., K) -> (..., F)`.
 """
 
@@ -57,6 +57,46 @@ class Elu(FeatureMap):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.elu(x) + 1
+
+
+class TanhConfig(FeatureMapConfig):
+    """`tanh(x)`: signed, so nothing can be normalised by its sum."""
+
+    kind: Literal["tanh"] = "tanh"
+
+    def build(self, d_head: int) -> FeatureMap:
+        return Tanh(d_head)
+
+
+class Tanh(FeatureMap):
+    """`tanh(x)`."""
+
+    def __init__(self, d_head: int):
+        super().__init__()
+        self.n_features = d_head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh()
+
+
+class SoftmaxConfig(FeatureMapConfig):
+    """`softmax(x)` over a head's width: positive features that add up to one."""
+
+    kind: Literal["softmax"] = "softmax"
+
+    def build(self, d_head: int) -> FeatureMap:
+        return Softmax(d_head)
+
+
+class Softmax(FeatureMap):
+    """`softmax(x)` over the last dimension."""
+
+    def __init__(self, d_head: int):
+        super().__init__()
+        self.n_features = d_head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.softmax(-1)
 
 
 class DpfpConfig(FeatureMapConfig):

@@ -7,6 +7,7 @@ Shapes: B batch, T segment, D model width, C classes, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, cast
 
 import torch
@@ -67,7 +68,7 @@ class LanguageModel(nn.Module):
         self.vocabulary = config.vocabulary.build(config.d_model, vocab_size)
         self.positions = config.positions.build(config.d_model)
         self.drop_embedding = nn.Dropout(config.p_embedding)
-        self.blocks = nn.ModuleList(Block(b, config.d_model) for b in config.block_configs())
+        self.blocks = nn.ModuleList(stacked(config.block_configs(), config.d_model))
         self.final_norm = nn.LayerNorm(config.d_model) if config.final_norm else nn.Identity()
         self.drop_output = nn.Dropout(config.p_output)
         if config.init_std is not None:
@@ -149,6 +150,24 @@ class LanguageModel(nn.Module):
         """Project parameters back into their range, after each optimizer step."""
         for block in self.layers:
             block.mixer.after_step()
+
+
+def stacked(configs: list[BlockConfig], d_model: int) -> Iterator[Block]:
+    """The blocks, each as wide as the one below it ends.
+
+    Raises:
+        ConfigError: the last one does not end in the width that the vocabulary reads.
+    """
+    width = d_model
+    for config in configs:
+        block = Block(config, width)
+        width = block.d_out
+        yield block
+    if width != d_model:
+        raise ConfigError(
+            f"model.stack: the last layer ends in width {width}, but the vocabulary reads d_model "
+            f"{d_model}; give the last layer's mixer that width"
+        )
 
 
 def initialise(model: LanguageModel, std: float) -> None:

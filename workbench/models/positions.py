@@ -9,9 +9,10 @@ The distance of key j from query i is `M + i - j`: 0 is the query's own token.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -102,6 +103,8 @@ class AttentionPositions(nn.Module, ABC):
     """How distance enters an attention score; the mixer divides the queries by sqrt(K)."""
 
     shared: tuple[str, ...] = ()
+    clamp_len: int = 0
+    """distances beyond it share one code, unless the state says otherwise; 0: never"""
 
     def content_query(self, q_BTHK: Tensor) -> Tensor:
         """The query that meets the content keys."""
@@ -112,8 +115,14 @@ class AttentionPositions(nn.Module, ABC):
         return q_BTHK
 
     @abstractmethod
-    def scores(self, q_BTHK: Tensor, S: int) -> Tensor | None:
-        """(B, H, T, S) addends by key, or None; `q_BTHK` is `position_query`'s, scaled or not."""
+    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int) -> Tensor | None:
+        """(B, H, T, S) addends by key, or None.
+
+        Args:
+            q_BTHK: `position_query`'s, scaled or not.
+            S: keys; the last of them are the queries' own positions.
+            clamp_len: distances beyond it share one code; 0: never.
+        """
 
 
 class AttentionPositionsConfig(Choice):
@@ -140,7 +149,7 @@ class NoRelativeConfig(AttentionPositionsConfig):
 class NoRelative(AttentionPositions):
     """Content scores only."""
 
-    def scores(self, q_BTHK: Tensor, S: int) -> Tensor | None:
+    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int) -> Tensor | None:
         return None
 
 
@@ -148,11 +157,11 @@ class RelativeSinusoidConfig(AttentionPositionsConfig):
     """Transformer-XL's relative code: `(q + u) . k_j + (q + v) . W_r sinusoid(distance)`."""
 
     kind: Literal["relative_sinusoid"] = "relative_sinusoid"
-    clamp_len: int = 0
-    """distances beyond it share one code; 0 = never"""
+    clamp_len: Annotated[int, Field(ge=0)] = 0
+    """distances beyond it share one code; 0: never"""
     share_biases: bool = True
     """u and v are one pair for all layers, as in the PyTorch code of the paper"""
-    p_drop: float = 0.0
+    p_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """dropout of the sinusoid"""
 
     def build(self, d_model: int, n_heads: int, d_head: int) -> AttentionPositions:
@@ -179,10 +188,10 @@ class RelativeSinusoid(AttentionPositions):
     def position_query(self, q_BTHK: Tensor) -> Tensor:
         return q_BTHK + self.v_HK
 
-    def scores(self, q_BTHK: Tensor, S: int) -> Tensor:
+    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int) -> Tensor:
         distances = torch.arange(S - 1, -1, -1, device=q_BTHK.device)
-        if self.clamp_len > 0:
-            distances = distances.clamp(max=self.clamp_len)
+        if clamp_len > 0:
+            distances = distances.clamp(max=clamp_len)
         codes_SD = self.drop(self.sinusoid(distances).to(q_BTHK.dtype))
         r_SHK = self.project(codes_SD).view(S, *self.shape)
         return align_distances(torch.einsum("bthk,shk->bhts", q_BTHK, r_SHK))
@@ -215,7 +224,7 @@ class RelativeLearned(AttentionPositions):
         if config.share_keys:
             self.shared = ("key_KL",)
 
-    def scores(self, q_BTHK: Tensor, S: int) -> Tensor:
+    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int) -> Tensor:
         limit = self.key_KL.shape[1]
         nearest = self.key_KL[:, max(0, limit - (S - 1)) :]
         scores = torch.einsum("bthk,kl->bhtl", q_BTHK, nearest)

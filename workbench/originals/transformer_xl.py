@@ -114,7 +114,7 @@ def model_config(ctor: Ctor) -> dict[str, Any]:
         raise Unsupported("queries from un-normalised inputs (attention type 2 with pre_lnorm)")
     if kind not in (0, 2):
         raise UnknownOriginal(f"attention type {kind}")
-    relative = {"kind": "relative_sinusoid", "clamp_len": ctor.get("clamp_len", 0)}
+    relative = {"kind": "relative_sinusoid", "clamp_len": max(0, ctor.get("clamp_len", 0))}
     mixer = {
         "kind": "attention",
         "n_heads": ctor["n_head"],

@@ -2,3 +2,4 @@
 
 from workbench.models.mixers.attention import Attention as Attention
 from workbench.models.mixers.fast_weight import FastWeight as FastWeight
+from workbench.models.mixers.recurrent import Recurrent as Recurrent

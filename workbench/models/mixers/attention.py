@@ -25,6 +25,7 @@ from workbench.models.mixers.base import (
     Limits,
     MixerConfig,
     Norm,
+    SameLength,
     SequenceMixer,
     identity,
 )
@@ -36,7 +37,7 @@ from workbench.models.positions import (
     RelativeSinusoidConfig,
 )
 
-SameLength = Literal["off", "including_self", "beyond_self"]
+ANY_DISTANCE = -1  # a window without a bound
 
 
 class PersistentConfig(Config):
@@ -125,8 +126,10 @@ class Memory(NamedTuple):
     """the newest inputs of the layer, oldest first"""
     memory_len: int
     """how many to keep"""
-    same_length: bool
-    """whether queries are limited to equally many keys"""
+    window: int
+    """the farthest distance that is visible, or `ANY_DISTANCE`"""
+    clamp_len: int
+    """distances beyond it share one position code; 0: never"""
 
 
 class Attention(SequenceMixer):
@@ -161,9 +164,11 @@ class Attention(SequenceMixer):
             start = min(start, self._kept(memory_len))
         weight = self.query.weight
         hidden_BMD = weight.new_zeros(batch_size, start, weight.shape[1])
-        same = limits.same_length
-        same = config.same_length != "off" if same is None else same
-        return Memory(hidden_BMD, memory_len, same)
+        same = config.same_length if limits.same_length is None else limits.same_length
+        # the own key is visible even to a query that is granted none
+        windows = {"including_self": max(0, memory_len - 1), "beyond_self": memory_len}
+        clamp_len = self.positions.clamp_len if limits.clamp_len is None else limits.clamp_len
+        return Memory(hidden_BMD, memory_len, windows.get(same, ANY_DISTANCE), clamp_len)
 
     def forward(self, x_BTD: Tensor, state: Memory, norm: Norm = identity) -> tuple[Tensor, Memory]:
         B, T, _ = x_BTD.shape
@@ -178,7 +183,7 @@ class Attention(SequenceMixer):
         content_BTHK = self.positions.content_query(q_BTHK) / math.sqrt(K)
         logits_BHTS = torch.einsum("bthk,bshk->bhts", content_BTHK, k_BSHK)
         position_BTHK = self.positions.position_query(q_BTHK) / math.sqrt(K)
-        by_distance = self.positions.scores(position_BTHK, S)
+        by_distance = self.positions.scores(position_BTHK, S, state.clamp_len)
         if by_distance is not None:
             logits_BHTS = logits_BHTS + by_distance
         distance_TS = self._distances(T, S, x_BTD.device)
@@ -223,8 +228,8 @@ class Attention(SequenceMixer):
         config = self.config
         hidden_TS = distance_TS < (0 if config.attend_self else 1)
         bounds = [] if config.limit is None else [config.limit]
-        if state.same_length:
-            bounds.append(state.memory_len - (config.same_length == "including_self"))
+        if state.window != ANY_DISTANCE:
+            bounds.append(state.window)
         for bound in bounds:
             hidden_TS = hidden_TS | (distance_TS > bound)
         return hidden_TS

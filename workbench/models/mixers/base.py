@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from workbench.carry import State
 from workbench.config import Choice
 
 Norm = Callable[[Tensor], Tensor]
+SameLength = Literal["off", "including_self", "beyond_self"]
 
 
 class Limits(NamedTuple):
@@ -28,8 +29,9 @@ class Limits(NamedTuple):
 
     memory_len: int | None = None
     """past inputs to keep, in tokens"""
-    same_length: bool | None = None
-    """every query sees equally many keys, however the text is cut into segments"""
+    same_length: SameLength | None = None
+    """equally many keys for every query, however the text is cut: memory_len of them, its own
+    counted or not"""
     clamp_len: int | None = None
     """distances beyond it share one position code; 0: never"""
 

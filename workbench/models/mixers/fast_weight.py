@@ -25,6 +25,8 @@ from workbench.models.feature_maps import (
     EluConfig,
     FavorConfig,
     FeatureMapConfig,
+    SoftmaxConfig,
+    TanhConfig,
     sum_normalise,
 )
 from workbench.models.mixers.base import (
@@ -76,6 +78,8 @@ class FastWeightConfig(MixerConfig):
             cls(**common, feature_map=DpfpConfig(nu=2)),
             cls(**common, feature_map=favor, read_norm="output"),
             cls(**common, read_norm="memory"),
+            cls(**common, feature_map=SoftmaxConfig(), key_norm="none"),
+            cls(**common, rule="sum", feature_map=TanhConfig(), key_norm="none"),
         ]
 
 

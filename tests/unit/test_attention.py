@@ -1,0 +1,70 @@
+"""Attention: who sees whom, and what evaluation changes without touching the model."""
+
+import pytest
+import torch
+
+from workbench.config import load
+from workbench.inspect import capture
+from workbench.models.mixers.attention import AttentionConfig
+from workbench.models.mixers.base import Limits
+
+XL = {"kind": "attention", "n_heads": 2, "d_head": 4, "memory_len": 8}
+D_MODEL = 6
+
+
+def attention(**fields):
+    torch.manual_seed(0)
+    mixer = load(AttentionConfig, {**XL, **fields}, "mixer").build(D_MODEL).double().eval()
+    for parameter in mixer.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.5)
+    return mixer
+
+
+def inputs(length, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, length, D_MODEL, generator=generator, dtype=torch.float64)
+
+
+def visible(mixer, pieces, limits):
+    """How many keys each query of the text sees, piece by piece."""
+    state, counts = mixer.initial_state(2, limits), []
+    for x in inputs(sum(pieces)).split(pieces, dim=1):
+        with capture(mixer, "attention_probs") as taps:
+            _, state = mixer(x, state)
+        counts += (taps["attention_probs"][0][0, 0] > 0).sum(-1).tolist()
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("same_length", "start", "counts"),
+    [
+        # arXiv:1901.02860's PyTorch code: memory_len keys at most, the own one counted
+        ("including_self", "empty", [1, 2, 3, 4, 5, 6, 7, 8] + 8 * [8]),
+        # its TensorFlow code: one key more, and a memory of zeros that is attended
+        ("beyond_self", "zeros", 16 * [9]),
+        ("off", "empty", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 9, 10, 11, 12]),
+    ],
+)
+def test_how_many_keys_a_query_sees(same_length, start, counts):
+    mixer = attention(memory_start=start)
+    limits = Limits(same_length=same_length)
+    assert visible(mixer, [4, 4, 4, 4], limits) == counts
+    configured = attention(memory_start=start, same_length=same_length)
+    assert visible(configured, [4, 4, 4, 4], Limits()) == counts
+
+
+def test_equal_lengths_without_memory_leave_every_query_its_own_key():
+    limits = Limits(memory_len=0, same_length="including_self")
+    assert visible(attention(), [3, 2], limits) == [1, 1, 1, 1, 1]
+
+
+def test_evaluation_clamps_distances_as_a_model_configured_so():
+    x, positions = inputs(7), {"kind": "relative_sinusoid", "clamp_len": 3}
+    plain, clamped = attention(), attention(positions=positions)
+    expected, _ = clamped(x, clamped.initial_state(2))
+    got, state = plain(x, plain.initial_state(2, Limits(clamp_len=3)))
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    assert state.clamp_len == 3, "the next segment keeps to it"
+    unclamped, _ = clamped(x, clamped.initial_state(2, Limits(clamp_len=0)))
+    torch.testing.assert_close(unclamped, plain(x, plain.initial_state(2))[0], rtol=0, atol=0)
+    assert not torch.equal(unclamped, expected)

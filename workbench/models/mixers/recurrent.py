@@ -1,0 +1,142 @@
+"""Recurrent layers: LSTM, GRU and the plain tanh network, with dropped recurrent weights.
+
+Paper: arXiv:1402.1128 (LSTM with projection), arXiv:1406.1078 (GRU); arXiv:1708.02182 section 2
+(weight drop).
+Shapes: B batch, T segment, D model width, U units of the layer; G gates, all in one matrix in
+PyTorch's order: input, forget, cell, output (LSTM); reset, update, new (GRU).
+State: `LSTMState` or `HiddenState`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from workbench.models.mixers.base import (
+    CONFIGURED,
+    Limits,
+    MixerConfig,
+    Norm,
+    SequenceMixer,
+    identity,
+)
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class LSTMState(NamedTuple):
+    """Hidden units and cells after the last token."""
+
+    h_BU: Tensor
+    c_BU: Tensor
+
+
+class HiddenState(NamedTuple):
+    """Hidden units after the last token."""
+
+    h_BU: Tensor
+
+
+class RecurrentConfig(MixerConfig):
+    """A plain recurrent network: `h = tanh(W x + b + R h + c)`."""
+
+    kind: Literal["rnn"] = "rnn"
+    d_hidden: Annotated[int, Field(gt=0)]
+    """units; also the output's width, unless it is projected"""
+    p_weight: Probability = 0.0
+    """weight drop: entries of the matrix from hidden to hidden that a segment goes without"""
+    project_out: bool = False
+    """a linear map from the units back to the width of the input, without bias"""
+    p_hidden: Probability = 0.0
+    """dropout of the units before that map"""
+
+    def build(self, d_model: int) -> SequenceMixer:
+        return Recurrent(self, d_model)
+
+    @classmethod
+    def tiny(cls) -> list[MixerConfig]:
+        return [
+            cls(d_hidden=16, p_weight=0.2),
+            cls(d_hidden=5, project_out=True, p_hidden=0.1),
+        ]
+
+
+class GRUConfig(RecurrentConfig):
+    """Gated recurrent units."""
+
+    kind: Literal["gru"] = "gru"  # type: ignore[assignment]
+
+
+class LSTMConfig(RecurrentConfig):
+    """Long short-term memory."""
+
+    kind: Literal["lstm"] = "lstm"  # type: ignore[assignment]
+
+
+class Cell(NamedTuple):
+    """What tells the kinds apart."""
+
+    n_gates: int
+    state: type[LSTMState] | type[HiddenState]
+    run: Any
+    """PyTorch's fused function, over a whole segment"""
+
+
+CELLS = {
+    "rnn": Cell(1, HiddenState, torch.rnn_tanh),
+    "gru": Cell(3, HiddenState, torch.gru),
+    "lstm": Cell(4, LSTMState, torch.lstm),
+}
+
+
+class Recurrent(SequenceMixer):
+    """One layer of PyTorch's recurrent networks, its parameters under their names there."""
+
+    def __init__(self, config: RecurrentConfig, d_model: int):
+        super().__init__()
+        self.config, self.cell = config, CELLS[config.kind]
+        self.d_out = d_model if config.project_out else config.d_hidden
+        G, U = self.cell.n_gates, config.d_hidden
+        self.weight_ih = nn.Parameter(torch.empty(G * U, d_model))
+        self.weight_hh = nn.Parameter(torch.empty(G * U, U))
+        self.bias_ih = nn.Parameter(torch.empty(G * U))
+        self.bias_hh = nn.Parameter(torch.empty(G * U))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -1 / math.sqrt(U), 1 / math.sqrt(U))
+        self.drop_hidden = nn.Dropout(config.p_hidden)
+        self.out = nn.Linear(U, d_model, bias=False) if config.project_out else None
+
+    def initial_state(
+        self, batch_size: int, limits: Limits = CONFIGURED
+    ) -> LSTMState | HiddenState:
+        fields = self.cell.state._fields
+        zeros = self.weight_hh.new_zeros(batch_size, self.config.d_hidden)
+        return self.cell.state(*(zeros.clone() for _ in fields))
+
+    def forward(
+        self, x_BTD: Tensor, state: LSTMState | HiddenState, norm: Norm = identity
+    ) -> tuple[Tensor, LSTMState | HiddenState]:
+        weights = [self.weight_ih, self.drop_weight(self.weight_hh), self.bias_ih, self.bias_hh]
+        before = tuple(leaf[None] for leaf in state)
+        y_BTU, *after = self.cell.run(
+            norm(x_BTD),
+            before if len(before) > 1 else before[0],
+            weights,
+            True,  # with biases
+            1,  # layers
+            0.0,  # dropout between layers
+            self.training,
+            False,  # in one direction
+            True,  # batch first
+        )
+        y_BTD = y_BTU if self.out is None else self.out(self.drop_hidden(y_BTU))
+        return y_BTD, self.cell.state(*(leaf[0] for leaf in after))
+
+    def drop_weight(self, weight: Tensor) -> Tensor:
+        """The recurrent matrix that one segment works with: some entries 0, the others scaled."""
+        return F.dropout(weight, self.config.p_weight, self.training)
