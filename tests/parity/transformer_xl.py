@@ -58,8 +58,8 @@ def run(golden: Golden, dtype: torch.dtype) -> Comparison:
     if kind == "(mem_transformer.MemTransformerLM)":
         run_phases(it)
     elif kind == "(train.py / eval.py evaluate)":
-        it.limits = Limits(memory_len=golden.meta["eval_lengths"]["mem_len"])
-        streams(it, golden.meta["eval_lengths"]["tgt_len"])
+        lengths = golden.meta["eval_lengths"]
+        streams(it, lengths["tgt_len"], golden.meta["batch"], **limits_of(lengths))
     elif kind == "" and "train" in golden.meta:
         run_steps(it)
     else:
@@ -90,13 +90,18 @@ def run_other_lengths(it: Subject, phase: dict[str, Any]) -> None:
     }
     if unknown:
         raise Unknown(f"{it.golden.name}: phase options {sorted(unknown)}")
-    # their evaluation changes a clamp only to a positive one, and `same_length` only to true
-    limits = Limits(
-        memory_len=phase["mem_len"],
-        same_length="including_self" if phase.get("same_length") else None,
-        clamp_len=phase["clamp_len"] if phase.get("clamp_len", 0) > 0 else None,
-    )
+    limits = Limits(**limits_of(phase))
     evaluate(replace(it, limits=limits), phase["tag"], phase["tag"], carried=True)
+
+
+def limits_of(lengths: dict[str, Any]) -> dict[str, Any]:
+    """Our names of an evaluation's lengths. Theirs changes a clamp only to a positive one, and
+    `same_length` only to true."""
+    return {
+        "memory_len": lengths["mem_len"],
+        "same_length": "including_self" if lengths.get("same_length") else None,
+        "clamp_len": lengths["clamp_len"] if lengths.get("clamp_len", 0) > 0 else None,
+    }
 
 
 def run_steps(it: Subject) -> None:
