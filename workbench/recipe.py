@@ -104,6 +104,12 @@ class Recipe(Config):
         for layer, block in enumerate(self.model.block_configs()):
             mixer = block.mixer
             if not isinstance(mixer, AttentionConfig):
+                if self.data.ext_len and self.train.carry == "keep":
+                    raise ValueError(
+                        f"layer {layer}: data.ext_len is {self.data.ext_len}, but the state of "
+                        f"{mixer.kind} would take in the repeated tokens twice. Set data.ext_len: "
+                        "0, or train.carry: reset"
+                    )
                 continue
             if self.train.carry == "reset" and mixer.memory_len and mixer.memory_start == "empty":
                 raise ValueError(

@@ -95,10 +95,11 @@ def evaluate(it: Subject, tag: str, stream: str, *, carried: bool) -> None:
             hidden_BTD, _ = it.model(tokens_BT, carry)
             logp_BTC, _ = it.model.log_probs(tokens_BT, carry)
             nll_BT, carry = it.model.nll(tokens_BT, targets_BT, carry)
+        scored = slice(-targets_BT.shape[1], None)
         if f"{at}/hidden" in it.golden:
-            it.compare.out(f"{at}/hidden", it.turn(hidden_BTD))
+            it.compare.out(f"{at}/hidden", it.turn(hidden_BTD[:, scored]))
         if f"{at}/logprob" in it.golden:
-            it.compare.out(f"{at}/logprob", it.turn(logp_BTC))
+            it.compare.out(f"{at}/logprob", it.turn(logp_BTC[:, scored]))
         it.compare.out(f"{at}/nll", it.turn(nll_BT))
         if f"{at}/mean_nll" in it.golden:
             it.compare.out(f"{at}/mean_nll", nll_BT.mean())
@@ -180,6 +181,7 @@ class RecordedBatches(Segments):
     def __init__(self, it: Subject) -> None:
         pairs = [(it.turn(x), it.turn(y)) for _, x, y in it.golden.segments("main")]
         self.batches = [Batch(x, y, i == 0, 1.0) for i, (x, y) in enumerate(pairs)]
+        self.ext_len = it.limits.ext_len
         self._left = iter(self.batches)
 
     def next(self) -> Batch:

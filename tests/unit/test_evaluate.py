@@ -259,11 +259,13 @@ def naive_streams(
     for b in range(B):
         stream, carry, parts = tokens[b * n : (b + 1) * n].long(), None, []
         for start in range(0, n - 1, T):
-            ids = stream[start : min(start + T, n - 1) + 1][None]
+            ids = stream[max(0, start - limits.ext_len) : min(start + T, n - 1) + 1][None]
             if carry is None or fresh:
-                carry = model.initial_carry(1, limits)
+                # a fresh state meets no token twice
+                carry = model.initial_carry(1, limits._replace(ext_len=0) if fresh else limits)
             logp, carry = model.log_probs(ids[:, :-1], carry)
-            parts.append(-logp[0].gather(1, ids[0, 1:, None])[:, 0])
+            nats = -logp[0].gather(1, ids[0, 1:, None])[:, 0]
+            parts.append(nats[min(start, limits.ext_len) :])
         table.append(parts)
     return table
 
@@ -303,7 +305,14 @@ def test_streams_are_averaged_as_the_originals_do() -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", [Limits(3), Limits(0), Limits(4, "including_self"), Limits(4, "beyond_self", 2)]
+    "limits",
+    [
+        Limits(3),
+        Limits(0),
+        Limits(4, "including_self"),
+        Limits(4, "beyond_self", 2),
+        Limits(2, ext_len=3),
+    ],
 )
 def test_streams_use_the_limits_asked_for(limits: Limits) -> None:
     model, tokens = build("xl"), text(60)
@@ -317,11 +326,13 @@ def test_streams_use_the_limits_asked_for(limits: Limits) -> None:
 
 def test_streams_serve_models_with_absolute_positions() -> None:
     model, tokens = build("fast", positions="sinusoid"), text(40)
-    config = EvalConfig(method="streams", batch_size=1, segment_len=6, carry="reset")
-    expected = torch.cat(naive_streams(model, tokens, 1, 6, Limits(), fresh=True)[0])
-    torch.testing.assert_close(
-        evaluate(model, tokens, config).nll_nats, expected, rtol=0, atol=1e-10
-    )
+    sizes = {"batch_size": 1, "segment_len": 6, "carry": "reset"}
+    for ext_len in (0, 4):
+        config = EvalConfig(method="streams", ext_len=ext_len, **sizes)
+        got = evaluate(model, tokens, config).nll_nats
+        limits = Limits(ext_len=ext_len)
+        expected = torch.cat(naive_streams(model, tokens, 1, 6, limits, fresh=True)[0])
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
 
 
 def test_windows_in_streams_and_without_the_first() -> None:

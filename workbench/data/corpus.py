@@ -23,6 +23,11 @@ class CorpusConfig(Choice):
     """Where the text comes from."""
 
     @property
+    def dataset(self) -> str:
+        """What to call it in a list of experiments."""
+        return str(self.model_dump(include={"kind"})["kind"])
+
+    @property
     def n_symbols(self) -> int | None:
         """Size of the vocabulary where it is known without the text; None where it is not."""
         return None

@@ -51,6 +51,10 @@ class Published(CorpusConfig):
         return self
 
     @property
+    def dataset(self) -> str:
+        return self.name
+
+    @property
     def n_symbols(self) -> int:
         return SYMBOLS[self.name, self.rule]
 

@@ -18,6 +18,7 @@ from typing import Literal
 from workbench.data import store
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.pieces import Member, member, split_by_file, whole
+from workbench.data.vocabulary import ByteVocabulary
 from workbench.errors import DataMissing
 
 logger = logging.getLogger("workbench")
@@ -33,6 +34,10 @@ class PythonSource(CorpusConfig):
     """The standard library of the running Python, byte level, split 90/5/5 by whole files."""
 
     kind: Literal["python-source"] = "python-source"
+
+    @property
+    def n_symbols(self) -> int:
+        return ByteVocabulary.size
 
     def open(self) -> Corpus:
         """Prepare on first use (about a second), then map the files.

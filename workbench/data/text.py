@@ -26,7 +26,7 @@ from workbench.data.pieces import (
     split_by_position,
     whole,
 )
-from workbench.data.vocabulary import Level
+from workbench.data.vocabulary import ByteVocabulary, Level
 from workbench.errors import DataError, DataMissing
 
 logger = logging.getLogger("workbench")
@@ -58,6 +58,14 @@ class Text(CorpusConfig):
                 f"glob: got '{self.glob}', expected a pattern below the folder, such as '**/*.md'"
             )
         return self
+
+    @property
+    def dataset(self) -> str:
+        return Path(self.path).stem
+
+    @property
+    def n_symbols(self) -> int | None:
+        return ByteVocabulary.size if self.level == "byte" else None
 
     def open(self) -> Corpus:
         """Prepare the text if it or the options are new, then map the files.

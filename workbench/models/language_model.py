@@ -86,7 +86,18 @@ class LanguageModel(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def initial_carry(self, batch_size: int, limits: Limits = CONFIGURED) -> Carry:
-        """The carry before the first token; see `SequenceMixer.initial_state`."""
+        """The carry before the first token; see `SequenceMixer.initial_state`.
+
+        Raises:
+            ConfigError: tokens are to be repeated, and a layer would count them twice.
+        """
+        for layer, block in enumerate(self.layers):
+            if limits.ext_len and not block.mixer.rereading:
+                raise ConfigError(
+                    f"layer {layer}: the state of {type(block.mixer).__name__} would take in "
+                    f"{limits.ext_len} repeated tokens twice; set ext_len: 0, or start each "
+                    "segment afresh (train.carry: reset)"
+                )
         return tuple(block.mixer.initial_state(batch_size, limits) for block in self.layers)
 
     def forward(self, tokens_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -110,9 +121,12 @@ class LanguageModel(nn.Module):
         return self.drop_output(self.final_norm(x_BTD)), tuple(new)
 
     def nll(self, tokens_BT: Tensor, targets_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        """Negative log-likelihood of each target, (B, T) in nats, and the new carry."""
+        """Negative log-likelihood of each target, (B, T) in nats, and the new carry.
+
+        Where tokens are more than targets, the first ones are context only: the last T are scored.
+        """
         hidden_BTD, carry = self(tokens_BT, carry)
-        return self.vocabulary.nll(hidden_BTD, targets_BT), carry
+        return self.vocabulary.nll(hidden_BTD[:, -targets_BT.shape[1] :], targets_BT), carry
 
     def log_probs(self, tokens_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Log-probabilities of all classes, (B, T, C) in nats, and the new carry."""

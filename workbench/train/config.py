@@ -58,6 +58,8 @@ class EvalConfig(Config):
     null: as the model."""
     clamp_len: int | None = Field(default=None, ge=0)
     """Attention: distances beyond it share one position code; 0: never; null: as the model."""
+    ext_len: int = Field(default=0, ge=0)
+    """`streams`: tokens before each segment that are read again with it, and not scored again."""
     carry: Literal["keep", "reset"] = "keep"
     """`streams`: `reset` starts each segment afresh."""
     average: Literal["exact", "of_blocks", "over_tokens"] = "exact"
@@ -102,6 +104,7 @@ _METHODS: dict[str, tuple[str, ...]] = {
     "memory_len": ("streams",),
     "same_length": ("streams",),
     "clamp_len": ("carried", "windows", "streams"),
+    "ext_len": ("streams",),
     "carry": ("streams",),
     "average": ("streams",),
     "n_streams": ("windows",),
@@ -116,6 +119,9 @@ class TrainConfig(Config):
 
     steps: int = Field(gt=0)
     """Updates of the whole run."""
+    start_from: str | None = None
+    """The folder of another run: begin with the weights of its best checkpoint, to fine-tune them.
+    null for weights drawn afresh."""
     optimizer: slot(OptimizerConfig)  # type: ignore[valid-type]
     """Such as `{kind: adam, lr: 3.0e-4}`."""
     schedule: slot(ScheduleConfig) = Constant()  # type: ignore[valid-type]

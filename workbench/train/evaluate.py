@@ -31,7 +31,8 @@ from workbench.train.config import CacheConfig, EvalConfig
 Progress = Callable[[int, int], None]
 Out = tuple[Tensor, ...]
 Read = Callable[[Tensor, Tensor, Carry], tuple[Out, Carry]]
-"""(tokens_BT, targets_BT, carry) -> what is kept of each target, (B, T, ...) each, and the carry"""
+"""(tokens_BT, targets_BT, carry) -> what is kept of each target, (B, T, ...) each, and the carry;
+where tokens are more than targets, the first ones are context only"""
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ def _nll(model: LanguageModel, cache: CacheConfig | None) -> Read:
         nonlocal history
         assert cache is not None
         hidden_BTD, carry = model(tokens_BT, carry)
+        hidden_BTD = hidden_BTD[:, -targets_BT.shape[1] :]
         nll_BT = model.vocabulary.nll(hidden_BTD, targets_BT)
         nll_BT, history = continuous_cache.mix_nll(nll_BT, hidden_BTD, targets_BT, history, cache)
         return (nll_BT,), carry
@@ -237,14 +239,16 @@ def _streams(
     streams_BN = _cut(tokens, config.batch_size)
     device, (B, n), T = _device(model), streams_BN.shape, config.segment_len
     n_targets = (n - 1) // T * T if config.average == "of_blocks" else n - 1
-    limits = Limits(config.memory_len, config.same_length, config.clamp_len)
+    # a state that starts afresh never meets the repeated tokens twice
+    repeated = 0 if config.carry == "reset" else config.ext_len
+    limits = Limits(config.memory_len, config.same_length, config.clamp_len, repeated)
     carry, parts = model.initial_carry(B, limits), []
     for start in range(0, n_targets, T):
-        stop = min(start + T, n_targets)
-        ids = streams_BN[:, start : stop + 1].to(device).long()
+        stop, begin = min(start + T, n_targets), max(0, start - config.ext_len)
+        ids = streams_BN[:, begin : stop + 1].to(device).long()
         if config.carry == "reset":
             carry = model.initial_carry(B, limits)
-        out, carry = read(ids[:, :-1], ids[:, 1:], carry)
+        out, carry = read(ids[:, :-1], ids[:, start - begin + 1 :], carry)
         parts.append(tuple(x.cpu() for x in out))
         progress(B * stop, B * n_targets)
     kept = tuple(torch.cat(x, dim=1).flatten(0, 1) for x in zip(*parts, strict=True))

@@ -211,6 +211,30 @@ class RunFolder:
         os.replace(partial, self.path / name)
 
 
+def origin_of(recipe: Recipe) -> checkpoint.Checkpoint | None:
+    """The checkpoint that `train.start_from` means: the best, or the newest where none was
+    validated (an imported run); None where weights are drawn afresh.
+
+    Raises:
+        ConfigError: it names no run folder, or one without checkpoints.
+    """
+    if recipe.train.start_from is None:
+        return None
+    folder = RunFolder(recipe.train.start_from)
+    if not folder.exists():
+        raise ConfigError(
+            f"train.start_from: {folder.path} is not a run folder. Train the recipe that this one "
+            "continues first, or give the folder where it was trained"
+        )
+    found = checkpoint.best(folder.checkpoints) or checkpoint.newest(folder.checkpoints)
+    if found is None:
+        raise ConfigError(
+            f"train.start_from: {folder.path} has no checkpoint yet; train it at least until its "
+            "first validation"
+        )
+    return found
+
+
 def recipe_sha256(recipe: Recipe) -> str:
     """Identifies a recipe up to the fields that a continued run may change."""
     data = dump(recipe)

@@ -31,7 +31,7 @@ from workbench.train import checkpoint
 from workbench.train.config import EvalConfig
 from workbench.train.environment import choose_device, describe
 from workbench.train.evaluate import check, evaluate
-from workbench.train.folder import RunFolder, recipe_sha256
+from workbench.train.folder import RunFolder, origin_of, recipe_sha256
 from workbench.train.lock import check_owner, hold, release
 from workbench.train.records import CheckpointRecord, DoneRecord, EvalRecord, Record
 from workbench.train.signals import StopSignals
@@ -55,7 +55,8 @@ def start(
     Raises:
         ConfigError: a fault in the recipe, or `out` holds something else.
         DataMissing, DataError: the corpus is not there or cannot be used.
-        CheckpointError: the checkpoints of `out` are damaged or foreign.
+        CheckpointError: the checkpoints of `out` are damaged or foreign, or those of
+            `train.start_from` are another model's.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
@@ -63,6 +64,8 @@ def start(
         recipe = load(Recipe, override(dump(recipe), overrides))
     folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
     folder.check(recipe)
+    found = _checkpoint_of(folder, recipe)
+    origin = None if found else origin_of(recipe)
     device = choose_device(recipe.train.device)
     corpus = recipe.data.corpus.open()
     for split in ("train", "valid"):
@@ -74,11 +77,16 @@ def start(
     _same_corpus(folder, corpus)
     model = build_model(recipe.model, corpus.vocabulary.size, seed=recipe.train.seed).to(device)
     check(model, *_validation(recipe, corpus))
+    if origin is not None:
+        checkpoint.load_weights(origin, model)
     segments = Segments(
-        corpus.splits["train"], recipe.data.batch_size, recipe.data.segment_len, device=device
+        corpus.splits["train"],
+        recipe.data.batch_size,
+        recipe.data.segment_len,
+        ext_len=recipe.data.ext_len,
+        device=device,
     )
     trainer = Trainer(model, segments, recipe.train, recipe.name)
-    found = _checkpoint_of(folder, recipe)
     run = Run(recipe, corpus, folder, trainer)
     if found is not None:
         run._restore(found)

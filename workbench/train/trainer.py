@@ -21,6 +21,7 @@ from workbench.carry import Carry
 from workbench.data.segments import Batch, Segments
 from workbench.errors import NonFiniteLoss
 from workbench.models.language_model import LanguageModel
+from workbench.models.mixers.base import Limits
 from workbench.train.config import TrainConfig
 from workbench.train.objective import objective, total
 from workbench.train.records import TrainRecord
@@ -147,8 +148,11 @@ class Trainer:
         self.meters.seconds += time.perf_counter() - begin
 
     def _start_carry(self, batch: Batch) -> Carry:
-        if self.carry is None or batch.fresh or self.config.carry == "reset":
+        if self.config.carry == "reset":
             return self.model.initial_carry(len(batch.tokens_BT))
+        if self.carry is None or batch.fresh:
+            limits = Limits(ext_len=self.segments.ext_len)
+            return self.model.initial_carry(len(batch.tokens_BT), limits)
         return self.carry
 
     def _clip(self) -> Tensor:

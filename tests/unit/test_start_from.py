@@ -1,0 +1,69 @@
+"""Fine-tuning: a run that begins with another run's weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import recipe, write_text
+
+import workbench
+from workbench.errors import CheckpointError, ConfigError
+from workbench.recipe import Recipe
+from workbench.train import checkpoint
+from workbench.train.folder import RunFolder
+
+FINE = {"steps": 4, "optimizer": {"kind": "sgd", "lr": 1e-3}, "schedule": {"kind": "constant"}}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def trained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """Its newest checkpoint is not its best."""
+    run = workbench.start(recipe(text, steps=6), out=tmp_path_factory.mktemp("trained") / "run")
+    list(run)
+    run.model.get_parameter("vocabulary.output.bias").data.add_(1)
+    checkpoint.save(run.folder.checkpoints, 7, run.model, {}, recipe_sha256="x", valid_nats=99.0)
+    return run.folder
+
+
+def fine(text: Path, trained: RunFolder, **train: object) -> Recipe:
+    return recipe(text, **{**FINE, "start_from": str(trained.path), **train})
+
+
+def test_it_begins_with_the_best_weights(text: Path, trained: RunFolder, tmp_path: Path) -> None:
+    best = checkpoint.best(trained.checkpoints)
+    newest = checkpoint.newest(trained.checkpoints)
+    assert best is not None and newest is not None and best.step < newest.step
+    run = workbench.start(fine(text, trained), out=tmp_path / "run")
+    for name, value in trained.load_model("best").state_dict().items():
+        assert torch.equal(run.model.state_dict()[name], value)
+    list(run)
+    # the origin is needed only once
+    gone = tmp_path / "elsewhere"
+    (tmp_path / "run" / "status.json").unlink()
+    trained.path.rename(gone)
+    try:
+        assert workbench.start(fine(text, trained), out=tmp_path / "run").step == 4
+    finally:
+        gone.rename(trained.path)
+
+
+def test_faults_are_found_before_anything_is_written(
+    text: Path, trained: RunFolder, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"train\.start_from: .*nowhere is not a run folder"):
+        workbench.start(fine(text, trained, start_from=str(tmp_path / "nowhere")), out=out)
+    empty = workbench.start(recipe(text), out=tmp_path / "empty").folder
+    with pytest.raises(ConfigError, match="has no checkpoint yet"):
+        workbench.start(fine(text, empty), out=out)
+    model = {"d_model": 12, "stack": [{"block": {"mixer": {"kind": "fast_weight", "n_heads": 1,
+             "d_head": 4}}}]}  # fmt: skip
+    other = recipe(text, model, **FINE, start_from=str(trained.path))
+    with pytest.raises(CheckpointError, match="weights of another model"):
+        workbench.start(other, out=out)
+    assert not out.exists()

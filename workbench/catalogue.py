@@ -1,0 +1,100 @@
+"""What the recipes are, side by side: for the command line, the notebook and whoever chooses.
+
+A name is `<family>-<dataset>-<size>[-<twist>]`; the family is what stands before the dataset.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from workbench.config import dump
+from workbench.errors import ConfigError
+from workbench.recipe import Recipe, load_recipe, recipe_names
+
+DATASETS = "enwik8|text8|wt103|wt2|ptbc|ptb|lm1b|python|books"
+"""what datasets are called in the names of recipes"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recipe in brief."""
+
+    name: str
+    family: str
+    dataset: str
+    about: str
+    parameters: int | None
+    """trainable numbers; None where the text decides the size of the vocabulary"""
+    published: list[dict[str, Any]]
+    """metric, valid, test, source, unverified of each figure, the best known first"""
+    paper: str
+    code: str
+
+
+def entries(words: Sequence[str] = ()) -> list[Entry]:
+    """The recipes whose names hold all of `words`, sorted by name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    names = [name for name in recipe_names() if all(word in name for word in words)]
+    if not names:
+        raise ConfigError(
+            f"no recipe has {' and '.join(repr(word) for word in words)} in its name. "
+            f"Recipes: {', '.join(recipe_names())}"
+        )
+    return [entry(load_recipe(name)) for name in names]
+
+
+def entry(recipe: Recipe) -> Entry:
+    """One recipe in brief; its model is built without memory to count its parameters."""
+    source = recipe.source
+    return Entry(
+        name=recipe.name,
+        family=family(recipe.name),
+        dataset=recipe.data.corpus.dataset,
+        about=recipe.about,
+        parameters=count_parameters(recipe),
+        published=[dump(result) for result in source.results],
+        paper=source.paper,
+        code=source.code,
+    )
+
+
+def family(name: str) -> str:
+    """What stands before the dataset in a recipe's name; the first word where none is named."""
+    found = re.match(rf"(.+?)-(?:{DATASETS})\b", name)
+    return found[1] if found else name.partition("-")[0]
+
+
+def count_parameters(recipe: Recipe) -> int | None:
+    """Trainable numbers of the recipe's model; None where only the text knows its symbols."""
+    n_symbols = recipe.data.corpus.n_symbols
+    if n_symbols is None:
+        return None
+    with torch.device("meta"):
+        return recipe.model.build(n_symbols).n_parameters
+
+
+def figure(published: Sequence[dict[str, Any]]) -> str:
+    """The best known figure in words, such as `1.06 bpc`; a question mark where unverified."""
+    for result in published:
+        for split, note in (("test", ""), ("valid", " (valid)")):
+            if (value := result[split]) is not None:
+                return f"{value:g} {result['metric']}{note}{' ?' * result['unverified']}"
+    return "-"
+
+
+def table(found: Sequence[Entry]) -> str:
+    """The recipes as text: name, dataset, parameters, published result."""
+    rows = [("recipe", "dataset", "parameters", "published")]
+    for e in found:
+        size = "-" if e.parameters is None else f"{e.parameters:,}"
+        rows.append((e.name, e.dataset, size, figure(e.published)))
+    a, b, c, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return "\n".join(f"{n:<{a}}  {d:<{b}}  {size:>{c}}  {best}" for n, d, size, best in rows)
