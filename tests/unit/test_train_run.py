@@ -15,7 +15,7 @@ import torch
 from tiny_run import FAST, XL, recipe, write_text
 
 import workbench
-from workbench.errors import ConfigError, DataMissing, NonFiniteLoss
+from workbench.errors import ConfigError, DataError, DataMissing, NonFiniteLoss
 from workbench.train.folder import RunFolder
 from workbench.train.records import from_json
 from workbench.train.signals import StopSignals
@@ -374,3 +374,19 @@ def test_compiled_training_is_the_same_training(text: Path, tmp_path: Path) -> N
         run = workbench.start(asked, out=tmp_path / str(compiled))
         losses[compiled] = [r.loss_nats for r in run if r.kind == "train"]
     assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+
+
+def test_validation_has_settings_of_its_own(text: Path, tmp_path: Path) -> None:
+    valid = {"method": "streams", "batch_size": 2, "segment_len": 7, "memory_len": 3}
+    run = workbench.start(recipe(text, steps=8, valid=valid), out=tmp_path / "run")
+    (record,) = [r for r in run if r.kind == "eval"]
+    assert record.settings == "streams, batch_size 2, segment_len 7, memory_len 3"
+    assert (record.method, record.context_len, record.tokens) == ("streams", 3, 2 * 29)
+    tokens = run.corpus.splits["valid"][:60]
+    assert run.recipe.train.valid is not None
+    got = workbench.evaluate(run.model, tokens, run.recipe.train.valid)
+    assert got.mean_nats == pytest.approx(record.loss_nats, abs=1e-6)
+    with pytest.raises(DataError, match="for 50 streams"):
+        short = recipe(text, valid={**valid, "batch_size": 50})
+        workbench.start(short, out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
