@@ -26,6 +26,13 @@ class Model(nn.Module, ABC):
     def nll(self, tokens_BT: Tensor, targets_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Negative log-likelihood of each target, shaped as the targets, in nats; new carry."""
 
+    def losses(
+        self, tokens_BT: Tensor, targets_BT: Tensor, carry: Carry
+    ) -> tuple[Tensor, dict[str, Tensor], Carry]:
+        """What training minimises: as `nll`, with all named penalties in nats per target."""
+        nll, carry = self.nll(tokens_BT, targets_BT, carry)
+        return nll, self.penalties(), carry
+
     def initial_carry(self, batch_size: int, limits: Limits = CONFIGURED) -> Carry:
         """The carry before the first token."""
         return ()

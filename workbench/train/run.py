@@ -67,6 +67,7 @@ def start(
     task = open_task(recipe)
     _same_corpus(folder, task)
     model: Model = build_model(recipe.model, task.vocab_size, seed=recipe.train.seed).to(device)
+    task.check(model)
     if origin is not None:
         checkpoint.load_weights(origin, model)
     trainer = Trainer(model, task.batches(device), recipe.train, recipe.name)
@@ -273,6 +274,7 @@ class Run:
             tokens=result.targets,
             method=result.method,
             context_len=result.context_len,
+            settings=result.settings,
             elapsed_s=self._clock(),
         )
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from workbench.data.retrieval import RetrievalBatches, questions
 from workbench.data.segments import Batches, Segments
@@ -13,7 +14,8 @@ from workbench.errors import DataError
 from workbench.models.base import Model
 from workbench.models.language_model import LanguageModel
 from workbench.recipe import AnyRecipe, Recipe, RetrievalRecipe
-from workbench.train.evaluate import evaluate
+from workbench.train.config import EvalConfig
+from workbench.train.evaluate import check, evaluate
 
 
 class Measured(NamedTuple):
@@ -24,6 +26,8 @@ class Measured(NamedTuple):
     targets: int
     method: str
     context_len: int | None = None
+    settings: str = ""
+    """the method with everything that changes its result"""
 
 
 class Task(ABC):
@@ -36,6 +40,10 @@ class Task(ABC):
     @abstractmethod
     def batches(self, device: torch.device) -> Batches:
         """A fresh source of training batches."""
+
+    @abstractmethod
+    def check(self, model: Model) -> None:
+        """Refuse a model that could not be validated, before it is trained."""
 
     @abstractmethod
     def validate(self, model: Model, step: int) -> Measured:
@@ -75,12 +83,20 @@ class TextTask(Task):
             device=device,
         )
 
+    def check(self, model: Model) -> None:
+        assert isinstance(model, LanguageModel)
+        check(model, *self._validation())
+
     def validate(self, model: Model, step: int) -> Measured:
         assert isinstance(model, LanguageModel)
+        it = evaluate(model, *self._validation())
+        return Measured(it.mean_nats, it.tokens, it.method, it.context_len, it.settings)
+
+    def _validation(self) -> tuple[Tensor, EvalConfig]:
+        """What a validation reads, and how."""
+        config = self.recipe.train.valid or self.recipe.eval
         tokens = self.corpus.splits["valid"][: self.recipe.train.eval_tokens]
-        config = self.recipe.eval.model_copy(update={"max_tokens": None})
-        result = evaluate(model, tokens, config)
-        return Measured(result.mean_nats, result.tokens, result.method, result.context_len)
+        return tokens, config.model_copy(update={"max_tokens": None})
 
 
 class RetrievalTask(Task):
@@ -93,6 +109,9 @@ class RetrievalTask(Task):
     def batches(self, device: torch.device) -> RetrievalBatches:
         return RetrievalBatches(self.recipe.data, self.recipe.train.seed, device)
 
+    def check(self, model: Model) -> None:
+        """Every model can be asked."""
+
     def validate(self, model: Model, step: int) -> Measured:
         """New sequences, which depend on the seed and the step alone."""
         config = self.recipe.eval
@@ -104,4 +123,6 @@ class RetrievalTask(Task):
         model.eval()
         with torch.no_grad():
             nll_BQ, _ = model.nll(tokens_BT, targets_BQ, ())
-        return Measured(float(nll_BQ[asked_BQ].mean()), int(asked_BQ.sum()), "queries")
+        settings = f"queries, n_sequences {config.n_sequences}, max_queries {config.max_queries}"
+        loss_nats = float(nll_BQ[asked_BQ].mean())
+        return Measured(loss_nats, int(asked_BQ.sum()), "queries", settings=settings)
