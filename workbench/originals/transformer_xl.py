@@ -16,7 +16,8 @@ from workbench.originals.links import Link, norm, one
 
 Ctor = Mapping[str, Any]
 
-SIZES = {"n_token", "n_layer", "n_head", "d_model", "d_head", "d_inner", "tgt_len", "mem_len"}
+SIZES = {"n_token", "n_layer", "n_head", "d_model", "d_head", "d_inner"}
+LENGTHS = {"tgt_len", "mem_len", "ext_len"}
 OPTIONS = {"attn_type", "pre_lnorm", "same_length", "clamp_len", "tie_weight"}
 OFF = {"dropout": 0.0, "dropatt": 0.0}
 VOCABULARY = {"cutoffs", "div_val", "tie_projs", "d_embed"}
@@ -33,15 +34,13 @@ def check(ctor: Ctor, options: set[str] = OPTIONS) -> None:
         UnknownOriginal: an argument that is not known here, or dropout in a dropout-free file.
         Unsupported: a vocabulary or a context that the workbench lacks.
     """
-    unknown = set(ctor) - SIZES - options - set(OFF) - VOCABULARY - {"ext_len"}
+    unknown = set(ctor) - SIZES - LENGTHS - options - set(OFF) - VOCABULARY
     if unknown or any(ctor[name] != value for name, value in OFF.items()):
         raise UnknownOriginal(f"constructor arguments {sorted(unknown)} or dropout")
     if ctor.get("cutoffs"):
         raise Unsupported("adaptive embedding and softmax (cutoffs)")
     if ctor.get("d_embed", ctor["d_model"]) != ctor["d_model"]:
         raise Unsupported("embedding of another width than the model (d_embed)")
-    if ctor.get("ext_len", 0):
-        raise Unsupported("extended context (ext_len)")
 
 
 def vocabulary_links(ctor: Ctor) -> list[Link]:
@@ -121,6 +120,8 @@ def model_config(ctor: Ctor) -> dict[str, Any]:
         "d_head": ctor["d_head"],
         "memory_len": ctor["mem_len"],
         "same_length": "including_self" if ctor.get("same_length") else "off",
+        # two arguments of their memory update are swapped; it shows where ext_len > 0
+        "ext_memory": "swapped",
         "positions": relative if kind == 0 else {"kind": "none"},
     }
     return around(
