@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from workbench.config import Config, slot
+from workbench.train import averaging as averaging  # registers its kind
 from workbench.train.optim import OptimizerConfig
 from workbench.train.schedule import Constant, ScheduleConfig
 
