@@ -52,6 +52,8 @@ class EvalRecord:
     context_len: int | None
     settings: str = ""
     """The method with everything that changes its result."""
+    averaged_from: int | None = None
+    """Updates done before the weights whose average was validated; null where none were."""
     elapsed_s: float
 
 

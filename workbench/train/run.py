@@ -84,6 +84,8 @@ def start(
         recipe.data.batch_size,
         recipe.data.segment_len,
         ext_len=recipe.data.ext_len,
+        lengths=recipe.data.random_lengths,
+        seed=recipe.train.seed,
         device=device,
     )
     trainer = Trainer(model, segments, recipe.train, recipe.name)
@@ -243,11 +245,16 @@ class Run:
         return records + self._end(reason, message)
 
     def _end(self, reason: str, message: str = "") -> list[Record]:
-        self._finished = True
         done = self._commit(DoneRecord(step=self.step, reason=reason, elapsed_s=self._clock()))
         self._status("done", message)
-        release(self.folder.path)
+        self._close()
         return done
+
+    def _close(self) -> None:
+        """Nothing more is trained here: the model gets its averaged weights, if there are any."""
+        self._finished = True
+        self._trainer.swap()
+        release(self.folder.path)
 
     def _interrupt(self, signal_name: str) -> list[Record]:
         """Leave quickly: a checkpoint, and the half-filled averages in it."""
@@ -260,8 +267,11 @@ class Run:
 
     def _validate(self) -> EvalRecord:
         self._trainer.check_finite()
-        result = evaluate(self.model, *_validation(self.recipe, self.corpus))
+        averaged_from = self._trainer.averaged_from
+        with self._trainer.averaged():
+            result = evaluate(self.model, *_validation(self.recipe, self.corpus))
         self._validated_step = self.step
+        self._trainer.validated(result.mean_nats)
         return EvalRecord(
             step=self.step,
             split="valid",
@@ -270,6 +280,7 @@ class Run:
             method=result.method,
             context_len=result.context_len,
             settings=result.settings,
+            averaged_from=averaged_from,
             elapsed_s=self._clock(),
         )
 
@@ -288,20 +299,21 @@ class Run:
         """
         self._trainer.check_finite()
         self._elapsed_s = self._clock()
-        state = self._trainer.state()
-        state["run"] = {
-            "best_nats": self._best_nats,
-            "validated_step": self._validated_step,
-            "elapsed_s": self._elapsed_s,
-        }
-        written = checkpoint.save(
-            self.folder.checkpoints,
-            self.step,
-            self.model,
-            state,
-            recipe_sha256=recipe_sha256(self.recipe),
-            valid_nats=valid_nats,
-        )
+        with self._trainer.averaged():
+            state = self._trainer.state()
+            state["run"] = {
+                "best_nats": self._best_nats,
+                "validated_step": self._validated_step,
+                "elapsed_s": self._elapsed_s,
+            }
+            written = checkpoint.save(
+                self.folder.checkpoints,
+                self.step,
+                self.model,
+                state,
+                recipe_sha256=recipe_sha256(self.recipe),
+                valid_nats=valid_nats,
+            )
         checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
         self._saved_step = self.step
         return self._commit(self._record_of(written))
@@ -364,7 +376,6 @@ class Run:
         else:
             return
         if any(row["kind"] == "done" and row["reason"] == reason for row in rows):
-            self._finished = True
-            release(self.folder.path)
+            self._close()
         else:
             self._pending.extend(self._end(reason))
