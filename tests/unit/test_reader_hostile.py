@@ -151,8 +151,36 @@ PROGRAMS: dict[str, tuple[bytes, str]] = {
 }
 
 
-def files(good: bytes) -> dict[str, tuple[bytes, str]]:
-    """Whole files: (their bytes, what the refusal must name)."""
+# whole files: (their bytes, what the refusal must name)
+OTHER_FILES: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "torn"),
+    "text": (b"This is no checkpoint.\n" * 10, "torn"),
+    "bare program": (program(call("os.system", COMMAND)), "os.system"),
+    "bare value": (program(b"N"), "no file of torch.save"),
+    "another mark": (MAGIC.replace(b"\x50\x19", b"\x51\x19") + PROTOCOL, "torch.save"),
+    "old: code in the head": (MAGIC + program(call("os.system", COMMAND)), "os.system"),
+    "old: storage in the head": (MAGIC + program(storage()), "storage"),
+    "old: code": (old(call("os.system", COMMAND)), "os.system"),
+    "old: more than the file holds": (old(storage(numel=2**40)), "claims"),
+    "old: many keys": (old(tensor((2,), (1,)), keys=text("0") * 5000), "storages"),
+    "old: another key": (old(tensor((2,), (1,)), keys=text("1")), "storages"),
+    "old: another size": (old(tensor((2,), (1,)), numbers=struct.pack("<q", 5) + FOUR), "size"),
+    "old: numbers cut off": (old(tensor((2,), (1,)))[:-1], "ends inside"),
+    "old: part beyond its storage": (
+        old(
+            these(text("storage"), name("torch.FloatStorage"), text("0"), text("cpu"), number(4))[
+                :-1
+            ]
+            + these(text("v"), number(3), number(2))
+            + b"tQ"
+        ),
+        "takes numbers",
+    ),
+}
+
+
+def archives(good: bytes) -> dict[str, tuple[bytes, str]]:
+    """Zip archives, most made from an honest one: (their bytes, what the refusal must name)."""
     inside = program(b"N")
     entry = {"archive/data.pkl": inside}
     repeated, linked = BytesIO(), BytesIO()
@@ -167,29 +195,6 @@ def files(good: bytes) -> dict[str, tuple[bytes, str]]:
     bomb = archive({"archive/data.pkl": b"\0" * 30_000_000}, zipfile.ZIP_DEFLATED)
     table = good.index(b"PK\1\2")
     return {
-        "empty": (b"", "torn"),
-        "text": (b"This is no checkpoint.\n" * 10, "torn"),
-        "bare program": (program(call("os.system", COMMAND)), "os.system"),
-        "bare value": (program(b"N"), "no file of torch.save"),
-        "another mark": (MAGIC.replace(b"\x50\x19", b"\x51\x19") + PROTOCOL, "torch.save"),
-        "old: code in the head": (MAGIC + program(call("os.system", COMMAND)), "os.system"),
-        "old: storage in the head": (MAGIC + program(storage()), "storage"),
-        "old: code": (old(call("os.system", COMMAND)), "os.system"),
-        "old: more than the file holds": (old(storage(numel=2**40)), "claims"),
-        "old: many keys": (old(tensor((2,), (1,)), keys=text("0") * 5000), "storages"),
-        "old: another key": (old(tensor((2,), (1,)), keys=text("1")), "storages"),
-        "old: another size": (old(tensor((2,), (1,)), numbers=struct.pack("<q", 5) + FOUR), "size"),
-        "old: numbers cut off": (old(tensor((2,), (1,)))[:-1], "ends inside"),
-        "old: part beyond its storage": (
-            old(
-                these(
-                    text("storage"), name("torch.FloatStorage"), text("0"), text("cpu"), number(4)
-                )[:-1]
-                + these(text("v"), number(3), number(2))
-                + b"tQ"
-            ),
-            "takes numbers",
-        ),
         "zip: out of the folder": (archive({**entry, "archive/../../x": b""}), "leads out"),
         "zip: absolute": (archive({"/archive/data.pkl": inside}), "leads out"),
         "zip: drive": (archive({**entry, "C:/x": b""}), "leads out"),
@@ -232,7 +237,6 @@ def overlapping(good: bytes, table: int) -> bytes:
 
 
 GOOD = zipped(tensor((2,), (1,)))
-FILES = files(GOOD)
 CASES = {
     **{key: (zipped(body), words) for key, (body, words) in PROGRAMS.items()},
     **{
@@ -240,7 +244,8 @@ CASES = {
         for key, (body, words) in PROGRAMS.items()
         if words != "steps"  # the same, and slow
     },
-    **FILES,
+    **OTHER_FILES,
+    **archives(GOOD),
 }
 
 
