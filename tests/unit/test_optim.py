@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from workbench.config import ConfigError, load
-from workbench.train.config import EvalConfig, TrainConfig, differences
+from workbench.train.config import EvalConfig, StopConfig, TrainConfig, differences
 from workbench.train.optim import SGD, Adagrad, Adam, AdamW, OptimizerConfig
 from workbench.train.schedule import Constant, Cosine, InverseSqrt, ScheduleConfig, StepDecay
 
@@ -219,3 +219,18 @@ def test_step_decay_divides_after_the_given_updates() -> None:
         plan = {**PLAIN, "schedule": {"kind": "step_decay", "after": after}}
         with pytest.raises(ConfigError, match="ascend between"):
             load(TrainConfig, plan, "train")
+
+
+def test_when_to_stop() -> None:
+    assert StopConfig(patience=2).reason([]) is None
+    assert StopConfig(loss_nats=1.5).reason([2.0, 1.6]) is None
+    assert StopConfig(loss_nats=1.5).reason([2.0, 1.5]) == "loss"
+    patient = StopConfig(patience=2)
+    assert patient.reason([1.0, 2.0, 1.0]) is None  # as good is no better
+    assert patient.reason([1.0, 2.0, 1.0, 1.5]) == "patience"
+    assert patient.reason([1.0, 2.0, 0.9, 1.5, 1.5]) is None
+    restless = StopConfig(nonmono=2)
+    assert restless.reason([3.0, 2.0, 2.5]) is None
+    assert restless.reason([3.0, 2.0, 1.0, 3.5]) == "nonmono"
+    with pytest.raises(ConfigError, match="neither loss_nats nor patience nor nonmono"):
+        load(StopConfig, {}, "train.stop")

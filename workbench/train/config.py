@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from workbench.config import Config, slot
-from workbench.train import averaging as averaging  # registers its kind
+from workbench.train.averaging import non_monotone  # and its kind of optimizer
 from workbench.train.optim import OptimizerConfig
 from workbench.train.schedule import Constant, ScheduleConfig
 
@@ -115,6 +116,44 @@ _METHODS: dict[str, tuple[str, ...]] = {
 """which fields of `EvalConfig` change the result of which methods, beside the sizes"""
 
 
+class StopConfig(Config):
+    """Early stopping, decided at validations."""
+
+    loss_nats: float | None = None
+    """Stop when a validation is at most this."""
+    patience: int | None = Field(default=None, gt=0)
+    """Stop when more than so many validations in a row were no better than the best before."""
+    nonmono: int | None = Field(default=None, gt=0)
+    """Stop when a validation is worse than one from more than so many validations ago, as
+    AWD-LSTM's fine-tuning does."""
+
+    @model_validator(mode="after")
+    def _stops(self) -> Self:
+        if self.loss_nats is None and self.patience is None and self.nonmono is None:
+            raise ValueError(
+                "neither loss_nats nor patience nor nonmono is given; give one, or stop: null"
+            )
+        return self
+
+    def reason(self, validations: Sequence[float]) -> str | None:
+        """Why to stop now, as a done record says it; None to go on.
+
+        Args:
+            validations: the losses of all validations, oldest first.
+        """
+        if not validations:
+            return None
+        *before, now = validations
+        since_best = len(before) - validations.index(min(validations))
+        if self.loss_nats is not None and now <= self.loss_nats:
+            return "loss"
+        if self.patience is not None and since_best > self.patience:
+            return "patience"
+        if self.nonmono is not None and non_monotone(before, now, self.nonmono):
+            return "nonmono"
+        return None
+
+
 class TrainConfig(Config):
     """How long, how fast and how carefully to train."""
 
@@ -148,6 +187,8 @@ class TrainConfig(Config):
     """Of the weights, of dropout and of every other draw."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is an NVIDIA GPU where PyTorch sees one."""
+    stop: StopConfig | None = None
+    """When to end before all steps are done; null for never."""
     max_seconds: float | None = Field(default=None, gt=0)
     """Stop after this time on the clock, between two updates; null for no limit."""
     compile: bool = False
@@ -162,6 +203,15 @@ class TrainConfig(Config):
                 "write clip_norm, or optimizer.clip: global"
             )
         return self
+
+
+class RetrievalEvalConfig(Config):
+    """How associative retrieval is measured: new sequences at each validation."""
+
+    n_sequences: int = Field(default=20, gt=0)
+    """Sequences of `data.n_pairs` pairs."""
+    max_queries: int = Field(default=200, gt=0)
+    """Every key of a sequence is asked for, in order, at most so many."""
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
