@@ -78,7 +78,8 @@ class DoneRecord:
     kind: ClassVar[str] = "done"
     step: int
     reason: str
-    """`steps` (all done), `time` (max_seconds), `loss` or `patience` (stop), `interrupted`."""
+    """`steps` (all done), `time` (max_seconds), `interrupted`, or what `stop` says: `loss`,
+    `patience`, `nonmono`."""
     elapsed_s: float = 0.0
 
 
