@@ -15,13 +15,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.carry import Carry
-from workbench.config import Config, slot
+from workbench.config import Config, model_validator, slot
 from workbench.errors import ConfigError
+from workbench.models import clusters as clusters  # registers the kinds
 from workbench.models import mixers as mixers  # registers the kinds
 from workbench.models.blocks import Block, BlockConfig
 from workbench.models.mixers.base import CONFIGURED, Limits
 from workbench.models.positions import NoPositions, PositionsConfig
-from workbench.models.vocabulary import PlainConfig, VocabularyConfig
+from workbench.models.vocabulary import PlainConfig, Projection, VocabularyConfig
 
 
 class Layers(Config):
@@ -50,6 +51,19 @@ class ModelConfig(Config):
     init_std: Annotated[float, Field(gt=0)] | None = None
     """Transformer-XL's rule: weights, embeddings and u, v ~ N(0, init_std), LayerNorm gains
     ~ N(1, init_std), biases 0. None: PyTorch's own rules, as the adaptive-span code"""
+    init_range: Annotated[float, Field(gt=0)] | None = None
+    """beside init_std: weights, embeddings and u, v ~ U(-init_range, init_range) instead"""
+    projection_std: Annotated[float, Field(gt=0)] = 0.01
+    """beside init_std: the vocabulary's projections ~ N(0, projection_std)"""
+
+    @model_validator(mode="after")
+    def _has_init_std(self) -> ModelConfig:
+        if self.init_range is not None and self.init_std is None:
+            raise ValueError(
+                f"init_range is {self.init_range}, but init_std is null, which leaves all weights "
+                "to PyTorch; write init_std too: the gains of LayerNorms are drawn with it"
+            )
+        return self
 
     def build(self, vocab_size: int) -> LanguageModel:
         return LanguageModel(self, vocab_size)
@@ -68,11 +82,12 @@ class LanguageModel(nn.Module):
         self.vocabulary = config.vocabulary.build(config.d_model, vocab_size)
         self.positions = config.positions.build(config.d_model)
         self.drop_embedding = nn.Dropout(config.p_embedding)
-        self.blocks = nn.ModuleList(stacked(config.block_configs(), config.d_model))
+        d_hidden = self.vocabulary.d_hidden
+        self.blocks = nn.ModuleList(stacked(config.block_configs(), config.d_model, d_hidden))
         self.final_norm = nn.LayerNorm(config.d_model) if config.final_norm else nn.Identity()
         self.drop_output = nn.Dropout(config.p_output)
         if config.init_std is not None:
-            initialise(self, config.init_std)
+            initialise(self, config.init_std, config.init_range, config.projection_std)
         share_across_layers(self)
 
     @property
@@ -152,8 +167,8 @@ class LanguageModel(nn.Module):
             block.mixer.after_step()
 
 
-def stacked(configs: list[BlockConfig], d_model: int) -> Iterator[Block]:
-    """The blocks, each as wide as the one below it ends.
+def stacked(configs: list[BlockConfig], d_model: int, d_hidden: int) -> Iterator[Block]:
+    """The blocks from width `d_model` to `d_hidden`, each as wide as the one below it ends.
 
     Raises:
         ConfigError: the last one does not end in the width that the vocabulary reads.
@@ -163,28 +178,43 @@ def stacked(configs: list[BlockConfig], d_model: int) -> Iterator[Block]:
         block = Block(config, width)
         width = block.d_out
         yield block
-    if width != d_model:
+    if width != d_hidden:
         raise ConfigError(
-            f"model.stack: the last layer ends in width {width}, but the vocabulary reads d_model "
-            f"{d_model}; give the last layer's mixer that width"
+            f"model.stack: the last layer ends in width {width}, but the vocabulary reads width "
+            f"{d_hidden}; give the last layer's mixer that width, or set vocabulary.d_hidden"
         )
 
 
-def initialise(model: LanguageModel, std: float) -> None:
-    """Transformer-XL's initialisation (its train.py `weights_init`), module by module."""
+def initialise(
+    model: LanguageModel, std: float, limit: float | None = None, projection_std: float = 0.01
+) -> None:
+    """Transformer-XL's initialisation (its train.py `weights_init`), module by module.
+
+    Args:
+        model: its parameters are overwritten.
+        std: of weights and embeddings, and of the gains of LayerNorms around 1.
+        limit: weights and embeddings ~ U(-limit, limit) instead.
+        projection_std: of the vocabulary's projections.
+    """
+
+    def draw(weight: Tensor) -> None:
+        if limit is None:
+            nn.init.normal_(weight, 0.0, std)
+        else:
+            nn.init.uniform_(weight, -limit, limit)
+
     for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0.0, std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, 0.0, std)
+        if isinstance(module, Projection):
+            nn.init.normal_(module.weight, 0.0, projection_std)
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            draw(module.weight)
         elif isinstance(module, nn.LayerNorm):
             nn.init.normal_(module.weight, 1.0, std)
+        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
             nn.init.zeros_(module.bias)
     for name, parameter in model.named_parameters():
         if name.endswith(("u_HK", "v_HK")):
-            nn.init.normal_(parameter, 0.0, std)
+            draw(parameter)
 
 
 def share_across_layers(model: LanguageModel) -> None:

@@ -12,14 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from workbench.errors import UnknownOriginal, Unsupported
+from workbench.originals import ends
 from workbench.originals.links import Link, norm, one
 
 Ctor = Mapping[str, Any]
 
 SIZES = {"n_token", "n_layer", "n_head", "d_model", "d_head", "d_inner", "tgt_len", "mem_len"}
-OPTIONS = {"attn_type", "pre_lnorm", "same_length", "clamp_len", "tie_weight"}
-OFF = {"dropout": 0.0, "dropatt": 0.0}
-VOCABULARY = {"cutoffs", "div_val", "tie_projs", "d_embed"}
+OPTIONS = {"attn_type", "pre_lnorm", "same_length", "clamp_len"}
+DROPOUT = {"dropout", "dropatt"}
+VOCABULARY = {"cutoffs", "div_val", "tie_weight", "tie_projs", "d_embed", "sample_softmax"}
 ATTENTION_TYPES = {
     1: "learned relative keys and biases per layer (attention type 1)",
     3: "learned absolute positions per layer (attention type 3)",
@@ -30,28 +31,16 @@ def check(ctor: Ctor, options: set[str] = OPTIONS) -> None:
     """Understand every constructor argument, or refuse.
 
     Raises:
-        UnknownOriginal: an argument that is not known here, or dropout in a dropout-free file.
-        Unsupported: a vocabulary or a context that the workbench lacks.
+        UnknownOriginal: an argument that is not known here.
+        Unsupported: a model or a context that the workbench lacks.
     """
-    unknown = set(ctor) - SIZES - options - set(OFF) - VOCABULARY - {"ext_len"}
-    if unknown or any(ctor[name] != value for name, value in OFF.items()):
-        raise UnknownOriginal(f"constructor arguments {sorted(unknown)} or dropout")
-    if ctor.get("cutoffs"):
-        raise Unsupported("adaptive embedding and softmax (cutoffs)")
-    if ctor.get("d_embed", ctor["d_model"]) != ctor["d_model"]:
-        raise Unsupported("embedding of another width than the model (d_embed)")
+    unknown = set(ctor) - SIZES - options - DROPOUT - VOCABULARY - {"ext_len"}
+    if unknown:
+        raise UnknownOriginal(f"constructor arguments {sorted(unknown)}")
+    if (ctor.get("sample_softmax") or 0) > 0:
+        raise Unsupported("a model with sampled softmax, which the original can build but not run")
     if ctor.get("ext_len", 0):
         raise Unsupported("extended context (ext_len)")
-
-
-def vocabulary_links(ctor: Ctor) -> list[Link]:
-    links = [
-        one("word_emb.emb_layers.0.weight", "vocabulary.embedding.weight"),
-        one("crit.out_layers.0.bias", "vocabulary.output.bias"),
-    ]
-    if not ctor.get("tie_weight", True):
-        links.append(one("crit.out_layers.0.weight", "vocabulary.output.weight"))
-    return links
 
 
 def block_links(layer: int) -> list[Link]:
@@ -91,7 +80,7 @@ def absolute_links(layer: int) -> list[Link]:
 
 def links(ctor: Ctor) -> list[Link]:
     """All links of a model of attention type 0 or 2."""
-    result = vocabulary_links(ctor)
+    result = ends.transformer_xl_links(ctor)
     relative = ctor.get("attn_type", 0) == 0
     if relative:
         # one pair of biases for all layers; ours is named after the first
@@ -114,7 +103,11 @@ def model_config(ctor: Ctor) -> dict[str, Any]:
         raise Unsupported("queries from un-normalised inputs (attention type 2 with pre_lnorm)")
     if kind not in (0, 2):
         raise UnknownOriginal(f"attention type {kind}")
-    relative = {"kind": "relative_sinusoid", "clamp_len": max(0, ctor.get("clamp_len", 0))}
+    relative = {
+        "kind": "relative_sinusoid",
+        "clamp_len": max(0, ctor.get("clamp_len", 0)),
+        "p_drop": ctor.get("dropout", 0.0),
+    }
     mixer = {
         "kind": "attention",
         "n_heads": ctor["n_head"],
@@ -122,6 +115,7 @@ def model_config(ctor: Ctor) -> dict[str, Any]:
         "memory_len": ctor["mem_len"],
         "same_length": "including_self" if ctor.get("same_length") else "off",
         "positions": relative if kind == 0 else {"kind": "none"},
+        "p_attention": ctor.get("dropatt", 0.0),
     }
     return around(
         ctor,
@@ -134,15 +128,19 @@ def model_config(ctor: Ctor) -> dict[str, Any]:
 def around(
     ctor: Ctor, mixer: dict[str, Any], residual: str, positions: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the two code bases share around their mixers."""
+    """What the two code bases share around their mixers: one rate of dropout everywhere."""
+    p_drop = ctor.get("dropout", 0.0)
     block = {
         "mixer": mixer,
-        "channel": {"kind": "feed_forward", "d_ffn": ctor["d_inner"]},
+        "channel": {"kind": "feed_forward", "d_ffn": ctor["d_inner"], "p_hidden": p_drop},
         "residual": residual,
+        "p_drop": p_drop,
     }
     return {
         "d_model": ctor["d_model"],
         "stack": [{"block": block, "repeat": ctor["n_layer"]}],
         "positions": positions,
-        "vocabulary": {"kind": "plain", "tie_weights": ctor.get("tie_weight", True)},
+        "vocabulary": ends.transformer_xl(ctor),
+        "p_embedding": p_drop,
+        "p_output": p_drop,
     }
