@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from parity.golden import Comparison, Golden, NotBuilt, Unknown
+from parity.golden import Comparison, Golden, Unknown
 from parity.phases import Subject, compare_gradients, evaluate, optimise, streams, subject, train
 from workbench.carry import Carry
 from workbench.config import load
@@ -39,6 +39,7 @@ def attention_subject(golden: Golden, dtype: torch.dtype, **changes: Any) -> Sub
     links = transformer_xl.links(golden.ctor)
     it = subject(golden, config, golden.ctor["n_token"], links, dtype)
     it.states = compare_memories
+    it.limits = Limits(ext_len=golden.ctor.get("ext_len", 0))
     return it
 
 
@@ -52,15 +53,13 @@ def run(golden: Golden, dtype: torch.dtype) -> Comparison:
     if kind == "(utils/log_uniform_sampler.py)":
         return run_sampling(golden, dtype)
     transformer_xl.check(golden.ctor)
-    lengths = [golden.meta.get("eval_lengths", {}), *golden.meta.get("phases", [])]
-    if any(place.get("ext_len", 0) for place in lengths):
-        raise NotBuilt("extended context (ext_len)")
     it = attention_subject(golden, dtype)
     if kind == "(mem_transformer.MemTransformerLM)":
         run_phases(it)
     elif kind == "(train.py / eval.py evaluate)":
-        it.limits = Limits(memory_len=golden.meta["eval_lengths"]["mem_len"])
-        streams(it, golden.meta["eval_lengths"]["tgt_len"])
+        lengths = golden.meta["eval_lengths"]
+        limits = other_limits(golden, lengths)
+        streams(it, lengths["tgt_len"], golden.meta["batch"], **limits._asdict())
     elif kind == "" and "train" in golden.meta:
         run_steps(it)
     else:
@@ -79,25 +78,27 @@ def run_phases(it: Subject) -> None:
 
 
 def run_other_lengths(it: Subject, phase: dict[str, Any]) -> None:
-    """The same parameters with the memory, the clamp and the window of another evaluation."""
-    unknown = set(phase) - {
-        "tag",
-        "nseg",
-        "tgt_len",
-        "ext_len",
-        "mem_len",
-        "clamp_len",
-        "same_length",
-    }
-    if unknown:
-        raise Unknown(f"{it.golden.name}: phase options {sorted(unknown)}")
+    """The same parameters with the lengths of another evaluation."""
+    other = replace(it, limits=other_limits(it.golden, phase))
+    evaluate(other, phase["tag"], phase["tag"], carried=True)
+
+
+def other_limits(golden: Golden, lengths: dict[str, Any]) -> Limits:
+    """What an evaluation changes: memory, repeated context, clamp and window.
+
+    Raises:
+        Unknown: it changes more than that.
+    """
+    known = {"tag", "nseg", "tgt_len", "ext_len", "mem_len", "clamp_len", "same_length"}
+    if unknown := set(lengths) - known:
+        raise Unknown(f"{golden.name}: evaluation options {sorted(unknown)}")
     # their evaluation changes a clamp only to a positive one, and `same_length` only to true
-    limits = Limits(
-        memory_len=phase["mem_len"],
-        same_length="including_self" if phase.get("same_length") else None,
-        clamp_len=phase["clamp_len"] if phase.get("clamp_len", 0) > 0 else None,
+    return Limits(
+        memory_len=lengths["mem_len"],
+        same_length="including_self" if lengths.get("same_length") else None,
+        clamp_len=lengths["clamp_len"] if lengths.get("clamp_len", 0) > 0 else None,
+        ext_len=lengths["ext_len"],
     )
-    evaluate(replace(it, limits=limits), phase["tag"], phase["tag"], carried=True)
 
 
 def run_sampling(golden: Golden, dtype: torch.dtype) -> Comparison:

@@ -68,3 +68,22 @@ def test_evaluation_clamps_distances_as_a_model_configured_so():
     unclamped, _ = clamped(x, clamped.initial_state(2, Limits(clamp_len=0)))
     torch.testing.assert_close(unclamped, plain(x, plain.initial_state(2))[0], rtol=0, atol=0)
     assert not torch.equal(unclamped, expected)
+
+
+@pytest.mark.parametrize(("rule", "kept"), [("intended", [3, 6]), ("swapped", [5, 6])])
+def test_repeated_tokens_are_not_kept(rule, kept):
+    """Segments of 5 tokens, of which the next repeats 2: nothing is seen twice, nor missed."""
+    mixer, text = attention(ext_memory=rule, memory_len=6), inputs(13)
+    state, outputs, lengths = mixer.initial_state(2, Limits(ext_len=2)), [], []
+    for start in (0, 5):
+        begin = max(0, start - 2)
+        y, state = mixer(text[:, begin : start + 5], state)
+        outputs.append(y[:, start - begin :])
+        lengths.append(state.hidden_BMD.shape[1])
+    assert lengths == kept
+    plain = mixer.initial_state(2)
+    expected, plain = mixer(text[:, :5], plain)
+    second, plain = mixer(text[:, 5:10], plain)
+    torch.testing.assert_close(outputs[0], expected, rtol=0, atol=1e-12)
+    same = torch.allclose(outputs[1], second, rtol=0, atol=1e-12)
+    assert same == (rule == "intended"), "swapped, the memory holds what is read again"

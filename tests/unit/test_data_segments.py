@@ -56,6 +56,18 @@ def test_resumes_exactly_from_every_position_over_epochs(n, batch, segment):
             assert got.fresh == want.fresh
 
 
+def test_context_is_read_again_and_not_scored_again():
+    plain = epoch(Segments(torch.arange(42), 2, 4))
+    batches = epoch(Segments(torch.arange(42), 2, 4, ext_len=6))
+    lengths = [batch.tokens_BT.shape[1] for batch in batches]
+    assert lengths == [4, 8, 10, 10, 10], "there is no text before the streams begin"
+    for batch, alone in zip(batches, plain, strict=True):
+        T = alone.targets_BT.shape[1]
+        assert torch.equal(batch.targets_BT, alone.targets_BT)
+        assert torch.equal(batch.tokens_BT[:, -T:], alone.tokens_BT)
+        assert (batch.tokens_BT.diff(dim=1) == 1).all(), "one piece of the stream"
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.int64])
 def test_small_types_become_int64_and_the_text_stays_untouched(dtype):
     tokens = torch.arange(20).to(dtype)

@@ -64,6 +64,13 @@ def test_memory_that_would_always_be_empty_is_refused():
         )
 
 
+def test_tokens_are_not_repeated_to_a_state_that_would_count_them_twice():
+    with pytest.raises(ConfigError, match=r"layer 0: data\.ext_len is 4.*train\.carry: reset"):
+        load_recipe("delta-python-tiny", {"data.ext_len": 4})
+    load_recipe("delta-python-tiny", {"data.ext_len": 4, "train.carry": "reset"})
+    load_recipe("span-python-tiny", {"data.ext_len": 4})
+
+
 def test_a_context_that_carried_fast_weights_cannot_have_is_refused():
     with pytest.raises(ConfigError, match=r"context_len: null, or eval\.method: windows"):
         load_recipe(DELTA, {"eval.context_len": 64})

@@ -33,7 +33,7 @@ CONFIGS = [
     {**CUTS, "cutoffs": [29], "div_val": 4, "d_embed": 16, "tie_projections": [True]},
     {**CUTS, "cutoffs": [], "div_val": 2},
     {"kind": "split", "splits": [10, 12], "tie_weights": False, "d_hidden": 5},
-    {"kind": "split", "cluster_order": "reversed", "splits": [10, 12], "init_range": 0.1},
+    {"kind": "split", "cluster_order": "reversed", "splits": [10, 12]},
     {"kind": "split"},
 ]
 
@@ -260,7 +260,7 @@ def test_initial_values_without_a_rule_are_those_of_adaptive_span():
 
 def test_initial_values_of_awd_lstm():
     for data in ({"kind": "plain"}, {"kind": "split", "splits": [500, 1000]}):
-        ours = model({**data, "init_range": 0.1}).vocabulary
+        ours = model(data, init_range=0.1).vocabulary
         table = ours.embed(torch.arange(3000)[None]) / (8 if data["kind"] == "plain" else 1)
         assert table.abs().max().item() == pytest.approx(0.1, rel=0.01)
     assert not ours.clusters.weight.any() and not ours.outputs[0].bias.any()
@@ -295,13 +295,8 @@ def test_impossible_vocabularies_are_refused(data, says):
         build(data)
 
 
-def test_a_range_needs_a_deviation_for_the_norms():
-    with pytest.raises(ConfigError, match="write init_std too"):
-        model({"kind": "plain"}, init_range=0.1)
-
-
 def test_a_last_layer_of_another_width_is_named():
-    with pytest.raises(ConfigError, match=r"ends in width 64, but the vocabulary reads width 5"):
+    with pytest.raises(ConfigError, match=r"ends in width 64, but the vocabulary reads 5"):
         model({"kind": "plain", "tie_weights": False, "d_hidden": 5})
 
 

@@ -29,15 +29,17 @@ class DataConfig(Config):
     """Tokens of one segment of one stream."""
     batch_size: Annotated[int, Field(ge=1)]
     """Streams read side by side."""
+    ext_len: Annotated[int, Field(ge=0)] = 0
+    """Tokens before each segment that are read again with it as context, and not scored again."""
 
 
 class Batch(NamedTuple):
     """One segment of every stream."""
 
     tokens_BT: Tensor
-    """What the model reads, int64."""
+    """What the model reads, int64; up to `ext_len` tokens of context come before the segment."""
     targets_BT: Tensor
-    """The token after each, int64."""
+    """The token after each of the segment, int64."""
     fresh: bool
     """True where the streams begin (again): start from a new carry."""
     lr_scale: float
@@ -70,6 +72,7 @@ class Segments:
         tokens: 1-D ids of any integer type, mapped or not; int64 is made of one batch at a time.
         batch_size: B, streams.
         segment_len: T, tokens.
+        ext_len: tokens before a segment that are read again with it; the streams' first has none.
         device: where the batches go.
 
     Raises:
@@ -82,10 +85,11 @@ class Segments:
         batch_size: int,
         segment_len: int,
         *,
+        ext_len: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         check_length(len(tokens), batch_size, segment_len)
-        self.segment_len = segment_len
+        self.segment_len, self.ext_len = segment_len, ext_len
         self.device = torch.device(device)
         stream_len = len(tokens) // batch_size
         self._streams_BN = tokens[: batch_size * stream_len].view(batch_size, stream_len)
@@ -102,12 +106,14 @@ class Segments:
         n_targets = self._streams_BN.shape[1] - 1
         stop = min(start + self.segment_len, n_targets)
         # the small type travels to the device, the conversion happens there
-        piece = self._streams_BN[:, start : stop + 1].to(self.device).to(torch.int64, copy=True)
+        begin = max(0, start - self.ext_len)
+        piece = self._streams_BN[:, begin : stop + 1].to(self.device).to(torch.int64, copy=True)
         if stop == n_targets:
             self._position, self._epoch = 0, self._epoch + 1
         else:
             self._position = stop
-        return Batch(piece[:, :-1].contiguous(), piece[:, 1:].contiguous(), start == 0, 1.0)
+        targets_BT = piece[:, start - begin + 1 :].contiguous()
+        return Batch(piece[:, :-1].contiguous(), targets_BT, start == 0, 1.0)
 
     def state(self) -> dict[str, int]:
         """The position, as plain numbers for a checkpoint."""

@@ -22,13 +22,13 @@ from torch.nn import functional as F
 
 from workbench.errors import ConfigError
 from workbench.models.vocabulary import (
+    Clusters,
     NoProjection,
     Projection,
     Vocabulary,
     VocabularyConfig,
     Width,
     check_hidden,
-    draw_uniform,
     precise,
 )
 
@@ -120,8 +120,6 @@ class SplitConfig(VocabularyConfig):
     """reversed: the rows of the tails stand in the head last tail first, as in the original"""
     scale_embedding: bool = False
     """multiply embeddings by sqrt(d_model)"""
-    init_range: Annotated[float, Field(gt=0)] | None = None
-    """tables ~ U(-init_range, init_range) and biases 0, as the original; null: as the model"""
 
     @model_validator(mode="after")
     def _bins_fit(self) -> SplitConfig:
@@ -136,13 +134,7 @@ class SplitConfig(VocabularyConfig):
             cluster_order=self.cluster_order,
             scale_embedding=self.scale_embedding,
         )
-        vocabulary = Adaptive(geometry, d_model, n_classes, self.d_hidden)
-        if self.init_range:
-            draw_uniform(vocabulary, self.init_range)
-        if vocabulary.clusters is not None:
-            nn.init.zeros_(vocabulary.clusters.weight)
-            nn.init.zeros_(vocabulary.clusters.bias)
-        return vocabulary
+        return Adaptive(geometry, d_model, n_classes, self.d_hidden)
 
 
 def automatic_splits(n_classes: int) -> tuple[int, ...]:
@@ -189,7 +181,7 @@ class Adaptive(Vocabulary):
             for output, embedding in zip(self.outputs, self.embeddings, strict=True):
                 output.weight = embedding.weight
         n_tails = len(config.cutoffs)
-        self.clusters = nn.Linear(read[0], n_tails) if n_tails else None
+        self.clusters = Clusters(read[0], n_tails) if n_tails else None
         self.register_buffer("cutoffs", torch.tensor(config.cutoffs, dtype=torch.long), False)
 
     def embed(self, tokens_BT: Tensor) -> Tensor:

@@ -71,13 +71,8 @@ def precise(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def draw_uniform(vocabulary: Vocabulary, limit: float) -> None:
-    """All tables ~ U(-limit, limit), biases 0: the AWD-LSTM code's rule (arXiv:1708.02182)."""
-    for module in vocabulary.modules():
-        if isinstance(module, nn.Embedding | nn.Linear):
-            nn.init.uniform_(module.weight, -limit, limit)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+class Clusters(nn.Linear):
+    """The rows of a head that stand for its tails."""
 
 
 class PlainConfig(VocabularyConfig):
@@ -98,8 +93,6 @@ class PlainConfig(VocabularyConfig):
     """width of the last layer where it is not d_model: AWD-LSTM without tied weights"""
     sampled: SampledConfig | None = None
     """train with a sampled softmax; evaluation always sums over all classes"""
-    init_range: Annotated[float, Field(gt=0)] | None = None
-    """tables ~ U(-init_range, init_range) and biases 0, as the AWD-LSTM code; null: as the model"""
 
     @model_validator(mode="after")
     def _widths_fit(self) -> PlainConfig:
@@ -139,8 +132,6 @@ class Plain(Vocabulary):
         if config.tie_weights:
             self.output.weight = self.embedding.weight
         self.sampler = LogUniform(config.sampled, n_classes) if config.sampled else None
-        if config.init_range:
-            draw_uniform(self, config.init_range)
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         return self.project_in(self.embedding(tokens_BT)) * self.scale

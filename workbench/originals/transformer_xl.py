@@ -17,7 +17,8 @@ from workbench.originals.links import Link, norm, one
 
 Ctor = Mapping[str, Any]
 
-SIZES = {"n_token", "n_layer", "n_head", "d_model", "d_head", "d_inner", "tgt_len", "mem_len"}
+SIZES = {"n_token", "n_layer", "n_head", "d_model", "d_head", "d_inner"}
+LENGTHS = {"tgt_len", "mem_len", "ext_len"}
 OPTIONS = {"attn_type", "pre_lnorm", "same_length", "clamp_len"}
 DROPOUT = {"dropout", "dropatt"}
 VOCABULARY = {"cutoffs", "div_val", "tie_weight", "tie_projs", "d_embed", "sample_softmax"}
@@ -34,13 +35,11 @@ def check(ctor: Ctor, options: set[str] = OPTIONS) -> None:
         UnknownOriginal: an argument that is not known here.
         Unsupported: a model or a context that the workbench lacks.
     """
-    unknown = set(ctor) - SIZES - options - DROPOUT - VOCABULARY - {"ext_len"}
+    unknown = set(ctor) - SIZES - LENGTHS - options - DROPOUT - VOCABULARY
     if unknown:
         raise UnknownOriginal(f"constructor arguments {sorted(unknown)}")
     if (ctor.get("sample_softmax") or 0) > 0:
         raise Unsupported("a model with sampled softmax, which the original can build but not run")
-    if ctor.get("ext_len", 0):
-        raise Unsupported("extended context (ext_len)")
 
 
 def block_links(layer: int) -> list[Link]:
@@ -114,6 +113,8 @@ def model_config(ctor: Ctor) -> dict[str, Any]:
         "d_head": ctor["d_head"],
         "memory_len": ctor["mem_len"],
         "same_length": "including_self" if ctor.get("same_length") else "off",
+        # two arguments of their memory update are swapped; it shows where ext_len > 0
+        "ext_memory": "swapped",
         "positions": relative if kind == 0 else {"kind": "none"},
         "p_attention": ctor.get("dropatt", 0.0),
     }

@@ -21,6 +21,7 @@ from workbench.carry import Carry
 from workbench.data.segments import Batch, Segments
 from workbench.errors import NonFiniteLoss
 from workbench.models.language_model import LanguageModel
+from workbench.models.mixers.base import Limits
 from workbench.train.config import TrainConfig
 from workbench.train.objective import objective, total
 from workbench.train.records import TrainRecord
@@ -124,7 +125,7 @@ class Trainer:
         self.lr = 0.0
         self.grad_norm = torch.zeros((), device=self.device)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._nll = torch.compile(model.nll) if config.compile else model.nll
+        self._losses = torch.compile(model.losses) if config.compile else model.losses
 
     def update(self) -> None:
         """One step of the optimizer on the next segment. Nothing is waited for."""
@@ -132,8 +133,8 @@ class Trainer:
         self.model.train()
         batch = self.segments.next()
         start = self._start_carry(batch)
-        nll_BT, carry = self._nll(batch.tokens_BT, batch.targets_BT, start)
-        terms = objective(nll_BT, self.model.penalties())
+        nll_BT, penalties, carry = self._losses(batch.tokens_BT, batch.targets_BT, start)
+        terms = objective(nll_BT, penalties)
         self.optimizer.zero_grad(set_to_none=True)
         total(terms).backward()
         self.grad_norm = self._clip()
@@ -147,8 +148,11 @@ class Trainer:
         self.meters.seconds += time.perf_counter() - begin
 
     def _start_carry(self, batch: Batch) -> Carry:
-        if self.carry is None or batch.fresh or self.config.carry == "reset":
+        if self.config.carry == "reset":
             return self.model.initial_carry(len(batch.tokens_BT))
+        if self.carry is None or batch.fresh:
+            limits = Limits(ext_len=self.segments.ext_len)
+            return self.model.initial_carry(len(batch.tokens_BT), limits)
         return self.carry
 
     def _clip(self) -> Tensor:

@@ -63,6 +63,10 @@ class AttentionConfig(MixerConfig):
     same_length: SameLength = "off"
     """equally many keys for every query: memory_len of them, the own token counted
     (including_self, Transformer-XL's PyTorch code) or not (beyond_self, its paper)"""
+    ext_memory: Literal["intended", "swapped"] = "intended"
+    """where memory ends when the next segment repeats E tokens of this one, with M tokens of memory
+    and T of the segment. intended: after M + (T - E), nothing is seen twice. swapped: after
+    T + (M - E), as the arguments of a call in Transformer-XL's code come to mean"""
     positions: slot(AttentionPositionsConfig) = RelativeSinusoidConfig()  # type: ignore[valid-type]
     span: SpanConfig | None = None
     """learned spans; None: every head looks as far as memory goes"""
@@ -130,10 +134,14 @@ class Memory(NamedTuple):
     """the farthest distance that is visible, or `ANY_DISTANCE`"""
     clamp_len: int
     """distances beyond it share one position code; 0: never"""
+    ext_len: int
+    """tokens at the end of a segment that the next one repeats"""
 
 
 class Attention(SequenceMixer):
     """`softmax((q + u) k_j + position(distance)) / sqrt(K))`, masked, renormalised, read out."""
+
+    rereading = True
 
     def __init__(self, config: AttentionConfig, d_model: int):
         super().__init__()
@@ -168,7 +176,8 @@ class Attention(SequenceMixer):
         # the own key is visible even to a query that is granted none
         windows = {"including_self": max(0, memory_len - 1), "beyond_self": memory_len}
         clamp_len = self.positions.clamp_len if limits.clamp_len is None else limits.clamp_len
-        return Memory(hidden_BMD, memory_len, windows.get(same, ANY_DISTANCE), clamp_len)
+        window = windows.get(same, ANY_DISTANCE)
+        return Memory(hidden_BMD, memory_len, window, clamp_len, limits.ext_len)
 
     def forward(self, x_BTD: Tensor, state: Memory, norm: Norm = identity) -> tuple[Tensor, Memory]:
         B, T, _ = x_BTD.shape
@@ -196,9 +205,15 @@ class Attention(SequenceMixer):
             y_BTHK = y_BTHK + torch.einsum("bhtn,hnk->bthk", self.drop(extra_BHTN), value_HNK)
         if self.span:
             y_BTHK = y_BTHK / self._mass(weights_BHTS, extra_BHTN).transpose(1, 2)
-        kept = self._kept(state.memory_len)
-        start = max(0, all_BSD.shape[1] - kept)
-        return self.out(y_BTHK.flatten(2)), state._replace(hidden_BMD=all_BSD[:, start:])
+        return self.out(y_BTHK.flatten(2)), self._remember(state, all_BSD, T)
+
+    def _remember(self, state: Memory, all_BSD: Tensor, T: int) -> Memory:
+        """The state after a segment of T tokens."""
+        M, ext_len = all_BSD.shape[1] - T, state.ext_len
+        swapped = self.config.ext_memory == "swapped"
+        end = T + max(0, M - ext_len) if swapped else M + max(0, T - ext_len)
+        start = max(0, end - self._kept(state.memory_len))
+        return state._replace(hidden_BMD=all_BSD[:, start:end])
 
     def _kept(self, memory_len: int) -> int:
         if not (self.span and self.span.trims):

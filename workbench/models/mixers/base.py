@@ -34,6 +34,9 @@ class Limits(NamedTuple):
     counted or not"""
     clamp_len: int | None = None
     """distances beyond it share one position code; 0: never"""
+    ext_len: int = 0
+    """tokens at the end of each segment that the next one repeats as context: they are not kept.
+    Only mixers that are `rereading` can leave them out of their state"""
 
 
 CONFIGURED = Limits()
@@ -61,6 +64,9 @@ class SequenceMixer(nn.Module, ABC):
 
     d_out: int
     """Width of the output; equals the input width unless the block says otherwise."""
+
+    rereading: bool = False
+    """Whether the state can leave out tokens that will be read again (`Limits.ext_len`)."""
 
     shared: tuple[str, ...] = ()
     """Parameters of this mixer that all layers of the same kind share (the model ties them)."""
