@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parity.golden import Comparison, Golden, Unknown
 from workbench.carry import Carry, detach
@@ -109,6 +109,12 @@ def evaluate(it: Subject, tag: str, stream: str, *, carried: bool) -> None:
         it.states(it.compare, at, carry)
 
 
+def refuse_dropout(it: Subject) -> None:
+    """What a training with dropout recorded depends on its random numbers (`Unknown`)."""
+    if any(m.p for m in it.model.modules() if isinstance(m, torch.nn.Dropout)):
+        raise Unknown(f"{it.golden.name}: trained with dropout")
+
+
 def train(it: Subject, tag: str, stream: str, *, carried: bool) -> dict[str, Tensor]:
     """A training phase: losses per segment and in the mean.
 
@@ -116,9 +122,8 @@ def train(it: Subject, tag: str, stream: str, *, carried: bool) -> dict[str, Ten
         the gradients of the mean over segments of loss and penalties, by original names. State
         is detached between segments, as the originals do.
     """
-    if any(m.p for m in it.model.modules() if isinstance(m, nn.Dropout)):
-        raise Unknown(f"{it.golden.name}: trained with dropout, whose masks are not in the file")
     it.reload()
+    refuse_dropout(it)
     it.model.train()
     it.model.zero_grad(set_to_none=True)
     n_segments = it.golden.meta["n_segments"]
@@ -205,6 +210,7 @@ def optimise(it: Subject, plan: TrainConfig, after_step: Callable[[int], None] =
         plan: optimizer, schedule and clipping, as a recipe gives them.
         after_step: compares what else the file recorded after a step.
     """
+    refuse_dropout(it)
     segments = RecordedBatches(it)
     trainer = Trainer(it.model, segments, plan, it.golden.name)
     for i in range(len(segments.batches)):
