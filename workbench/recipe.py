@@ -87,11 +87,11 @@ class Recipe(Config):
         return self
 
     def _can_be_carried(self, name: str, config: EvalConfig) -> None:
-        if self.model.positions.kind != "none":
+        if kind := self.model.restarting:
             raise ValueError(
-                f"{name}.method is carried, but model.positions is {self.model.positions.kind}, "
-                "whose codes start again at every segment: the result would depend on how the text "
-                f"is cut. Set {name}.method: windows or streams, or model.positions: {{kind: none}}"
+                f"{name}.method is carried, but the model's positions are {kind}, whose codes "
+                "start again at every segment: the result would depend on how the text is cut. "
+                f"Set {name}.method: windows or streams, or model.positions: {{kind: none}}"
             )
         mixers = [block.mixer for block in self.model.block_configs()]
         if config.context_len is not None and all(isinstance(m, FastWeightConfig) for m in mixers):

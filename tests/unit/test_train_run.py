@@ -181,19 +181,19 @@ def test_interrupt_in_the_middle_of_an_update(
     """The update is finished, a checkpoint is written off the beat, handlers are put back."""
     run = workbench.start(recipe(text), out=tmp_path / "run")
     before = signal.getsignal(signal.SIGINT)
-    forward = run.model.forward
+    forward = run.model.run_blocks
 
     def interrupted(*args: object) -> object:
         if run.step == 12:
             signal.raise_signal(signal.SIGINT)
         return forward(*args)
 
-    run.model.forward = interrupted
+    run.model.run_blocks = interrupted
     last = list(run)[-2:]
     assert [(r.kind, r.step) for r in last] == [("checkpoint", 13), ("done", 13)]
     assert last[1].reason == "interrupted"
     assert signal.getsignal(signal.SIGINT) is before
-    run.model.forward = forward
+    run.model.run_blocks = forward
     resumed = workbench.start(recipe(text), out=tmp_path / "run")
     assert resumed.step == 13
     assert [r.step for r in resumed if r.kind == "train"] == [15, 20, 24]

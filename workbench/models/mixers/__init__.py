@@ -2,4 +2,5 @@
 
 from workbench.models.mixers.attention import Attention as Attention
 from workbench.models.mixers.fast_weight import FastWeight as FastWeight
+from workbench.models.mixers.qrnn import QRNN as QRNN
 from workbench.models.mixers.recurrent import Recurrent as Recurrent
