@@ -160,7 +160,7 @@ def reading(subject: Subject, context_len: int | None = None) -> EvalConfig:
         ConfigError: nothing says how long the context is.
     """
     model = subject.model
-    restarts = model.config.positions.kind != "none"
+    restarts = model.config.restarting is not None
     # layers that would see the present token alone, and more if they were given memory
     blind = any(b.mixer.reach() == 0 and b.mixer.reach(1) for b in model.layers)
     if context_len is None and (restarts or blind):

@@ -97,14 +97,22 @@ def test_reading_on_leaves_a_past_as_it_was(config: MixerConfig) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("order", ["ascending", "descending"])
-def test_where_position_codes_restart_the_window_is_read_again(order: str) -> None:
+RESTARTING = {
+    "ascending": ({"kind": "sinusoid", "order": "ascending"}, {"kind": "none"}),
+    "descending": ({"kind": "sinusoid", "order": "descending"}, {"kind": "none"}),
+    "per-layer": ({"kind": "none"}, {"kind": "learned", "n_positions": 9}),
+}
+
+
+@pytest.mark.parametrize("where", RESTARTING)
+def test_where_position_codes_restart_the_window_is_read_again(where: str) -> None:
+    positions, in_blocks = RESTARTING[where]
     mixers = [{"kind": "attention", "n_heads": 2, "d_head": 4, "positions": {"kind": "none"}}]
     mixers.append({"kind": "fast_weight", "n_heads": 2, "d_head": 4})
     data = {
         "d_model": D,
-        "positions": {"kind": "sinusoid", "order": order},
-        "stack": [{"block": {"mixer": mixer}} for mixer in mixers],
+        "positions": positions,
+        "stack": [{"block": {"mixer": mixer, "positions": in_blocks}} for mixer in mixers],
     }
     torch.manual_seed(1)
     model = load(ModelConfig, data).build(C).double()
@@ -118,9 +126,9 @@ def test_where_position_codes_restart_the_window_is_read_again(order: str) -> No
         assert cost == pytest.approx(-float(logp[0, -1, text[t]]), abs=1e-10)
     config = EvalConfig(method="windows", context_len=6)
     scored = score(model, text[3:], before=text[:3], config=config)
-    # descending codes count from a window's end: the first window of an evaluation, which scores
-    # all its positions at once, gives them other codes than windows that end there
-    full = 3 if order == "descending" else 0
+    # codes may count from a window's end: the first window of an evaluation, which scores all its
+    # positions at once, gives them other codes than windows that end there
+    full = 0 if where == "ascending" else 3
     assert scored.nll_nats.tolist()[full:] == pytest.approx(costs[full:], abs=1e-10)
 
 
