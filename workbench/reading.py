@@ -21,9 +21,10 @@ from workbench.config import load
 from workbench.data.corpus import Corpus
 from workbench.data.vocabulary import UNKNOWN, Vocabulary, printable
 from workbench.errors import ConfigError, DataError
+from workbench.models.base import Model
 from workbench.models.language_model import LanguageModel
 from workbench.models.mixers.base import Limits
-from workbench.recipe import Recipe
+from workbench.recipe import AnyRecipe, Recipe, of_text
 from workbench.train.config import EvalConfig
 from workbench.train.environment import choose_device
 from workbench.train.folder import RunFolder
@@ -37,9 +38,9 @@ class Opened(Protocol):
     """What has a model, its recipe and its text, such as a `Run` or a notebook's `View`."""
 
     @property
-    def model(self) -> LanguageModel: ...
+    def model(self) -> Model: ...
     @property
-    def recipe(self) -> Recipe: ...
+    def recipe(self) -> AnyRecipe: ...
     @property
     def corpus(self) -> Corpus: ...
 
@@ -132,18 +133,22 @@ def open_source(source: Source, vocabulary: Vocabulary | Corpus | None = None) -
         vocabulary: of a bare model, or instead of the run's own.
 
     Raises:
-        ConfigError, CheckpointError: no run in the folder, or no checkpoint yet.
+        ConfigError, CheckpointError: no run of a text in the folder, or no checkpoint yet.
         DataMissing: the run's corpus, which has its vocabulary, is gone.
     """
     given = vocabulary.vocabulary if isinstance(vocabulary, Corpus) else vocabulary
     if isinstance(source, LanguageModel):
         return Subject(source, None, given)
     if isinstance(source, Opened):
-        return Subject(source.model, source.recipe, given or source.corpus.vocabulary)
-    folder = source if isinstance(source, RunFolder) else RunFolder(source)
-    recipe = folder.recipe()
-    model = folder.load_model().to(choose_device(recipe.train.device))
-    return Subject(model, recipe, given or recipe.data.corpus.open().vocabulary)
+        recipe, model = of_text(source.recipe), source.model
+        given = given or source.corpus.vocabulary
+    else:
+        folder = source if isinstance(source, RunFolder) else RunFolder(source)
+        recipe = of_text(folder.recipe())
+        model = folder.load_model().to(choose_device(recipe.train.device))
+        given = given or recipe.data.corpus.open().vocabulary
+    assert isinstance(model, LanguageModel), "what the recipe of a text builds"
+    return Subject(model, recipe, given)
 
 
 def reading(subject: Subject, context_len: int | None = None) -> EvalConfig:
