@@ -6,7 +6,7 @@ faster; without it, or without a compiler, everything runs on PyTorch alone.
 
 from workbench.errors import NoBackend
 from workbench.kernels.build import BuildReport, prepare
-from workbench.kernels.delta_rule import delta_rule
+from workbench.kernels.delta_rule import delta_rule, delta_step, read
 from workbench.kernels.dispatch import explain, forget, ran, use
 from workbench.kernels.sum_rule import sum_rule
 
@@ -14,10 +14,12 @@ __all__ = [
     "BuildReport",
     "NoBackend",
     "delta_rule",
+    "delta_step",
     "explain",
     "forget",
     "prepare",
     "ran",
+    "read",
     "sum_rule",
     "use",
 ]
