@@ -186,10 +186,7 @@ def baselines(corpus: Corpus, tokens: Tensor) -> dict[str, float]:
     Returns:
         unigram (counts of the training split), and gzip and xz of the text alone.
     """
-    if corpus.level == "byte":
-        text = tokens.numpy().tobytes()
-    else:
-        text = corpus.vocabulary.decode(tokens).encode("utf-8")
+    text = corpus.vocabulary.raw(tokens)
     nats = unigram_nats(corpus.splits["train"], tokens, corpus.vocabulary.size)
     bytes_per_token = len(text) / len(tokens)
     return {

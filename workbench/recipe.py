@@ -80,21 +80,25 @@ class Recipe(Config):
                     "carried fast weights hold features of the old projection. Set train.carry: "
                     "reset, or redraw: never"
                 )
-        if self.eval.method == "carried" and self.model.positions.kind != "none":
-            raise ValueError(
-                f"eval.method is carried, but model.positions is {self.model.positions.kind}, "
-                "whose codes start again at every segment: the result would depend on how the text "
-                "is cut. Set eval.method: windows, or model.positions: {kind: none}"
-            )
-        mixers = [block.mixer for block in self.model.block_configs()]
-        carried = self.eval.method == "carried" and self.eval.context_len is not None
-        if carried and all(isinstance(mixer, FastWeightConfig) for mixer in mixers):
-            raise ValueError(
-                f"eval.context_len is {self.eval.context_len}, but carried fast weights have seen "
-                "all that came before. Set eval.context_len: null, or eval.method: windows"
-            )
+        for name, config in (("eval", self.eval), ("train.valid", self.train.valid)):
+            if config is not None and config.method == "carried":
+                self._can_be_carried(name, config)
         self._attention_fits()
         return self
+
+    def _can_be_carried(self, name: str, config: EvalConfig) -> None:
+        if self.model.positions.kind != "none":
+            raise ValueError(
+                f"{name}.method is carried, but model.positions is {self.model.positions.kind}, "
+                "whose codes start again at every segment: the result would depend on how the text "
+                f"is cut. Set {name}.method: windows or streams, or model.positions: {{kind: none}}"
+            )
+        mixers = [block.mixer for block in self.model.block_configs()]
+        if config.context_len is not None and all(isinstance(m, FastWeightConfig) for m in mixers):
+            raise ValueError(
+                f"{name}.context_len is {config.context_len}, but carried fast weights have seen "
+                f"all that came before. Set {name}.context_len: null, or {name}.method: windows"
+            )
 
     def _attention_fits(self) -> None:
         for layer, block in enumerate(self.model.block_configs()):

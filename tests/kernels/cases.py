@@ -6,9 +6,15 @@ import torch
 from torch import Tensor
 
 from workbench import kernels
-from workbench.kernels.dispatch import OPS, Op
+from workbench.kernels.build import BUILT_OPS
+from workbench.kernels.dispatch import Op
 
-NAMES = sorted(OPS)
+NAMES = sorted(BUILT_OPS)
+ARGUMENTS = {
+    "delta_rule": ["q", "k", "v", "beta", "state"],
+    "sum_rule": ["q", "k", "v", "state"],
+    "forget_mult": ["f", "z", "state"],
+}
 
 
 def usable() -> list[tuple[str, str]]:
@@ -19,12 +25,18 @@ def usable() -> list[tuple[str, str]]:
 def inputs(
     op: str, B: int = 2, T: int = 5, H: int = 2, F: int = 6, V: int = 3, seed: int = 0
 ) -> list[Tensor]:
-    """Random float64 arguments of an op: keys of norm 1, strengths in (0, 1), a state not zero."""
+    """Random float64 arguments of an op: keys of norm 1, strengths in (0, 1), a state not zero.
+
+    The units of `forget_mult` are H * V.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
+    if op == "forget_mult":
+        share = torch.rand(B, T, H * V, generator=generator, dtype=torch.float64)
+        return [share, randn(B, T, H * V), randn(B, H * V)]
     q, k = randn(B, T, H, F), torch.nn.functional.normalize(randn(B, T, H, F), dim=-1)
     v, state = randn(B, T, H, V), randn(B, H, F, V)
     beta = torch.rand(B, T, H, generator=generator, dtype=torch.float64)
@@ -50,7 +62,7 @@ def outcome(op: Op, arguments: list[Tensor], backend: str, seed: int = 1) -> dic
     weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in (y, state)]
     loss = (y * weights[0].to(y)).sum() + (state * weights[1].to(state)).sum()
     grads = torch.autograd.grad(loss, leaves)
-    names = ["q", "k", "v", "beta", "state"] if len(leaves) == 5 else ["q", "k", "v", "state"]
+    names = ARGUMENTS[op.name]
     return {"y": y, "last": state} | {f"d{n}": g for n, g in zip(names, grads, strict=True)}
 
 

@@ -91,7 +91,7 @@ def test_explain_is_a_table_of_a_call(double):
     assert [row.chosen for row in double.explain(1)] == [False, True, False]
     with kernels.use("reference"):
         assert [row.chosen for row in double.explain(1)] == [False, False, True]
-    assert {row.op for row in kernels.explain()} == {"double", "delta_rule", "sum_rule"}
+    assert {row.op for row in kernels.explain()} == set(dispatch.OPS) >= {"double", "delta_rule"}
 
 
 @needs_cpp

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from parity.golden import Comparison, Golden, Unknown
-from parity.phases import Subject, compare_gradients, evaluate, optimise, subject, train
+from parity.phases import Subject, compare_gradients, evaluate, optimise, streams, subject, train
 from workbench.carry import Carry
 from workbench.config import load
 from workbench.models.language_model import LanguageModel
@@ -62,16 +62,9 @@ def run(golden: Golden, dtype: torch.dtype) -> Comparison:
 
 def run_full_eval(it: Subject) -> None:
     """Whole blocks only: their loop drops what is left of the stream after the last one."""
-    it.model.eval()
-    stream_BN, block = it.golden.tensor("input/stream"), it.golden.meta["block_size"]
-    carry = it.start(len(stream_BN))
-    means = []
-    for at in range(0, stream_BN.shape[1] - block, block):
-        piece = stream_BN[:, at : at + block + 1]
-        with torch.no_grad():
-            nll_BT, carry = it.model.nll(piece[:, :-1], piece[:, 1:], carry)
-        means.append(nll_BT.mean())
-    it.compare.out("out/full_eval_loss", torch.stack(means).mean())
+    meta = it.golden.meta
+    result = streams(it, meta["block_size"], meta["batch"], average="of_blocks")
+    it.compare.out("out/full_eval_loss", result.mean_nats)
 
 
 def run_steps(it: Subject) -> None:

@@ -94,8 +94,10 @@ def run(golden: Golden, dtype: torch.dtype) -> Comparison:
         run_phases(it, carried=attention)
     elif kind == "(eval_sliding_window.py)":
         run_sliding(it)
-    elif kind == "(eval.py)" and golden.meta["carry_over_fast_weight"]:
-        streams(it, golden.ctor["tgt_len"])
+    elif kind == "(eval.py)":
+        carried = attention or golden.meta.get("carry_over_fast_weight", False)
+        carry = "keep" if carried else "reset"
+        streams(it, golden.ctor["tgt_len"], golden.meta["batch"], carry=carry)
     else:
         raise Unknown(f"{golden.name}: code base '{golden.meta['codebase']}'")
     return it.compare
@@ -136,6 +138,7 @@ def run_sliding(it: Subject) -> None:
     """Windows moved by one token: our `evaluate` with the method that repeats their protocol."""
     golden = it.golden
     config = {"method": "windows", "context_len": golden.meta["window"], "batch_size": 16}
+    config["n_streams"] = golden.meta["batch"]
     result = measure(
         it.model.eval(), golden.tensor("input/stream"), load(EvalConfig, config, "eval")
     )

@@ -18,7 +18,9 @@ from workbench.data.segments import Batch, Segments
 from workbench.models.language_model import LanguageModel, ModelConfig
 from workbench.models.mixers.base import CONFIGURED, Limits
 from workbench.originals.links import Link, in_their_layout, load_parameters
-from workbench.train.config import TrainConfig
+from workbench.train.config import EvalConfig, TrainConfig
+from workbench.train.evaluate import Evaluation
+from workbench.train.evaluate import evaluate as measure
 from workbench.train.objective import objective, total
 from workbench.train.trainer import Trainer
 
@@ -150,20 +152,27 @@ def compare_gradients(
         it.compare.grad(group, name, grad, kind)
 
 
-def streams(it: Subject, segment_len: int, ext_len: int = 0) -> None:
-    """Their `evaluate()`: streams side by side with carried state, mean loss of each batch and of
-    all tokens. Our `Segments` cuts the streams."""
-    it.model.eval()
-    tokens, batch_size = it.golden.tensor("input/stream"), it.golden.meta["batch"]
-    segments = Segments(tokens, batch_size, segment_len, ext_len=ext_len)
-    carry, total, count = it.start(it.golden.meta["batch"]), 0.0, 0
-    for i in range(len(segments)):
-        batch = segments.next()
-        with torch.no_grad():
-            nll_BT, carry = it.model.nll(batch.tokens_BT, batch.targets_BT, carry)
-        it.compare.out(f"out/batch{i}/mean_loss", nll_BT.mean())
-        total, count = total + float(nll_BT.sum()), count + nll_BT.numel()
-    it.compare.out("out/evaluate", total / count)
+def streams(it: Subject, segment_len: int, batch_size: int, **settings: object) -> Evaluation:
+    """Their evaluation loop, by our `evaluate`: mean loss of each batch and the reported one.
+
+    Args:
+        it: the model and its file.
+        segment_len, batch_size: of the loop.
+        settings: more fields of `EvalConfig`.
+
+    Returns:
+        ours, for what else the file may hold.
+    """
+    sizes = {"method": "streams", "segment_len": segment_len, "batch_size": batch_size}
+    config = load(EvalConfig, {**sizes, **settings}, "eval")
+    stream = it.golden.tensor("input/stream").flatten()
+    result = measure(it.model, stream, config)
+    for i, nll_BT in enumerate(result.nll_nats.view(batch_size, -1).split(segment_len, dim=1)):
+        if f"out/batch{i}/mean_loss" in it.golden:
+            it.compare.out(f"out/batch{i}/mean_loss", nll_BT.mean())
+    if "out/evaluate" in it.golden:
+        it.compare.out("out/evaluate", result.mean_nats)
+    return result
 
 
 class RecordedBatches(Segments):

@@ -57,8 +57,8 @@ def run(golden: Golden, dtype: torch.dtype) -> Comparison:
         run_phases(it)
     elif kind == "(train.py / eval.py evaluate)":
         lengths = golden.meta["eval_lengths"]
-        it.limits = other_limits(golden, lengths)
-        streams(it, lengths["tgt_len"], lengths["ext_len"])
+        limits = other_limits(golden, lengths)
+        streams(it, lengths["tgt_len"], golden.meta["batch"], **limits._asdict())
     elif kind == "" and "train" in golden.meta:
         run_steps(it)
     else:

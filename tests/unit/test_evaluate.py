@@ -30,6 +30,7 @@ STACKS = {
     "fast": [FAST, SUM],
     "mixed": [XL, FAST],
 }
+CACHE = {"window": 5, "theta": 0.7, "lam": 0.2}
 BOUNDED = ["xl", "xl-same-length", "span"]
 
 
@@ -242,3 +243,138 @@ def test_windows_serve_models_with_absolute_positions() -> None:
     got = evaluate(model, tokens, EvalConfig(method="windows", context_len=5, batch_size=4))
     expected = one_by_one_windows(model, tokens, 5)
     torch.testing.assert_close(got.nll_nats, expected, rtol=0, atol=1e-10)
+
+
+# ---- streams -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def naive_streams(
+    model: LanguageModel, tokens: Tensor, B: int, T: int, limits: Limits, fresh: bool = False
+) -> list[list[Tensor]]:
+    """Each stream on its own, a list of the nats of each of its segments."""
+    model.eval()
+    n = len(tokens) // B
+    table = []
+    for b in range(B):
+        stream, carry, parts = tokens[b * n : (b + 1) * n].long(), None, []
+        for start in range(0, n - 1, T):
+            ids = stream[max(0, start - limits.ext_len) : min(start + T, n - 1) + 1][None]
+            if carry is None or fresh:
+                # a fresh state meets no token twice
+                carry = model.initial_carry(1, limits._replace(ext_len=0) if fresh else limits)
+            logp, carry = model.log_probs(ids[:, :-1], carry)
+            nats = -logp[0].gather(1, ids[0, 1:, None])[:, 0]
+            parts.append(nats[min(start, limits.ext_len) :])
+        table.append(parts)
+    return table
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("fresh", [False, True])
+def test_streams_equal_each_stream_on_its_own(stack: str, fresh: bool) -> None:
+    model, tokens, (B, T) = build(stack), text(101), (3, 7)
+    config = EvalConfig(
+        method="streams", batch_size=B, segment_len=T, carry="reset" if fresh else "keep"
+    )
+    table = naive_streams(model, tokens, B, T, Limits(), fresh)
+    expected = torch.cat([torch.cat(parts) for parts in table])
+    got = evaluate(model, tokens, config)
+    assert got.tokens == B * (101 // B - 1) and got.rows == B
+    torch.testing.assert_close(got.nll_nats, expected, rtol=0, atol=1e-10)
+    assert got.mean_nats == pytest.approx(float(expected.mean()), abs=1e-12)
+    # every token of a stream but its first
+    n = 101 // B
+    assert got.positions.tolist() == [b * n + t for b in range(B) for t in range(1, n)]
+
+
+def test_streams_are_averaged_as_the_originals_do() -> None:
+    model, tokens, (B, T) = build("xl"), text(101), (2, 9)
+    parts = naive_streams(model, tokens, B, T, Limits())
+    # means of whole blocks over all streams, the shorter last one (here 4 tokens) dropped
+    blocks = [torch.stack([p[i] for p in parts]).mean() for i in range(49 // T)]
+    expected = {
+        "of_blocks": torch.stack(blocks).mean(),
+        "over_tokens": torch.cat([torch.cat(p) for p in parts]).sum() / (B * 50),
+    }
+    for average, value in expected.items():
+        config = EvalConfig(method="streams", batch_size=B, segment_len=T, average=average)
+        got = evaluate(model, tokens, config)
+        assert got.mean_nats == pytest.approx(float(value), abs=1e-12)
+        assert len(got.positions) == got.tokens == len(got.nll_nats)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(3),
+        Limits(0),
+        Limits(4, "including_self"),
+        Limits(4, "beyond_self", 2),
+        Limits(2, ext_len=3),
+    ],
+)
+def test_streams_use_the_limits_asked_for(limits: Limits) -> None:
+    model, tokens = build("xl"), text(60)
+    config = EvalConfig(method="streams", batch_size=2, segment_len=5, **limits._asdict())
+    expected = torch.cat([torch.cat(p) for p in naive_streams(model, tokens, 2, 5, limits)])
+    got = evaluate(model, tokens, config).nll_nats
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+    own = evaluate(model, tokens, EvalConfig(method="streams", batch_size=2, segment_len=5))
+    assert (own.nll_nats - expected).abs().max() > 1e-6, "the limits must matter here"
+
+
+def test_streams_serve_models_with_absolute_positions() -> None:
+    model, tokens = build("fast", positions="sinusoid"), text(40)
+    sizes = {"batch_size": 1, "segment_len": 6, "carry": "reset"}
+    for ext_len in (0, 4):
+        config = EvalConfig(method="streams", ext_len=ext_len, **sizes)
+        got = evaluate(model, tokens, config).nll_nats
+        limits = Limits(ext_len=ext_len)
+        expected = torch.cat(naive_streams(model, tokens, 1, 6, limits, fresh=True)[0])
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+
+
+def test_windows_in_streams_and_without_the_first() -> None:
+    model, tokens = build("fast"), text(41)
+    whole = [one_by_one_windows(model, tokens[b * 20 : b * 20 + 20], 6) for b in range(2)]
+    config = EvalConfig(method="windows", context_len=6, batch_size=4, n_streams=2)
+    got = evaluate(model, tokens, config)
+    torch.testing.assert_close(got.nll_nats, torch.cat(whole), rtol=0, atol=1e-10)
+    last = evaluate(model, tokens, config.model_copy(update={"skip_first": True}))
+    expected = torch.cat([w[5:] for w in whole])
+    torch.testing.assert_close(last.nll_nats, expected, rtol=0, atol=1e-10)
+    assert last.positions.tolist() == [*range(6, 20), *range(26, 40)]
+
+
+def test_settings_say_what_changes_the_result() -> None:
+    assert EvalConfig(batch_size=3).describe() == "carried"
+    windows = EvalConfig(method="windows", context_len=5, skip_first=True)
+    assert windows.describe() == "windows, context_len 5, skip_first True"
+    streams = EvalConfig(method="streams", batch_size=10, segment_len=80, memory_len=0)
+    assert streams.describe() == "streams, batch_size 10, segment_len 80, memory_len 0"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"memory_len": 3},
+        {"method": "streams", "context_len": 3},
+        {"carry": "reset"},
+        {"average": "of_blocks"},
+        {"skip_first": True},
+        {"method": "windows", "context_len": 3, "cache": CACHE},
+    ],
+)
+def test_a_setting_without_effect_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="says nothing under method"):
+        load(EvalConfig, wrong)
+
+
+def test_streams_need_text_for_each() -> None:
+    config = EvalConfig(method="streams", batch_size=6, segment_len=5)
+    with pytest.raises(DataError, match=r"11 tokens|6 tokens for 6 streams"):
+        evaluate(build("xl"), text(11), config)
+    config = EvalConfig(method="streams", batch_size=2, segment_len=5, average="of_blocks")
+    with pytest.raises(DataError, match="at least 6 tokens for each"):
+        evaluate(build("xl"), text(11), config)

@@ -15,7 +15,7 @@ import torch
 from tiny_run import FAST, XL, recipe, write_text
 
 import workbench
-from workbench.errors import ConfigError, DataMissing, NonFiniteLoss
+from workbench.errors import ConfigError, DataError, DataMissing, NonFiniteLoss
 from workbench.train.folder import RunFolder
 from workbench.train.records import from_json
 from workbench.train.signals import StopSignals
@@ -181,19 +181,19 @@ def test_interrupt_in_the_middle_of_an_update(
     """The update is finished, a checkpoint is written off the beat, handlers are put back."""
     run = workbench.start(recipe(text), out=tmp_path / "run")
     before = signal.getsignal(signal.SIGINT)
-    forward = run.model.forward
+    forward = run.model.run_blocks
 
     def interrupted(*args: object) -> object:
         if run.step == 12:
             signal.raise_signal(signal.SIGINT)
         return forward(*args)
 
-    run.model.forward = interrupted
+    run.model.run_blocks = interrupted
     last = list(run)[-2:]
     assert [(r.kind, r.step) for r in last] == [("checkpoint", 13), ("done", 13)]
     assert last[1].reason == "interrupted"
     assert signal.getsignal(signal.SIGINT) is before
-    run.model.forward = forward
+    run.model.run_blocks = forward
     resumed = workbench.start(recipe(text), out=tmp_path / "run")
     assert resumed.step == 13
     assert [r.step for r in resumed if r.kind == "train"] == [15, 20, 24]
@@ -374,3 +374,19 @@ def test_compiled_training_is_the_same_training(text: Path, tmp_path: Path) -> N
         run = workbench.start(asked, out=tmp_path / str(compiled))
         losses[compiled] = [r.loss_nats for r in run if r.kind == "train"]
     assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+
+
+def test_validation_has_settings_of_its_own(text: Path, tmp_path: Path) -> None:
+    valid = {"method": "streams", "batch_size": 2, "segment_len": 7, "memory_len": 3}
+    run = workbench.start(recipe(text, steps=8, valid=valid), out=tmp_path / "run")
+    (record,) = [r for r in run if r.kind == "eval"]
+    assert record.settings == "streams, batch_size 2, segment_len 7, memory_len 3"
+    assert (record.method, record.context_len, record.tokens) == ("streams", 3, 2 * 29)
+    tokens = run.corpus.splits["valid"][:60]
+    assert run.recipe.train.valid is not None
+    got = workbench.evaluate(run.model, tokens, run.recipe.train.valid)
+    assert got.mean_nats == pytest.approx(record.loss_nats, abs=1e-6)
+    with pytest.raises(DataError, match="for 50 streams"):
+        short = recipe(text, valid={**valid, "batch_size": 50})
+        workbench.start(short, out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()

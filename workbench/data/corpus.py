@@ -77,9 +77,7 @@ class Corpus:
 
     def text(self, split: str) -> bytes:
         """A split as bytes: exact at byte level; at word level blanks are as `decode` puts them."""
-        if self.level == "byte":
-            return self.splits[split].numpy().tobytes()
-        return self.vocabulary.decode(self.splits[split]).encode("utf-8")
+        return self.vocabulary.raw(self.splits[split])
 
     def check(self) -> None:
         """Read the token files again and compare them with the recorded sha256.

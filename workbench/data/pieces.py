@@ -82,6 +82,14 @@ def whole(members: Sequence[Member]) -> list[Piece]:
     return [p for m in members for p in (Piece(m.path, 0, m.bytes), NEWLINE)]
 
 
+def ends_line(piece: Piece) -> bool:
+    """Whether a range of a file ends with a newline."""
+    assert piece.path is not None
+    with piece.path.open("rb") as file:
+        file.seek(max(piece.start, piece.stop - 1))
+        return file.read(1) == b"\n"
+
+
 def split_by_position(
     pieces: Sequence[Piece], fractions: Fractions, level: Level
 ) -> dict[str, list[Piece]]:

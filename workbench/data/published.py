@@ -2,19 +2,55 @@
 
 The same text has another vocabulary in each code base: the Transformer-XL and fast-weight codes
 lose the newlines of enwik8 (204 symbols), the adaptive-span and AWD-LSTM codes keep them (205).
+
+| rule | `<eos>` | counted | ids |
+|---|---|---|---|
+| transformer-xl | ends a line of words, has id 0 | all splits | falling count, first seen first |
+| adaptive-span | ends every line, is counted too | train | first seen first |
+| awd-lstm | ends every line, is counted too | all splits | first seen first |
+
+In the first, lines of enwik8 and text8 have no end, and wikitext-103 is counted in train alone; in
+the second, wikitext-103 (used with adaptive input and output) is by falling count, last seen first.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from workbench.config import model_validator
 from workbench.data import store
 from workbench.data.corpus import Corpus, CorpusConfig
-from workbench.errors import DataMissing
+from workbench.data.pieces import (
+    NEWLINE,
+    SPLITS,
+    Member,
+    Piece,
+    blocks,
+    ends_line,
+    member,
+    split_by_position,
+)
+from workbench.data.vocabulary import (
+    DECIMAL,
+    END_OF_LINE,
+    Level,
+    PreparedVocabulary,
+    spell,
+    to_words,
+)
+from workbench.errors import DataError, DataMissing
 
+logger = logging.getLogger("workbench")
 Name = Literal["enwik8", "text8", "wikitext-2", "wikitext-103", "ptb", "ptb-char", "lm1b"]
 Rule = Literal["transformer-xl", "adaptive-span", "awd-lstm"]
+
+LEVELS: dict[str, Level] = {"enwik8": "byte", "text8": "char", "ptb-char": "char"}
+# what the archives call the files of a split; ours first
+FILES = ("{}.txt", "wiki.{}.tokens", "ptb.{}.txt", "ptb.char.{}.txt")
 
 # (corpus, rule): symbols. The counts of lm1b and ptb-char are assumed, their files were not seen
 SYMBOLS: dict[tuple[str, str], int] = {
@@ -36,7 +72,7 @@ SYMBOLS: dict[tuple[str, str], int] = {
 
 
 class Published(CorpusConfig):
-    """A corpus that papers report on."""
+    """A corpus that papers report on, from the files that the authors' scripts prepare."""
 
     kind: Literal["published"] = "published"
     name: Name
@@ -58,9 +94,152 @@ class Published(CorpusConfig):
     def n_symbols(self) -> int:
         return SYMBOLS[self.name, self.rule]
 
+    @property
+    def level(self) -> Level:
+        """What a symbol is."""
+        return LEVELS.get(self.name, "word")
+
     def open(self) -> Corpus:
-        folder = store.root() / self.name
+        """Prepare on first use (enwik8: a minute), then map the files.
+
+        Other files than the published ones are taken too; a warning then says that the vocabulary
+        is another one.
+
+        Raises:
+            DataMissing: there are no such files; the message says which to put where.
+            DataError: they are not in the prepared format.
+        """
+        members = self._members(store.root() / self.name)
+        key = store.key(members, {"name": self.name, "rule": self.rule})
+        name = f"published-{self.name}-{self.rule}-{key}"
+        corpus = store.obtain(name, lambda folder: self._build(folder, members))
+        if corpus.vocabulary.size != self.n_symbols:
+            logger.warning(
+                "%s by the rule of %s: got %d symbols in %d training tokens, the published text "
+                "has %d; results with these files are not comparable with published ones",
+                *(self.name, self.rule, corpus.vocabulary.size, len(corpus.splits["train"])),
+                self.n_symbols,
+            )
+        return corpus
+
+    def _members(self, folder: Path) -> list[Member]:
+        """The three prepared files, or the one raw file of enwik8 and text8."""
+        if self.name == "lm1b":
+            raise DataMissing(
+                "corpus lm1b: it is read as a stream of shuffled sentences for each row of the "
+                "batch, which the workbench does not do. Train on another corpus, such as "
+                "{kind: published, name: wikitext-103, rule: transformer-xl}"
+            )
+        for form in FILES:
+            paths = [folder / form.format(split) for split in SPLITS]
+            if all(path.is_file() for path in paths):
+                return [member(path, f"{s}.txt") for s, path in zip(SPLITS, paths, strict=True)]
+        raw = folder / self.name
+        if self.name in ("enwik8", "text8") and raw.is_file():
+            return [member(raw, self.name)]
+        unpacked = f", or the unpacked file {self.name}" if self.name in ("enwik8", "text8") else ""
         raise DataMissing(
             f"corpus {self.name}: got no text in {folder}, expected train.txt, valid.txt and "
-            "test.txt there; put them there, or train on {kind: text, path: ...}"
+            f"test.txt as the authors' scripts prepare them{unpacked}. Put them there, or train "
+            "on {kind: text, path: ...}"
         )
+
+    def _build(self, folder: Path, members: list[Member]) -> None:
+        raw = len(members) == 1
+        read = read_raw if raw else read_prepared
+        splits = self._splits(members)
+        counts = {split: _count(read(self.level, splits[split])) for split in SPLITS}
+        symbols = order(self.name, self.rule, counts)
+        _check_spelling(self.level, symbols, members[0].path)
+        about = {
+            "name": self.name,
+            "source": str(members[0].path.parent),
+            "rule": self.rule,
+            "split_rule": "by position in bytes" if raw else "as published",
+        }
+        split_of = {} if raw else dict(zip((m.name for m in members), SPLITS, strict=True))
+        vocabulary = PreparedVocabulary(self.level, symbols)
+        store.write(folder, self.level, splits, members, split_of, about, read, vocabulary)
+        logger.info("prepared %s by the rule of %s", self.name, self.rule)
+
+    def _splits(self, members: list[Member]) -> dict[str, list[Piece]]:
+        pieces = [Piece(m.path, 0, m.bytes) for m in members]
+        if len(members) == 3:
+            splits = {s: [piece] for s, piece in zip(SPLITS, pieces, strict=True)}
+        else:
+            splits = split_by_position(pieces, (0.9, 0.05, 0.05), "byte")
+        return {split: lines(splits[split]) for split in SPLITS}
+
+
+def lines(pieces: Sequence[Piece]) -> list[Piece]:
+    """Pieces whose last lines end: a last line without its newline is a line all the same."""
+    return [q for p in pieces for q in ([p] if ends_line(p) else [p, NEWLINE])]
+
+
+def read_prepared(
+    level: Level, pieces: Sequence[Piece], watch: store.Watch | None = None
+) -> Iterator[str]:
+    """Prepared files are words parted by blanks, whatever a word is."""
+    for text in blocks("word", pieces, watch):
+        # as a file opened for text ends its lines
+        yield text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_raw(
+    level: Level, pieces: Sequence[Piece], watch: store.Watch | None = None
+) -> Iterator[str]:
+    """A raw text, spelled as the authors' scripts prepare it."""
+    texts = blocks(level, pieces, watch)
+    return (spell(level, text) for text in (one_line(texts) if level == "char" else texts))
+
+
+def one_line(texts: Iterable[str]) -> Iterator[str]:
+    """A split of text8: one line, without the blanks at its edges that the cut has left."""
+    body = held = ""
+    for text in texts:
+        text = (held + text) if body else text.lstrip()
+        if rest := text.rstrip():
+            body = rest
+            yield body
+        held = text[len(rest) :]
+    yield "\n"
+
+
+def _count(texts: Iterable[str]) -> Counter[str]:
+    """How often each symbol occurs, in order of first appearance; `<eos>` ends each line."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(to_words(text))
+    return counts
+
+
+def order(name: str, rule: str, counts: Mapping[str, Counter[str]]) -> list[str]:
+    """The symbols in order of their ids.
+
+    Args:
+        name, rule: as in `Published`.
+        counts: of each split, in order of first appearance, `<eos>` among them.
+    """
+    total: Counter[str] = Counter()
+    train_only = rule == "adaptive-span" or (rule, name) == ("transformer-xl", "wikitext-103")
+    for split in SPLITS[:1] if train_only else SPLITS:
+        total.update(counts[split])
+    if rule == "transformer-xl":
+        special = [END_OF_LINE] * (LEVELS.get(name) is None)
+        return special + [symbol for symbol, _ in total.most_common() if symbol != END_OF_LINE]
+    if (rule, name) == ("adaptive-span", "wikitext-103"):
+        return sorted(total, key=total.__getitem__)[::-1]
+    return list(total)
+
+
+def _check_spelling(level: Level, symbols: list[str], path: Path) -> None:
+    """Refuse a natural text where symbols parted by blanks are expected."""
+    said = {"byte": "bytes as decimal numbers", "char": "characters, with _ for a blank,"}
+    for symbol in symbols:
+        known = symbol in DECIMAL if level == "byte" else len(symbol) == 1 or symbol[0] == "<"
+        if level != "word" and not known and symbol != END_OF_LINE:
+            raise DataError(
+                f"{path.parent}: got the symbol '{symbol:.20}', expected {said[level]} parted by "
+                "blanks, as the authors' scripts prepare them. Prepare the files so, use the raw "
+                "file under its own name, or train on {kind: text, path: ...}"
+            )

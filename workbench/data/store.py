@@ -16,7 +16,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from workbench.errors import DataError
 logger = logging.getLogger("workbench")
 FORMAT = 1
 ASIDE = ".unfinished-"
+Watch = Callable[[Path, bytes], None]
+Read = Callable[[Level, Sequence[Piece], Watch | None], Iterable[Any]]
 
 
 class Damaged(Exception):
@@ -142,8 +144,10 @@ def write(
     members: Sequence[Member],
     split_of: dict[str, str],
     about: dict[str, Any],
+    read: Read = blocks,
+    vocabulary: Vocabulary | None = None,
 ) -> None:
-    """Learn the vocabulary from train, encode all splits, record everything.
+    """Encode all splits, record everything.
 
     Args:
         folder: an empty folder.
@@ -152,12 +156,14 @@ def write(
         members: the source files, for the record.
         split_of: split of each file's name, where whole files are split ("" otherwise).
         about: further entries of `info.json`; "name" among them.
+        read: gives pieces as the blocks that the vocabulary takes.
+        vocabulary: None learns it from train.
 
     Raises:
         DataError: the text cannot be decoded, or a split is left without two tokens.
     """
     hashes = {m.path: hashlib.sha256() for m in members}
-    vocabulary = learn(level, blocks(level, splits["train"]))
+    vocabulary = vocabulary or learn(level, read(level, splits["train"], None))
     vocabulary.save(folder / "vocabulary.json")
     info: dict[str, Any] = {
         **about,
@@ -173,8 +179,7 @@ def write(
         split: _encode(
             folder / f"{split}.bin",
             vocabulary,
-            splits[split],
-            lambda path, block: hashes[path].update(block),
+            read(level, splits[split], lambda path, block: hashes[path].update(block)),
         )
         for split in SPLITS
     }
@@ -220,15 +225,10 @@ def _record_files(
     return hashlib.sha256(manifest).hexdigest()
 
 
-def _encode(
-    path: Path,
-    vocabulary: Vocabulary,
-    pieces: list[Piece],
-    watch: Callable[[Path, bytes], None],
-) -> dict[str, Any]:
+def _encode(path: Path, vocabulary: Vocabulary, blocks: Iterable[Any]) -> dict[str, Any]:
     digest, n_tokens, n_unknown = hashlib.sha256(), 0, 0
     with path.open("wb") as file:
-        for block in blocks(vocabulary.level, pieces, watch):
+        for block in blocks:
             ids = vocabulary.ids(block)
             if vocabulary.unknown is not None:
                 n_unknown += int(np.count_nonzero(ids == vocabulary.unknown))

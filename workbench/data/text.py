@@ -21,6 +21,7 @@ from workbench.data.pieces import (
     NEWLINE,
     Member,
     Piece,
+    ends_line,
     member,
     split_by_file,
     split_by_position,
@@ -128,17 +129,9 @@ class Text(CorpusConfig):
         if path.is_dir():
             return whole(members)
         (only,) = members
-        pieces = [Piece(only.path, 0, only.bytes)]
+        piece = Piece(only.path, 0, only.bytes)
         # a last line without its newline is a line all the same
-        if self.level == "word" and not _ends_line(only):
-            pieces.append(NEWLINE)
-        return pieces
-
-
-def _ends_line(m: Member) -> bool:
-    with m.path.open("rb") as file:
-        file.seek(m.bytes - 1)
-        return file.read(1) == b"\n"
+        return [piece, NEWLINE] if self.level == "word" and not ends_line(piece) else [piece]
 
 
 def _plain(stem: str) -> str:

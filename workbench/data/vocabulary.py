@@ -4,6 +4,7 @@ Byte level has the 256 byte values and nothing to learn. The other two levels co
 split only, so that held-out text never shapes the vocabulary; what it did not hold is `<unk>`.
 Ids: specials first, then by falling count (ties: characters by code point, words by first
 appearance).
+The texts of papers are prepared otherwise, each in its own way: `PreparedVocabulary`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from workbench.errors import DataError
 
 Level = Literal["byte", "char", "word"]
 UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
@@ -38,7 +41,7 @@ def printable(symbol: str) -> str:
 class Vocabulary(ABC):
     """The symbols of one corpus; `ids` of a block of text, and back."""
 
-    level: ClassVar[Level]
+    level: Level
     size: int
     unknown: int | None = None
     """Id of `<unk>`; None where every text has ids."""
@@ -50,6 +53,10 @@ class Vocabulary(ABC):
     @abstractmethod
     def decode(self, ids: Tensor) -> str:
         """The text that a 1-D tensor of ids stands for."""
+
+    def raw(self, ids: Tensor) -> bytes:
+        """The bytes of the text that a 1-D tensor of ids stands for."""
+        return self.decode(ids).encode("utf-8")
 
     @abstractmethod
     def symbol(self, index: int) -> str:
@@ -68,7 +75,7 @@ class Vocabulary(ABC):
         """Write the symbols as JSON; byte level has none to write."""
         path.write_text(json.dumps(self.symbols(), ensure_ascii=True), encoding="utf-8")
 
-    def symbols(self) -> list[str]:
+    def symbols(self) -> list[str] | dict[str, list[str]]:
         """All symbols in id order, as `restore` takes them; empty at byte level."""
         return []
 
@@ -83,11 +90,18 @@ class ByteVocabulary(Vocabulary):
         data = block.encode("utf-8") if isinstance(block, str) else block
         return np.frombuffer(data, dtype=np.uint8)
 
+    def raw(self, ids: Tensor) -> bytes:
+        return ids.numpy().astype(np.uint8).tobytes()
+
     def decode(self, ids: Tensor) -> str:
-        return bytes(ids.tolist()).decode("utf-8", errors="replace")
+        return self.raw(ids).decode("utf-8", errors="replace")
 
     def symbol(self, index: int) -> str:
         return printable(chr(index)) if index < 0x80 else f"\\x{index:02x}"
+
+
+BYTES = ByteVocabulary()
+DECIMAL = [str(value) for value in range(256)]
 
 
 class CharVocabulary(Vocabulary):
@@ -142,12 +156,12 @@ class WordVocabulary(Vocabulary):
         """Count the words of the training text."""
         counts: Counter[str] = Counter()
         for block in blocks:
-            counts.update(_words(block))
+            counts.update(to_words(block))
         specials = (END_OF_LINE, UNKNOWN)
         return cls([word for word, _ in counts.most_common() if word not in specials])
 
     def ids(self, block: str) -> np.ndarray:
-        words, id_of = _words(block), self._id_of
+        words, id_of = to_words(block), self._id_of
         return np.fromiter((id_of.get(word, 1) for word in words), np.int32, count=len(words))
 
     def decode(self, ids: Tensor) -> str:
@@ -161,6 +175,82 @@ class WordVocabulary(Vocabulary):
         return self._words[2:]
 
 
+class PreparedVocabulary(Vocabulary):
+    """The symbols of a text that an original program prepared, in its own order.
+
+    A prepared text is symbols parted by blanks, in lines: bytes as decimal numbers, characters
+    with `_` for a blank, or words. Where `<eos>` is a symbol it stands for each end of line; where
+    it is none, the ends of lines are no tokens. `<unk>` is special only where it is a symbol.
+
+    Args:
+        level: which of the three spellings.
+        symbols: in order of their ids.
+    """
+
+    def __init__(self, level: Level, symbols: list[str]) -> None:
+        self.level, self._symbols, self.size = level, symbols, len(symbols)
+        self._id_of = {symbol: index for index, symbol in enumerate(symbols)}
+        self.unknown = self._id_of.get(UNKNOWN)
+
+    def ids(self, block: str) -> np.ndarray:
+        """Ids of prepared text.
+
+        Raises:
+            DataError: a symbol has no id, and there is no `<unk>` to stand for it.
+        """
+        words = to_words(block) if END_OF_LINE in self._id_of else block.split()
+        found = np.fromiter((self._id_of.get(w, -1) for w in words), np.int32, count=len(words))
+        if found.size and found.min() < 0:
+            if self.unknown is None:
+                word = words[int(found.argmin())]
+                raise DataError(
+                    f"got the symbol '{word}', expected one of the {self.size} symbols of the "
+                    "vocabulary, which has no <unk>. Use a text in the same symbols."
+                )
+            found[found < 0] = self.unknown
+        return found
+
+    def encode(self, text: str) -> Tensor:
+        """Ids of a text as people write it; see `ids` for the errors."""
+        return torch.from_numpy(self.ids(spell(self.level, text)).astype(np.int64))
+
+    def raw(self, ids: Tensor) -> bytes:
+        between = b" " if self.level == "word" else b""
+        text = between.join([self._bytes(self._symbols[i]) for i in ids.tolist()])
+        return text.replace(b" \n", b"\n").replace(b"\n ", b"\n") if between else text
+
+    def decode(self, ids: Tensor) -> str:
+        return self.raw(ids).decode("utf-8", errors="replace")
+
+    def _bytes(self, symbol: str) -> bytes:
+        if symbol == END_OF_LINE:
+            return b"\n"
+        if self.level == "byte":
+            return bytes([int(symbol)])
+        return (symbol.replace("_", " ") if self.level == "char" else symbol).encode("utf-8")
+
+    def symbol(self, index: int) -> str:
+        symbol = self._symbols[index]
+        if self.level == "word":
+            return printable(symbol)
+        text = self._bytes(symbol)
+        return BYTES.symbol(text[0]) if self.level == "byte" else printable(text.decode("utf-8"))
+
+    def symbols(self) -> dict[str, list[str]]:
+        return {"symbols": self._symbols}
+
+
+def spell(level: Level, text: bytes | str) -> str:
+    """A text as `PreparedVocabulary` reads it: symbols parted by blanks, the same lines."""
+    if level == "byte":
+        data = text.encode("utf-8") if isinstance(text, str) else text
+        return "\n".join(" ".join([DECIMAL[c] for c in line]) for line in data.split(b"\n"))
+    assert isinstance(text, str), "above byte level a text is decoded"
+    if level == "word":
+        return text
+    return "\n".join(" ".join(line.replace(" ", "_")) for line in text.split("\n"))
+
+
 def learn(level: Level, blocks: Iterable[Any]) -> Vocabulary:
     """The vocabulary of a training text, given as blocks."""
     if level == "byte":
@@ -170,9 +260,11 @@ def learn(level: Level, blocks: Iterable[Any]) -> Vocabulary:
 
 def restore(level: Level, path: Path) -> Vocabulary:
     """Read back what `Vocabulary.save` wrote."""
+    symbols = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(symbols, dict):
+        return PreparedVocabulary(level, symbols["symbols"])
     if level == "byte":
         return ByteVocabulary()
-    symbols = json.loads(path.read_text(encoding="utf-8"))
     return CharVocabulary(symbols) if level == "char" else WordVocabulary(symbols)
 
 
@@ -180,6 +272,6 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 
 
-def _words(text: str) -> list[str]:
+def to_words(text: str) -> list[str]:
     """line.split() of every line, each end of line as `<eos>`."""
     return text.replace("\n", f" {END_OF_LINE} ").split()

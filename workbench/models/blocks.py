@@ -15,6 +15,7 @@ from workbench.carry import State
 from workbench.config import Config, slot
 from workbench.errors import ConfigError
 from workbench.models.channel import ChannelConfig, NoChannel
+from workbench.models.dropout import Kind, dropout
 from workbench.models.mixers.base import MixerConfig, identity
 
 Residual = Literal["post_norm", "pre_norm", "pre_norm_normalised", "none"]
@@ -49,7 +50,7 @@ class BlockConfig(Config):
 class Block(nn.Module):
     """`x_BTD, state -> x_BTD, state`; the width may change where nothing is added."""
 
-    def __init__(self, config: BlockConfig, d_model: int):
+    def __init__(self, config: BlockConfig, d_model: int, drop: Kind = "element"):
         super().__init__()
         self.residual = config.residual
         bare = config.residual == "none"
@@ -61,7 +62,7 @@ class Block(nn.Module):
         self.mixer_norm = nn.LayerNorm(normed) if has_norm else nn.Identity()
         self.channel = config.channel.build(self.d_out)
         self.channel_norm = nn.LayerNorm(self.d_out) if self.channel is not None else None
-        self.drop = nn.Dropout(config.p_drop)
+        self.drop = dropout(drop, config.p_drop)
         if self.adds_input and self.d_out != d_model:
             raise ConfigError(
                 f"model.stack: a residual needs equal widths, got {self.d_out} from the mixer and "

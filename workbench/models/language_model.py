@@ -19,6 +19,7 @@ from workbench.config import Config, slot
 from workbench.errors import ConfigError
 from workbench.models import mixers as mixers  # registers the kinds
 from workbench.models.blocks import Block, BlockConfig
+from workbench.models.dropout import DroppedSymbols, Kind, Probability, dropout
 from workbench.models.mixers.base import CONFIGURED, Limits
 from workbench.models.positions import NoPositions, PositionsConfig
 from workbench.models.vocabulary import PlainConfig, VocabularyConfig
@@ -31,6 +32,30 @@ class Layers(Config):
     repeat: Annotated[int, Field(gt=0)] = 1
 
 
+class OutputPenalties(Config):
+    """What the last layer's output costs in training, in nats per token; 0 for nothing.
+
+    Paper: arXiv:1708.02182 section 4.6 (AR and TAR), with the mean square as its code.
+    """
+
+    activation: Annotated[float, Field(ge=0)] = 0.0
+    """alpha: factor of the mean square of the output after dropout"""
+    temporal: Annotated[float, Field(ge=0)] = 0.0
+    """beta: factor of the mean square of the change from token to token, before dropout"""
+
+    def of(self, raw_BTD: Tensor, dropped_BTD: Tensor) -> dict[str, Tensor]:
+        """The penalties of one segment that are not 0 by their factor."""
+        terms: dict[str, Tensor] = {}
+        if self.activation:
+            terms["activation"] = self.activation * dropped_BTD.square().mean()
+        if self.temporal:
+            # a segment of one token has no change, and no mean of it
+            change_BTD = raw_BTD.diff(dim=1)
+            mean = change_BTD.square().sum() / max(1, change_BTD.numel())
+            terms["temporal"] = self.temporal * mean
+        return terms
+
+
 class ModelConfig(Config):
     """What the model is made of."""
 
@@ -41,15 +66,28 @@ class ModelConfig(Config):
     positions: slot(PositionsConfig) = NoPositions()  # type: ignore[valid-type]
     """codes added to the embedding; relative codes belong to the attention mixer"""
     vocabulary: slot(VocabularyConfig) = PlainConfig()  # type: ignore[valid-type]
-    p_embedding: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    p_symbol: Probability = 0.0
+    """dropout of symbols: how often one is not read in a whole segment"""
+    p_embedding: Probability = 0.0
     """dropout of the embedding"""
-    p_output: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    p_output: Probability = 0.0
     """dropout of the last hidden state"""
+    dropout: Kind = "element"
+    """element: p_embedding, p_output and each block's p_drop fall on single numbers. locked: on
+    units, for all tokens of a segment"""
+    output_penalties: OutputPenalties = OutputPenalties()
+    """activation regularisation, temporal and plain"""
     final_norm: bool = False
     """a LayerNorm before the softmax: pre-norm stacks train better so; the originals have none"""
     init_std: Annotated[float, Field(gt=0)] | None = None
     """Transformer-XL's rule: weights, embeddings and u, v ~ N(0, init_std), LayerNorm gains
     ~ N(1, init_std), biases 0. None: PyTorch's own rules, as the adaptive-span code"""
+    init_range: Annotated[float, Field(gt=0)] | None = None
+    """AWD-LSTM's rule: embedding and output matrices ~ U(-init_range, init_range), the output's
+    biases 0, the rest by PyTorch's own rules"""
+    skip_last_row: bool = False
+    """true: what is read never trains the last symbol's embedding, a slip of the AWD-LSTM code
+    that its published figures contain"""
 
     def build(self, vocab_size: int) -> LanguageModel:
         return LanguageModel(self, vocab_size)
@@ -67,10 +105,14 @@ class LanguageModel(nn.Module):
         self.config, self.vocab_size = config, vocab_size
         self.vocabulary = config.vocabulary.build(config.d_model, vocab_size)
         self.positions = config.positions.build(config.d_model)
-        self.drop_embedding = nn.Dropout(config.p_embedding)
-        self.blocks = nn.ModuleList(stacked(config.block_configs(), config.d_model))
-        self.final_norm = nn.LayerNorm(config.d_model) if config.final_norm else nn.Identity()
-        self.drop_output = nn.Dropout(config.p_output)
+        self.drop_symbols = DroppedSymbols(config.p_symbol, vocab_size)
+        self.drop_embedding = dropout(config.dropout, config.p_embedding)
+        d_hidden = self.vocabulary.d_hidden or config.d_model
+        self.blocks = nn.ModuleList(stacked(config, d_hidden))
+        self.final_norm = nn.LayerNorm(d_hidden) if config.final_norm else nn.Identity()
+        self.drop_output = dropout(config.dropout, config.p_output)
+        if config.init_range is not None:
+            initialise_ends(self.vocabulary, config.init_range)
         if config.init_std is not None:
             initialise(self, config.init_std)
         share_across_layers(self)
@@ -110,7 +152,16 @@ class LanguageModel(nn.Module):
         Returns:
             the softmax's input (B, T, D) and the new carry.
         """
+        raw_BTD, carry = self.run_blocks(tokens_BT, carry)
+        return self.drop_output(raw_BTD), carry
+
+    def run_blocks(self, tokens_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """As `forward`, without the dropout at the end."""
         x_BTD = self.vocabulary.embed(tokens_BT)
+        if self.config.skip_last_row:
+            last_BT1 = (tokens_BT == self.vocab_size - 1)[..., None]
+            x_BTD = torch.where(last_BT1, x_BTD.detach(), x_BTD)
+        x_BTD = self.drop_symbols(x_BTD, tokens_BT)
         if self.positions is not None:
             x_BTD = self.positions(x_BTD)
         x_BTD = self.drop_embedding(x_BTD)
@@ -118,7 +169,17 @@ class LanguageModel(nn.Module):
         for block, state in zip(self.layers, carry, strict=True):
             x_BTD, state = block(x_BTD, state)
             new.append(state)
-        return self.drop_output(self.final_norm(x_BTD)), tuple(new)
+        return self.final_norm(x_BTD), tuple(new)
+
+    def losses(
+        self, tokens_BT: Tensor, targets_BT: Tensor, carry: Carry
+    ) -> tuple[Tensor, dict[str, Tensor], Carry]:
+        """What training minimises: as `nll`, with all named penalties in nats per token."""
+        raw_BTD, carry = self.run_blocks(tokens_BT, carry)
+        raw_BTD = raw_BTD[:, -targets_BT.shape[1] :]
+        hidden_BTD = self.drop_output(raw_BTD)
+        penalties = self.penalties() | self.config.output_penalties.of(raw_BTD, hidden_BTD)
+        return self.vocabulary.nll(hidden_BTD, targets_BT), penalties, carry
 
     def nll(self, tokens_BT: Tensor, targets_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Negative log-likelihood of each target, (B, T) in nats, and the new carry.
@@ -166,21 +227,21 @@ class LanguageModel(nn.Module):
             block.mixer.after_step()
 
 
-def stacked(configs: list[BlockConfig], d_model: int) -> Iterator[Block]:
-    """The blocks, each as wide as the one below it ends.
+def stacked(model: ModelConfig, d_hidden: int) -> Iterator[Block]:
+    """The blocks, each as wide as the one below it ends; the last one has width `d_hidden`.
 
     Raises:
         ConfigError: the last one does not end in the width that the vocabulary reads.
     """
-    width = d_model
-    for config in configs:
-        block = Block(config, width)
+    width = model.d_model
+    for config in model.block_configs():
+        block = Block(config, width, model.dropout)
         width = block.d_out
         yield block
-    if width != d_model:
+    if width != d_hidden:
         raise ConfigError(
-            f"model.stack: the last layer ends in width {width}, but the vocabulary reads d_model "
-            f"{d_model}; give the last layer's mixer that width"
+            f"model.stack: the last layer ends in width {width}, but the vocabulary reads "
+            f"{d_hidden}; give the last layer's mixer that width"
         )
 
 
@@ -199,6 +260,15 @@ def initialise(model: LanguageModel, std: float) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith(("u_HK", "v_HK")):
             nn.init.normal_(parameter, 0.0, std)
+
+
+def initialise_ends(vocabulary: nn.Module, reach: float) -> None:
+    """AWD-LSTM's initialisation of what is looked up and of what becomes logits."""
+    for module in vocabulary.modules():
+        if isinstance(module, nn.Embedding | nn.Linear):
+            nn.init.uniform_(module.weight, -reach, reach)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def share_across_layers(model: LanguageModel) -> None:

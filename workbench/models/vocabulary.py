@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +19,9 @@ from workbench.config import Choice
 
 class Vocabulary(nn.Module, ABC):
     """Embedding and output distribution over one set of classes."""
+
+    d_hidden: int | None = None
+    """width of the hidden states that become distributions; None: the model's"""
 
     @abstractmethod
     def embed(self, tokens_BT: Tensor) -> Tensor:
@@ -49,6 +53,17 @@ class PlainConfig(VocabularyConfig):
     """multiply embeddings by sqrt(d_model)"""
     bias: bool = True
     """a bias per class in the softmax"""
+    d_hidden: Annotated[int, Field(gt=0)] | None = None
+    """width of the last layer's output where it is not d_model; the weights are not tied then"""
+
+    @model_validator(mode="after")
+    def _ties(self) -> PlainConfig:
+        if self.tie_weights and self.d_hidden is not None:
+            raise ValueError(
+                f"d_hidden is {self.d_hidden}, but tie_weights is true: the embedding's width is "
+                "d_model. Leave d_hidden out, or set tie_weights: false"
+            )
+        return self
 
     def build(self, d_model: int, n_classes: int) -> Vocabulary:
         return Plain(self, d_model, n_classes)
@@ -61,7 +76,8 @@ class Plain(Vocabulary):
         super().__init__()
         self.scale = math.sqrt(d_model) if config.scale_embedding else 1.0
         self.embedding = nn.Embedding(n_classes, d_model)
-        self.output = nn.Linear(d_model, n_classes, bias=config.bias)
+        self.d_hidden = config.d_hidden
+        self.output = nn.Linear(config.d_hidden or d_model, n_classes, bias=config.bias)
         if config.tie_weights:
             self.output.weight = self.embedding.weight
 

@@ -10,6 +10,109 @@ from workbench.config import Config, slot
 from workbench.train.optim import OptimizerConfig
 from workbench.train.schedule import Constant, ScheduleConfig
 
+SameLength = Literal["off", "including_self", "beyond_self"]
+
+
+class CacheConfig(Config):
+    """A continuous cache beside the softmax: what followed similar hidden states a while ago.
+
+    `p(w) = lam * sum_i softmax_i(theta h_i . h_t) [y_i = w] + (1 - lam) * softmax(w)` over the
+    newest `window` positions i < t, y_i being the token that followed (arXiv:1612.04426 eq. 2, 3).
+    """
+
+    window: int = Field(gt=0)
+    """Positions that are looked back at."""
+    theta: float = Field(ge=0)
+    """How sharply similar states are preferred; 0: all alike."""
+    lam: float = Field(ge=0, lt=1)
+    """Share of the cache in the mixture."""
+    wait: Literal["never", "for_window"] = "never"
+    """`never`: used from the second token on. `for_window`: only where more than `window` entries
+    are held, counted from what a segment starts with, as the AWD-LSTM code does: not while the
+    cache fills, and not at the first token of a segment."""
+
+
+class EvalConfig(Config):
+    """How the text is cut for a measurement; each token but the first (of a stream) counts once."""
+
+    method: Literal["carried", "windows", "streams"] = "carried"
+    """`carried`: the state runs along the whole text, each attention layer seeing exactly
+    `context_len` tokens back. `windows`: every token is predicted from a fresh state that saw
+    exactly the `context_len` tokens before it (arXiv:2102.11174 code). `streams`: as the papers'
+    evaluation loops, `batch_size` streams side by side in segments of `segment_len`."""
+    context_len: int | None = Field(default=None, gt=0)
+    """Past tokens that an attention layer sees (`carried`; null: its own memory_len), or that
+    precede a token (`windows`). A carried recurrent state has seen all before: null there."""
+    segment_len: int = Field(default=128, gt=0)
+    """Tokens per forward pass: changes the result of `streams` where attention has a memory; time
+    and memory alone under `carried`."""
+    batch_size: int = Field(default=16, gt=0)
+    """Streams of `streams`; otherwise rows that run side by side: time and memory alone."""
+    max_tokens: int | None = Field(default=None, ge=2)
+    """Measure only the first so many tokens; null for all."""
+    memory_len: int | None = Field(default=None, ge=0)
+    """`streams`: past inputs that an attention layer keeps; null: its own memory_len."""
+    same_length: SameLength | None = None
+    """`streams`: equally many keys for every query, memory_len of them, the own token counted
+    (`including_self`, Transformer-XL's PyTorch code) or not (`beyond_self`, its paper and TF code);
+    null: as the model."""
+    clamp_len: int | None = Field(default=None, ge=0)
+    """Attention: distances beyond it share one position code; 0: never; null: as the model."""
+    ext_len: int = Field(default=0, ge=0)
+    """`streams`: tokens before each segment that are read again with it, and not scored again."""
+    carry: Literal["keep", "reset"] = "keep"
+    """`streams`: `reset` starts each segment afresh."""
+    average: Literal["exact", "of_blocks", "over_tokens"] = "exact"
+    """`streams`: `exact`: over the B (n - 1) targets of B streams of n tokens. `of_blocks`: over
+    whole segments, the shorter last one dropped, as the adaptive-span code. `over_tokens`: the same
+    sum divided by B n, as the AWD-LSTM code, which so reports too little."""
+    n_streams: int = Field(default=1, gt=0)
+    """`windows`: contiguous streams that the text is cut into first; the remainder is dropped."""
+    skip_first: bool = False
+    """`windows`: leave out the first window, whose tokens have a shorter context."""
+    cache: CacheConfig | None = None
+    """`carried` or `streams`: mix the softmax with a continuous cache."""
+
+    @model_validator(mode="after")
+    def _belongs_to_the_method(self) -> Self:
+        if self.method == "windows" and self.context_len is None:
+            raise ValueError("method windows needs context_len: the tokens of a window")
+        for name, methods in _METHODS.items():
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default and self.method not in methods:
+                cure = "write memory_len" if name == "context_len" else "leave it out"
+                raise ValueError(
+                    f"{name} is {value}, which says nothing under method {self.method}; {cure}, or "
+                    f"set method to {' or '.join(methods)}"
+                )
+        return self
+
+    def describe(self) -> str:
+        """The method and all that changes its result: `streams, batch_size 10, segment_len 80`."""
+        sizes = ("batch_size", "segment_len") if self.method == "streams" else ()
+        fields = type(self).model_fields
+        changed = [
+            name
+            for name, methods in _METHODS.items()
+            if self.method in methods and getattr(self, name) != fields[name].default
+        ]
+        return ", ".join([self.method, *(f"{n} {getattr(self, n)}" for n in (*sizes, *changed))])
+
+
+_METHODS: dict[str, tuple[str, ...]] = {
+    "context_len": ("carried", "windows"),
+    "memory_len": ("streams",),
+    "same_length": ("streams",),
+    "clamp_len": ("carried", "windows", "streams"),
+    "ext_len": ("streams",),
+    "carry": ("streams",),
+    "average": ("streams",),
+    "n_streams": ("windows",),
+    "skip_first": ("windows",),
+    "cache": ("carried", "streams"),
+}
+"""which fields of `EvalConfig` change the result of which methods, beside the sizes"""
+
 
 class TrainConfig(Config):
     """How long, how fast and how carefully to train."""
@@ -33,6 +136,9 @@ class TrainConfig(Config):
     """Updates between two validations; the last update is always followed by one."""
     eval_tokens: int = Field(default=20_000, ge=2)
     """Tokens from the start of the validation split that a validation reads."""
+    valid: EvalConfig | None = None
+    """How a validation measures, where that is not as the recipe's `eval:`, such as with the
+    lengths of training; null: as `eval:`."""
     checkpoint_every: int = Field(default=500, gt=0)
     """Updates between two checkpoints; one is also written at the end and when stopped."""
     keep_checkpoints: int = Field(default=2, gt=0)
@@ -54,29 +160,6 @@ class TrainConfig(Config):
                 "optimizer.clip is per_tensor, but clip_norm is null: nothing would be clipped; "
                 "write clip_norm, or optimizer.clip: global"
             )
-        return self
-
-
-class EvalConfig(Config):
-    """How the text is cut for an exact measurement; every token but the first is scored once."""
-
-    method: Literal["carried", "windows"] = "carried"
-    """`carried`: the state runs along the whole text. `windows`: every token is predicted from a
-    fresh state that saw exactly the `context_len` tokens before it (arXiv:2102.11174 code)."""
-    context_len: int | None = Field(default=None, gt=0)
-    """Past tokens that an attention layer sees (`carried`; null: its own memory_len), or that
-    precede a token (`windows`). A carried recurrent state has seen all before: null there."""
-    segment_len: int = Field(default=128, gt=0)
-    """Tokens per forward pass of `carried`; changes time and memory, not the result."""
-    batch_size: int = Field(default=16, gt=0)
-    """Rows that run side by side; changes time and memory, not the result."""
-    max_tokens: int | None = Field(default=None, ge=2)
-    """Measure only the first so many tokens; null for all."""
-
-    @model_validator(mode="after")
-    def _window_has_a_length(self) -> Self:
-        if self.method == "windows" and self.context_len is None:
-            raise ValueError("method windows needs context_len: the tokens of a window")
         return self
 
 

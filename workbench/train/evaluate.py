@@ -1,9 +1,11 @@
-"""Exact evaluation: every token but the first scored once, whatever the batch and segment sizes.
+"""Exact evaluation: what every token of a text costs, by one of three ways to cut the text.
 
 `windows`: each token is predicted from a fresh state that was given exactly the tokens of its
 window (arXiv:2102.11174, the protocol of its code; cost grows with tokens times context).
 `carried`: the state runs along the text and each attention layer sees exactly `context_len` past
 positions (arXiv:1901.02860 section 4). Recurrent states reach back without a bound.
+`streams`: the loops of the papers' codes. B streams side by side, segment by segment, each with its
+own carried state: what a token sees depends on where its segment begins, as in the originals.
 
 Shapes: B rows side by side, T segment, n tokens of text, n - 1 of them scored.
 """
@@ -14,16 +16,23 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from workbench.carry import Carry
 from workbench.errors import ConfigError, DataError
 from workbench.models.language_model import LanguageModel
 from workbench.models.mixers.base import Limits
-from workbench.train.config import EvalConfig
+from workbench.train import continuous_cache
+from workbench.train.config import CacheConfig, EvalConfig
 
 Progress = Callable[[int, int], None]
+Out = tuple[Tensor, ...]
+Read = Callable[[Tensor, Tensor, Carry], tuple[Out, Carry]]
+"""(tokens_BT, targets_BT, carry) -> what is kept of each target, (B, T, ...) each, and the carry;
+where tokens are more than targets, the first ones are context only"""
 
 
 @dataclass(frozen=True)
@@ -31,19 +40,36 @@ class Evaluation:
     """What a text cost under a model."""
 
     nll_nats: Tensor
-    """(n - 1,) nats of token 1, 2, ..., n - 1, in the order of the text, on the CPU."""
+    """(tokens,) nats of each scored token, in the order of the text, on the CPU."""
+    positions: Tensor
+    """(tokens,) where in the text each of them stands: 1, 2, ..., n - 1 for a single stream."""
     method: str
     context_len: int | None
+    """The config's; under `streams` its memory_len."""
     tokens: int
-    """Tokens scored, n - 1."""
+    """Tokens scored, n - 1 for a single stream."""
     seconds: float
     rows: int
     """Pieces of the text that were read side by side; 1 where a state reaches back to the start."""
+    divisor: int
+    """What the sum of nats is divided by: `tokens`, but for `average: over_tokens`."""
+    settings: str
+    """The method with everything that changes the result."""
 
     @property
     def mean_nats(self) -> float:
-        """Nats per token."""
-        return float(self.nll_nats.double().mean())
+        """Nats per token, as `EvalConfig.average` says."""
+        return float(self.nll_nats.double().sum()) / self.divisor
+
+
+class Measured(NamedTuple):
+    """What `measure` kept."""
+
+    kept: Out
+    """each (tokens, ...), in the order of the text"""
+    positions: Tensor
+    """(tokens,) where in the text"""
+    rows: int
 
 
 def evaluate(
@@ -64,31 +90,75 @@ def evaluate(
         progress: called now and then with tokens done and tokens in all.
 
     Raises:
-        DataError: fewer than two tokens, or ids outside the vocabulary.
+        DataError: too few tokens, or ids outside the vocabulary.
         ConfigError: `carried` for a model whose position codes restart at each segment.
     """
-    _check(model, tokens, config)
-    tokens = tokens[: config.max_tokens]
     begin = time.perf_counter()
+    (nll,), positions, rows = measure(model, tokens, config, progress=progress)
+    counted = len(tokens[: config.max_tokens]) // config.batch_size * config.batch_size
+    return Evaluation(
+        nll_nats=nll,
+        positions=positions,
+        method=config.method,
+        context_len=config.memory_len if config.method == "streams" else config.context_len,
+        tokens=len(nll),
+        seconds=time.perf_counter() - begin,
+        rows=rows,
+        divisor=counted if config.average == "over_tokens" else len(nll),
+        settings=config.describe(),
+    )
+
+
+def measure(
+    model: LanguageModel,
+    tokens: Tensor,
+    config: EvalConfig,
+    read: Read | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Measured:
+    """Walk through a text as `evaluate` does, keeping what `read` says of each scored token.
+
+    Args:
+        model, tokens, config, progress: as for `evaluate`, which raises the same.
+        read: from one segment to what is kept; None: the nats of each token.
+    """
+    check(model, tokens, config)
+    tokens = tokens[: config.max_tokens]
+    walk = {"windows": _windows, "carried": _carried, "streams": _streams}[config.method]
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            run = _windows if config.method == "windows" else _carried
-            nll, rows = run(model, tokens, config, progress or _silent)
+            read = read or _nll(model, config.cache)
+            kept, positions, rows = walk(model, tokens, config, read, progress or _silent)
     finally:
         model.train(was_training)
-    return Evaluation(
-        nll_nats=nll.clone(),
-        method=config.method,
-        context_len=config.context_len,
-        tokens=len(nll),
-        seconds=time.perf_counter() - begin,
-        rows=rows,
-    )
+    return Measured(tuple(x.clone() for x in kept), positions, rows)
 
 
-def _check(model: LanguageModel, tokens: Tensor, config: EvalConfig) -> None:
+def _nll(model: LanguageModel, cache: CacheConfig | None) -> Read:
+    """Nats of each target, mixed with a continuous cache if there is one."""
+    history: continuous_cache.History | None = None
+
+    def plain(tokens_BT: Tensor, targets_BT: Tensor, carry: Carry) -> tuple[Out, Carry]:
+        nll_BT, carry = model.nll(tokens_BT, targets_BT, carry)
+        return (nll_BT,), carry
+
+    def mixed(tokens_BT: Tensor, targets_BT: Tensor, carry: Carry) -> tuple[Out, Carry]:
+        nonlocal history
+        assert cache is not None
+        hidden_BTD, carry = model(tokens_BT, carry)
+        hidden_BTD = hidden_BTD[:, -targets_BT.shape[1] :]
+        nll_BT = model.vocabulary.nll(hidden_BTD, targets_BT)
+        nll_BT, history = continuous_cache.mix_nll(nll_BT, hidden_BTD, targets_BT, history, cache)
+        return (nll_BT,), carry
+
+    return plain if cache is None else mixed
+
+
+def check(model: LanguageModel, tokens: Tensor, config: EvalConfig) -> None:
+    """Refuse a text that cannot be scored so; see `evaluate`."""
     if tokens.ndim != 1 or len(tokens) < 2:
         raise DataError(
             f"got a text of shape {tuple(tokens.shape)}, expected one row of at least 2 tokens: "
@@ -99,6 +169,14 @@ def _check(model: LanguageModel, tokens: Tensor, config: EvalConfig) -> None:
         raise DataError(
             f"got token id {top}, but the model knows {model.vocab_size} symbols (0 to "
             f"{model.vocab_size - 1}); encode the text with the vocabulary the model was trained on"
+        )
+    n_streams = config.batch_size if config.method == "streams" else config.n_streams
+    need = 1 + (config.segment_len if config.average == "of_blocks" else 1)
+    if (length := len(tokens[: config.max_tokens]) // n_streams) < need:
+        field = "batch_size" if config.method == "streams" else "n_streams"
+        raise DataError(
+            f"got a text of {length * n_streams:,} tokens for {n_streams} streams, expected at "
+            f"least {need} tokens for each; give a longer text or a smaller eval.{field}"
         )
     kind = model.config.positions.kind
     if config.method == "carried" and kind != "none":
@@ -117,29 +195,64 @@ def _device(model: LanguageModel) -> torch.device:
 
 
 def _windows(
-    model: LanguageModel, tokens: Tensor, config: EvalConfig, progress: Progress
-) -> tuple[Tensor, int]:
-    """The first window scores all its positions, each later one its last."""
-    device, n_scored = _device(model), len(tokens) - 1
+    model: LanguageModel, tokens: Tensor, config: EvalConfig, read: Read, progress: Progress
+) -> tuple[Out, Tensor, int]:
+    """The first window of a stream scores all its positions, each later one its last."""
     assert config.context_len is not None, "EvalConfig lets no window be without a length"
-    context_len = min(config.context_len, n_scored)
+    streams_BN = _cut(tokens, config.n_streams)
+    B, n = streams_BN.shape
+    context_len = min(config.context_len, n - 1)
+    device, total, done, parts = _device(model), B * (n - 1), 0, []
+    # a limit on equal numbers of keys belongs to running text, not to a window of its own
+    limits = Limits(same_length="off", clamp_len=config.clamp_len)
+    # stream b, row s holds its tokens s to s + context_len: the window and the token after it
+    for windows in streams_BN.unfold(1, context_len + 1, 1):
+        for start in range(0, len(windows), config.batch_size):
+            ids = windows[start : start + config.batch_size].to(device).long()
+            carry = model.initial_carry(len(ids), limits)
+            out, _ = read(ids[:, :-1], ids[:, 1:], carry)
+            if start == 0 and not config.skip_first:
+                parts.append(tuple(x[0, :-1].cpu() for x in out))
+            parts.append(tuple(x[:, -1].cpu() for x in out))
+            done += len(ids) + (context_len - 1 if start == 0 else 0)
+            progress(done, total)
+    first = context_len if config.skip_first else 1
+    kept = tuple(torch.cat(x) for x in zip(*parts, strict=True))
+    return kept, _positions(B, n, first, n), min(config.batch_size, len(windows))
 
-    def score(windows_BT: Tensor, last_only: bool) -> Tensor:
-        ids = windows_BT.to(device).long()
-        # a limit on equal numbers of keys belongs to running text, not to a window of its own
-        carry = model.initial_carry(len(ids), Limits(same_length="off"))
-        nll_BT, _ = model.nll(ids[:, :-1], ids[:, 1:], carry)
-        return nll_BT[:, -1].cpu() if last_only else nll_BT[0].cpu()
 
-    parts = [score(tokens[None, : context_len + 1], last_only=False)]
-    progress(context_len, n_scored)
-    # row s holds tokens s to s + context_len: the window and the token after it
-    windows = tokens.unfold(0, context_len + 1, 1)
-    for start in range(1, len(windows), config.batch_size):
-        stop = min(start + config.batch_size, len(windows))
-        parts.append(score(windows[start:stop], last_only=True))
-        progress(context_len + stop - 1, n_scored)
-    return torch.cat(parts), min(config.batch_size, max(1, len(windows) - 1))
+def _cut(tokens: Tensor, n_streams: int) -> Tensor:
+    """Contiguous streams of equal length; the remainder is dropped."""
+    length = len(tokens) // n_streams
+    return tokens[: n_streams * length].view(n_streams, length)
+
+
+def _positions(n_streams: int, length: int, first: int, stop: int) -> Tensor:
+    """Where in the text the tokens `first` to `stop` of each stream stand."""
+    return (torch.arange(n_streams)[:, None] * length + torch.arange(first, stop)).flatten()
+
+
+def _streams(
+    model: LanguageModel, tokens: Tensor, config: EvalConfig, read: Read, progress: Progress
+) -> tuple[Out, Tensor, int]:
+    """Streams side by side, each with its state, one segment after another."""
+    streams_BN = _cut(tokens, config.batch_size)
+    device, (B, n), T = _device(model), streams_BN.shape, config.segment_len
+    n_targets = (n - 1) // T * T if config.average == "of_blocks" else n - 1
+    # a state that starts afresh never meets the repeated tokens twice
+    repeated = 0 if config.carry == "reset" else config.ext_len
+    limits = Limits(config.memory_len, config.same_length, config.clamp_len, repeated)
+    carry, parts = model.initial_carry(B, limits), []
+    for start in range(0, n_targets, T):
+        stop, begin = min(start + T, n_targets), max(0, start - config.ext_len)
+        ids = streams_BN[:, begin : stop + 1].to(device).long()
+        if config.carry == "reset":
+            carry = model.initial_carry(B, limits)
+        out, carry = read(ids[:, :-1], ids[:, start - begin + 1 :], carry)
+        parts.append(tuple(x.cpu() for x in out))
+        progress(B * stop, B * n_targets)
+    kept = tuple(torch.cat(x, dim=1).flatten(0, 1) for x in zip(*parts, strict=True))
+    return kept, _positions(B, n, 1, n_targets + 1), B
 
 
 def plan_rows(n_inputs: int, batch_size: int, reach: int | None) -> tuple[int, int, int]:
@@ -167,26 +280,28 @@ def plan_rows(n_inputs: int, batch_size: int, reach: int | None) -> tuple[int, i
 
 
 def _carried(
-    model: LanguageModel, tokens: Tensor, config: EvalConfig, progress: Progress
-) -> tuple[Tensor, int]:
+    model: LanguageModel, tokens: Tensor, config: EvalConfig, read: Read, progress: Progress
+) -> tuple[Out, Tensor, int]:
     """The state runs along the text, in rows that overlap by the model's reach."""
     device, n_scored = _device(model), len(tokens) - 1
-    reach = model.reach(config.context_len)
+    # a cache looks back over rows' ends
+    reach = None if config.cache else model.reach(config.context_len)
     rows, stride, warm_up = plan_rows(n_scored, config.batch_size, reach)
     row_len = stride + warm_up
     # the last row may end behind the text: it reads the last token again and is cut off below
     index_BT = torch.arange(rows)[:, None] * stride + torch.arange(row_len)
-    limits = Limits(memory_len=config.context_len, same_length="beyond_self")
+    limits = Limits(config.context_len, "beyond_self", config.clamp_len)
     carry = model.initial_carry(rows, limits)
     parts = []
     for start in range(0, row_len, config.segment_len):
         piece_BT = index_BT[:, start : start + config.segment_len].clamp(max=n_scored - 1)
         inputs_BT = tokens[piece_BT].to(device).long()
         targets_BT = tokens[piece_BT + 1].to(device).long()
-        nll_BT, carry = model.nll(inputs_BT, targets_BT, carry)
-        parts.append(nll_BT.cpu())
+        out, carry = read(inputs_BT, targets_BT, carry)
+        parts.append(tuple(x.cpu() for x in out))
         done = start + piece_BT.shape[1]
         scored = done + (rows - 1) * max(0, done - warm_up)
         progress(min(n_scored, scored), n_scored)
-    nll_BT = torch.cat(parts, dim=1)
-    return torch.cat([nll_BT[0], nll_BT[1:, warm_up:].flatten()])[:n_scored], rows
+    whole = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
+    kept = tuple(torch.cat([x[0], x[1:, warm_up:].flatten(0, 1)])[:n_scored] for x in whole)
+    return kept, _positions(1, n_scored + 1, 1, n_scored + 1), rows

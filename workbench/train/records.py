@@ -50,6 +50,8 @@ class EvalRecord:
     """Tokens scored."""
     method: str
     context_len: int | None
+    settings: str = ""
+    """The method with everything that changes its result."""
     elapsed_s: float
 
 

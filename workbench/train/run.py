@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from workbench import kernels
 from workbench.config import dump, load, override
 from workbench.data.corpus import Corpus
@@ -26,8 +28,9 @@ from workbench.errors import CheckpointError, ConfigError, DataError, NonFiniteL
 from workbench.models.language_model import LanguageModel, build_model
 from workbench.recipe import Recipe, load_recipe
 from workbench.train import checkpoint
+from workbench.train.config import EvalConfig
 from workbench.train.environment import choose_device, describe
-from workbench.train.evaluate import evaluate
+from workbench.train.evaluate import check, evaluate
 from workbench.train.folder import RunFolder, origin_of, recipe_sha256
 from workbench.train.lock import check_owner, hold, release
 from workbench.train.records import CheckpointRecord, DoneRecord, EvalRecord, Record
@@ -73,6 +76,7 @@ def start(
             )
     _same_corpus(folder, corpus)
     model = build_model(recipe.model, corpus.vocabulary.size, seed=recipe.train.seed).to(device)
+    check(model, *_validation(recipe, corpus))
     if origin is not None:
         checkpoint.load_weights(origin, model)
     segments = Segments(
@@ -92,6 +96,13 @@ def start(
     folder.begin(recipe, folder.environment() or describe(device, corpus))
     run._open(found)
     return run
+
+
+def _validation(recipe: Recipe, corpus: Corpus) -> tuple[Tensor, EvalConfig]:
+    """What a validation reads, and how."""
+    config = recipe.train.valid or recipe.eval
+    tokens = corpus.splits["valid"][: recipe.train.eval_tokens]
+    return tokens, config.model_copy(update={"max_tokens": None})
 
 
 def _same_corpus(folder: RunFolder, corpus: Corpus) -> None:
@@ -248,10 +259,8 @@ class Run:
         return records
 
     def _validate(self) -> EvalRecord:
-        tokens = self.corpus.splits["valid"][: self.recipe.train.eval_tokens]
-        config = self.recipe.eval.model_copy(update={"max_tokens": None})
         self._trainer.check_finite()
-        result = evaluate(self.model, tokens, config)
+        result = evaluate(self.model, *_validation(self.recipe, self.corpus))
         self._validated_step = self.step
         return EvalRecord(
             step=self.step,
@@ -260,6 +269,7 @@ class Run:
             tokens=result.tokens,
             method=result.method,
             context_len=result.context_len,
+            settings=result.settings,
             elapsed_s=self._clock(),
         )
 

@@ -125,7 +125,7 @@ class Trainer:
         self.lr = 0.0
         self.grad_norm = torch.zeros((), device=self.device)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._nll = torch.compile(model.nll) if config.compile else model.nll
+        self._losses = torch.compile(model.losses) if config.compile else model.losses
 
     def update(self) -> None:
         """One step of the optimizer on the next segment. Nothing is waited for."""
@@ -133,8 +133,8 @@ class Trainer:
         self.model.train()
         batch = self.segments.next()
         start = self._start_carry(batch)
-        nll_BT, carry = self._nll(batch.tokens_BT, batch.targets_BT, start)
-        terms = objective(nll_BT, self.model.penalties())
+        nll_BT, penalties, carry = self._losses(batch.tokens_BT, batch.targets_BT, start)
+        terms = objective(nll_BT, penalties)
         self.optimizer.zero_grad(set_to_none=True)
         total(terms).backward()
         self.grad_norm = self._clip()

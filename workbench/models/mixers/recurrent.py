@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workbench.models.dropout import Probability
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,
@@ -25,8 +26,6 @@ from workbench.models.mixers.base import (
     SequenceMixer,
     identity,
 )
-
-Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LSTMState(NamedTuple):

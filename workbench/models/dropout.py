@@ -1,0 +1,59 @@
+"""Dropout that is not drawn for each number alone: over all tokens of a segment, over symbols.
+
+Paper: arXiv:1708.02182 section 4.2 (locked dropout, after arXiv:1512.05287), 4.3 (embedding).
+Shapes: B batch, T segment, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Kind = Literal["element", "locked"]
+
+
+def mask(like: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
+    """Zeros with probability `p`, else `1 / (1 - p)`."""
+    return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
+
+
+class Locked(nn.Module):
+    """The same units are dropped at every token of a segment."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def draw(self, x_BTD: Tensor) -> Tensor:
+        """The segment's mask, (B, 1, D)."""
+        return mask(x_BTD, (x_BTD.shape[0], 1, x_BTD.shape[2]), self.p)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD * self.draw(x_BTD) if self.training and self.p else x_BTD
+
+
+class DroppedSymbols(nn.Module):
+    """Some symbols are not read in a segment, wherever they stand in it.
+
+    Applied to what was looked up, which equals dropping rows of the embedding table; an output
+    matrix that is tied to that table keeps its rows.
+    """
+
+    def __init__(self, p: float, n_classes: int):
+        super().__init__()
+        self.p, self.n_classes = p, n_classes
+
+    def draw(self, x_BTD: Tensor) -> Tensor:
+        """The segment's mask, (C, 1)."""
+        return mask(x_BTD, (self.n_classes, 1), self.p)
+
+    def forward(self, x_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
+        return x_BTD * self.draw(x_BTD)[tokens_BT] if self.training and self.p else x_BTD
+
+
+def dropout(kind: Kind, p: float) -> nn.Module:
+    """Of single numbers, or locked over a segment."""
+    return Locked(p) if kind == "locked" else nn.Dropout(p)

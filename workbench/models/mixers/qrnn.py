@@ -1,0 +1,106 @@
+"""Quasi-recurrent layers: a short convolution makes all gates at once, pooling runs along time.
+
+Paper: arXiv:1611.01576 section 2 (fo-pooling, zoneout 2.2); arXiv:1803.08240 section 3 (as a
+language model).
+Shapes: B batch, T segment, D input width, U units; P = window - 1 inputs before the segment.
+State: `QRNNState`: the last inputs, as many as the window looks back, and the pooled cells.
+Deviates: from the paper and as its code, F weighs the new value and 1 - F the old one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from workbench import kernels
+from workbench.models.dropout import Probability
+from workbench.models.mixers.base import (
+    CONFIGURED,
+    Limits,
+    MixerConfig,
+    Norm,
+    SequenceMixer,
+    identity,
+)
+
+
+class QRNNConfig(MixerConfig):
+    """Gates from a window of inputs, a recurrence without matrix products."""
+
+    kind: Literal["qrnn"] = "qrnn"
+    d_hidden: Annotated[int, Field(gt=0)]
+    """units; also the output's width"""
+    window: Annotated[int, Field(ge=1)] = 1
+    """inputs that the gates of a token see: its own and those before it"""
+    output_gate: bool = True
+    """true: fo-pooling. false: f-pooling, the output is the cells themselves"""
+    p_zoneout: Probability = 0.0
+    """how often a unit keeps its old value, whatever its gate says; in evaluation the gates are
+    scaled instead"""
+    p_weight: Probability = 0.0
+    """weight drop: entries of the matrix from inputs to gates that a segment goes without"""
+
+    def build(self, d_model: int) -> SequenceMixer:
+        return QRNN(self, d_model)
+
+    @classmethod
+    def tiny(cls) -> list[MixerConfig]:
+        return [
+            cls(d_hidden=16, window=2, p_weight=0.2),
+            cls(d_hidden=16, window=3, p_zoneout=0.2),
+            cls(d_hidden=16, output_gate=False),
+        ]
+
+
+class QRNNState(NamedTuple):
+    """What a layer knows of the text before."""
+
+    inputs_BPD: Tensor
+    """raw, oldest first; zeros before the text"""
+    c_BU: Tensor
+
+
+class QRNN(SequenceMixer):
+    """`Z, F, O = tanh, sigmoid, sigmoid (W [x_t, x_t-1, ...]); c = F Z + (1 - F) c; y = O c`."""
+
+    def __init__(self, config: QRNNConfig, d_model: int):
+        super().__init__()
+        self.config, self.d_in, self.d_out = config, d_model, config.d_hidden
+        self.gates = nn.Linear(config.window * d_model, (2 + config.output_gate) * config.d_hidden)
+
+    def initial_state(self, batch_size: int, limits: Limits = CONFIGURED) -> QRNNState:
+        new = self.gates.weight.new_zeros
+        return QRNNState(
+            new(batch_size, self.config.window - 1, self.d_in), new(batch_size, self.d_out)
+        )
+
+    def forward(
+        self, x_BTD: Tensor, state: QRNNState, norm: Norm = identity
+    ) -> tuple[Tensor, QRNNState]:
+        P, T = self.config.window - 1, x_BTD.shape[1]
+        seen_BSD = torch.cat([state.inputs_BPD, x_BTD], dim=1)
+        normed_BSD = norm(seen_BSD)
+        # a token's own input first, then the older ones
+        inputs = [normed_BSD[:, P - back : P - back + T] for back in range(P + 1)]
+        weight = self.drop_weight(self.gates.weight)
+        gates = F.linear(torch.cat(inputs, dim=-1), weight, self.gates.bias)
+        z_BTU, f_BTU, *o = gates.split(self.d_out, dim=-1)
+        f_BTU = self.zoneout(f_BTU.sigmoid())
+        c_BTU, c_BU = kernels.forget_mult(f_BTU, z_BTU.tanh(), state.c_BU)
+        y_BTU = o[0].sigmoid() * c_BTU if o else c_BTU
+        return y_BTU, QRNNState(seen_BSD[:, T:], c_BU)
+
+    def drop_weight(self, weight: Tensor) -> Tensor:
+        """The matrix that one segment works with: some entries 0, the others scaled."""
+        return F.dropout(weight, self.config.p_weight, self.training)
+
+    def zoneout(self, f_BTU: Tensor) -> Tensor:
+        """Close some gates for new values; nothing is scaled in training."""
+        keep = 1 - self.config.p_zoneout
+        if keep == 1:
+            return f_BTU
+        return f_BTU * torch.empty_like(f_BTU).bernoulli_(keep) if self.training else f_BTU * keep
