@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from parity.golden import Comparison, Golden
+from parity.golden import Comparison, Golden, Unknown
 from workbench.carry import Carry, detach
 from workbench.config import load
 from workbench.data.segments import Batch, Segments
@@ -106,6 +106,12 @@ def evaluate(it: Subject, tag: str, stream: str, *, carried: bool) -> None:
         it.states(it.compare, at, carry)
 
 
+def refuse_dropout(it: Subject) -> None:
+    """What a training with dropout recorded depends on its random numbers (`Unknown`)."""
+    if any(m.p for m in it.model.modules() if isinstance(m, torch.nn.Dropout)):
+        raise Unknown(f"{it.golden.name}: trained with dropout")
+
+
 def train(it: Subject, tag: str, stream: str, *, carried: bool) -> dict[str, Tensor]:
     """A training phase: losses per segment and in the mean.
 
@@ -114,6 +120,7 @@ def train(it: Subject, tag: str, stream: str, *, carried: bool) -> dict[str, Ten
         is detached between segments, as the originals do.
     """
     it.reload()
+    refuse_dropout(it)
     it.model.train()
     it.model.zero_grad(set_to_none=True)
     n_segments = it.golden.meta["n_segments"]
@@ -196,6 +203,7 @@ def optimise(it: Subject, plan: TrainConfig, after_step: Callable[[int], None] =
         plan: optimizer, schedule and clipping, as a recipe gives them.
         after_step: compares what else the file recorded after a step.
     """
+    refuse_dropout(it)
     segments = RecordedBatches(it)
     trainer = Trainer(it.model, segments, plan, it.golden.name)
     for i in range(len(segments.batches)):

@@ -32,9 +32,8 @@ def compare_memories(compare: Comparison, at: str, carry: Carry) -> None:
 
 
 def attention_subject(golden: Golden, dtype: torch.dtype, **changes: Any) -> Subject:
-    """A model of attention type 0 or 2; `changes` replace fields of its mixer."""
-    config = transformer_xl.model_config(golden.ctor)
-    config["stack"][0]["block"]["mixer"].update(changes)
+    """A model of Transformer-XL's layers; `changes` replace arguments of its constructor."""
+    config = transformer_xl.model_config({**golden.ctor, **changes})
     links = transformer_xl.links(golden.ctor)
     it = subject(golden, config, golden.ctor["n_token"], links, dtype)
     it.states = compare_memories
@@ -57,8 +56,8 @@ def run(golden: Golden, dtype: torch.dtype) -> Comparison:
         run_phases(it)
     elif kind == "(train.py / eval.py evaluate)":
         lengths = golden.meta["eval_lengths"]
-        limits = other_limits(golden, lengths)
-        streams(it, lengths["tgt_len"], golden.meta["batch"], **limits._asdict())
+        other = with_lengths(it, lengths)
+        streams(other, lengths["tgt_len"], golden.meta["batch"], **other.limits._asdict())
     elif kind == "" and "train" in golden.meta:
         run_steps(it)
     else:
@@ -71,33 +70,33 @@ def run_phases(it: Subject) -> None:
     golden = it.golden
     evaluate(it, "eval", "main", carried=True)
     for phase in golden.meta["phases"]:
-        run_other_lengths(it, phase)
+        evaluate(with_lengths(it, phase), phase["tag"], phase["tag"], carried=True)
     grads = train(it, "train", "main", carried=True)
     compare_gradients(it, grads, "grad")
 
 
-def run_other_lengths(it: Subject, phase: dict[str, Any]) -> None:
-    """The same parameters with the lengths of another evaluation."""
-    other = replace(it, limits=other_limits(it.golden, phase))
-    evaluate(other, phase["tag"], phase["tag"], carried=True)
-
-
-def other_limits(golden: Golden, lengths: dict[str, Any]) -> Limits:
-    """What an evaluation changes: memory, repeated context, clamp and window.
+def with_lengths(it: Subject, lengths: dict[str, Any]) -> Subject:
+    """The same parameters with the lengths of another evaluation.
 
     Raises:
         Unknown: it changes more than that.
     """
     known = {"tag", "nseg", "tgt_len", "ext_len", "mem_len", "clamp_len", "same_length"}
     if unknown := set(lengths) - known:
-        raise Unknown(f"{golden.name}: evaluation options {sorted(unknown)}")
+        raise Unknown(f"{it.golden.name}: evaluation options {sorted(unknown)}")
     # their evaluation changes a clamp only to a positive one, and `same_length` only to true
-    return Limits(
+    clamp_len = transformer_xl.clamp(lengths) or None
+    if clamp_len and it.model.config.restarting:
+        # absolute codes are the model's, not the state's
+        changed = attention_subject(it.golden, it.dtype, clamp_len=clamp_len)
+        it, clamp_len = replace(changed, compare=it.compare), None
+    limits = Limits(
         memory_len=lengths["mem_len"],
         same_length="including_self" if lengths.get("same_length") else None,
-        clamp_len=lengths["clamp_len"] if lengths.get("clamp_len", 0) > 0 else None,
+        clamp_len=clamp_len,
         ext_len=lengths["ext_len"],
     )
+    return replace(it, limits=limits)
 
 
 def run_steps(it: Subject) -> None:

@@ -87,3 +87,16 @@ def test_repeated_tokens_are_not_kept(rule, kept):
     torch.testing.assert_close(outputs[0], expected, rtol=0, atol=1e-12)
     same = torch.allclose(outputs[1], second, rtol=0, atol=1e-12)
     assert same == (rule == "intended"), "swapped, the memory holds what is read again"
+
+
+def test_queries_without_norm_are_the_originals_quirk():
+    """A block's norm is for keys and values; queries are made of what comes in."""
+    quirk, plain = attention(normed_queries=False), attention()
+    x, half = inputs(5), 0.5
+    y, _ = quirk(x, quirk.initial_state(2), lambda x: half * x)
+    with torch.no_grad():
+        # halved inputs through a doubled matrix are queries of whole inputs
+        plain.query.weight *= 2
+    expected, _ = plain(half * x, plain.initial_state(2))
+    torch.testing.assert_close(y, expected)
+    assert not torch.allclose(quirk(half * x, quirk.initial_state(2))[0], expected)

@@ -77,8 +77,8 @@ def test_awd_lstm_numbers_words_as_they_appear(root):
 def test_adaptive_span_sorts_wikitext_103_with_reversed_ties(root):
     put(root, "wikitext-103", WORDS)
     corpus = Published(name="wikitext-103", rule="adaptive-span").open()
-    # <eos> 3, a 2, then once each, last seen first: <unk>, c, b
-    assert corpus.vocabulary.symbols() == {"symbols": ["<eos>", "a", "<unk>", "c", "b"]}
+    # <eos> 3, a 2, then once each, last seen first: <unk>, c, b; train lacks d
+    assert corpus.vocabulary.symbols() == {"symbols": ["<eos>", "a", "<unk>", "c", "b", "d"]}
     assert ids(corpus)["train"] == [4, 1, 0, 0, 3, 1, 2, 0]
 
 
@@ -106,14 +106,13 @@ def test_enwik8_prepared_as_decimal_bytes(root, rule):
     assert corpus.files()[0]["split"] == "train"
 
 
-def test_adaptive_span_numbers_what_train_has(root):
+def test_adaptive_span_numbers_train_first(root):
+    """Their code stops at a symbol that train lacks; here it gets the next id."""
     put(root, "enwik8", {split: as_prepared(data) for split, data in BYTES.items()})
-    with pytest.raises(DataError, match="'100', expected one of the 4 symbols"):
-        Published(name="enwik8", rule="adaptive-span").open()
-    (root / "enwik8" / "test.txt").write_text("99 97")
+    (root / "enwik8" / "valid.txt").write_text("100 100 98")
     corpus = Published(name="enwik8", rule="adaptive-span").open()
-    assert corpus.vocabulary.symbols() == {"symbols": ["98", "97", "<eos>", "99"]}
-    assert ids(corpus) == {"train": [0, 1, 2, 0, 3, 2], "valid": [0, 0, 2], "test": [3, 1, 2]}
+    assert corpus.vocabulary.symbols() == {"symbols": ["98", "97", "<eos>", "99", "100"]}
+    assert ids(corpus) == {"train": [0, 1, 2, 0, 3, 2], "valid": [4, 4, 0, 2], "test": [3, 4, 2]}
 
 
 @pytest.mark.parametrize("rule", ["transformer-xl", "adaptive-span", "awd-lstm"])

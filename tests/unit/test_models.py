@@ -7,8 +7,11 @@ import torch
 
 from workbench.config import load
 from workbench.errors import ConfigError
+from workbench.models.blocks import BlockConfig
 from workbench.models.language_model import ModelConfig, build_model
-from workbench.models.positions import AbsoluteSinusoid, align_distances
+from workbench.models.mixers.base import Limits
+from workbench.models.mixers.relative import align_distances
+from workbench.models.positions import AbsoluteSinusoid
 
 XL = {"kind": "attention", "n_heads": 2, "d_head": 4, "memory_len": 8}
 SPAN = {
@@ -113,8 +116,8 @@ def test_align_distances_closed_form():
 
 def test_absolute_positions_ascend_or_descend():
     x = torch.zeros(1, 5, 8)
-    up = AbsoluteSinusoid().build(8)(x)
-    down = AbsoluteSinusoid(order="descending").build(8)(x)
+    up = AbsoluteSinusoid().build(8)(x, 5)
+    down = AbsoluteSinusoid(order="descending").build(8)(x, 5)
     assert torch.equal(up, down.flip(1))
     torch.testing.assert_close(up[0, 0], torch.tensor([0.0] * 4 + [1.0] * 4))
     torch.testing.assert_close(up[0, 3, 1], torch.tensor(3 * 10000 ** (-2 / 8)).sin())
@@ -172,3 +175,63 @@ def test_trimmed_memory_changes_nothing_but_its_size():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     assert carry_full[0].hidden_BMD.shape[1] == 200
     assert carry_short[0].hidden_BMD.shape[1] == 200 - 128 + 64
+
+
+CODES = [
+    {"kind": "sinusoid", "order": "descending"},
+    {"kind": "sinusoid"},
+    {"kind": "learned", "n_positions": 6},
+]
+PLAIN = {**XL, "positions": {"kind": "none"}}
+
+
+@pytest.mark.parametrize("codes", CODES, ids=str)
+@pytest.mark.parametrize("residual", ["post_norm", "pre_norm"])
+def test_codes_of_a_layer_reach_memory_only_as_a_copy(codes, residual):
+    """Segment by segment with clean memory: as if codes were added anew to all that is read."""
+    block = {"mixer": PLAIN, "channel": FFN, "residual": residual, "positions": codes}
+    model = build_model(
+        load(ModelConfig, {"d_model": 8, "stack": [{"block": block}]}, "model"), 11, seed=0
+    ).eval()
+    (layer,), x = model.layers, torch.randn(2, 7, 8)
+    empty = layer.mixer.initial_state(2)
+    _, state = layer(x[:, :4], empty)
+    torch.testing.assert_close(state.hidden_BMD, x[:, :4], rtol=0, atol=0)
+    got, _ = layer(x[:, 4:], state)
+    coded = layer.positions(x, 3)
+    layer.positions = None
+    norm = layer.mixer_norm if residual == "pre_norm" else lambda y: y
+    y, _ = layer.mixer(norm(coded[:, 4:]), empty._replace(hidden_BMD=norm(coded[:, :4])))
+    expected = coded[:, 4:] + y
+    if residual == "post_norm":
+        expected = layer.mixer_norm(expected)
+        expected = layer.channel_norm(expected + layer.channel(expected))
+    else:
+        expected = expected + layer.channel(layer.channel_norm(expected))
+    torch.testing.assert_close(got, expected)
+
+
+def test_codes_of_the_model_refuse_memory_unless_they_are_to_pile_up():
+    positions = {"kind": "sinusoid", "order": "descending"}
+    model = build_model(config(dict(PLAIN, memory_len=0), positions=positions), 11)
+    assert model.initial_carry(2)[0].memory_len == 0
+    with pytest.raises(ConfigError, match="memory: accumulate"):
+        model.initial_carry(2, Limits(memory_len=4))
+    with pytest.raises(ConfigError, match="clamp_len"):
+        model.initial_carry(2, Limits(clamp_len=4))
+    piling = build_model(config(PLAIN, positions=positions | {"memory": "accumulate"}), 11, seed=0)
+    x = tokens()
+    _, carry = piling(x[:, :4], piling.initial_carry(2))
+    before = carry[0].hidden_BMD.clone()
+    _, after = piling(x[:, 4:7], carry)
+    codes = piling.positions.codes(7, 3)
+    torch.testing.assert_close(after[0].hidden_BMD[:, :4], before + codes[:4])
+    assert torch.equal(carry[0].hidden_BMD, before), "the carry that was given is untouched"
+
+
+def test_positions_and_normalised_residuals_do_not_meet():
+    with pytest.raises(ConfigError, match="pre_norm_normalised"):
+        load(BlockConfig, {"mixer": XL, "residual": "pre_norm_normalised", "positions": CODES[0]})
+    quirk = {"mixer": dict(XL, normed_queries=False), "positions": CODES[0]}
+    with pytest.raises(ConfigError, match="normed_queries"):
+        load(BlockConfig, quirk)

@@ -37,6 +37,7 @@ from workbench.data.pieces import (
 from workbench.data.vocabulary import (
     DECIMAL,
     END_OF_LINE,
+    UNKNOWN,
     Level,
     PreparedVocabulary,
     spell,
@@ -216,6 +217,9 @@ def _count(texts: Iterable[str]) -> Counter[str]:
 def order(name: str, rule: str, counts: Mapping[str, Counter[str]]) -> list[str]:
     """The symbols in order of their ids.
 
+    Deviates: symbols of valid and test that train lacks come last, where the original stops with
+    an error because it has neither an id for them nor `<unk>`.
+
     Args:
         name, rule: as in `Published`.
         counts: of each split, in order of first appearance, `<eos>` among them.
@@ -225,11 +229,15 @@ def order(name: str, rule: str, counts: Mapping[str, Counter[str]]) -> list[str]
     for split in SPLITS[:1] if train_only else SPLITS:
         total.update(counts[split])
     if rule == "transformer-xl":
-        special = [END_OF_LINE] * (LEVELS.get(name) is None)
-        return special + [symbol for symbol, _ in total.most_common() if symbol != END_OF_LINE]
-    if (rule, name) == ("adaptive-span", "wikitext-103"):
-        return sorted(total, key=total.__getitem__)[::-1]
-    return list(total)
+        special = [END_OF_LINE] if LEVELS.get(name) is None else []
+        known = special + [symbol for symbol, _ in total.most_common() if symbol != END_OF_LINE]
+        if UNKNOWN in known or not special:
+            return known
+    elif (rule, name) == ("adaptive-span", "wikitext-103"):
+        known = sorted(total, key=total.__getitem__)[::-1]
+    else:
+        known = list(total)
+    return list(dict.fromkeys([*known, *counts["valid"], *counts["test"]]))
 
 
 def _check_spelling(level: Level, symbols: list[str], path: Path) -> None:

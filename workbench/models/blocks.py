@@ -16,7 +16,8 @@ from workbench.config import Config, slot
 from workbench.errors import ConfigError
 from workbench.models.channel import ChannelConfig, NoChannel
 from workbench.models.dropout import Kind, dropout
-from workbench.models.mixers.base import MixerConfig, identity
+from workbench.models.mixers.base import MixerConfig, Norm, identity
+from workbench.models.positions import InputPositions, NoPositions, PositionsConfig
 
 Residual = Literal["post_norm", "pre_norm", "pre_norm_normalised", "none"]
 
@@ -24,6 +25,8 @@ Residual = Literal["post_norm", "pre_norm", "pre_norm_normalised", "none"]
 class BlockConfig(Config):
     """What one layer is made of."""
 
+    positions: slot(PositionsConfig) = NoPositions()  # type: ignore[valid-type]
+    """codes added to the layer's input"""
     mixer: slot(MixerConfig)  # type: ignore[valid-type]
     channel: slot(ChannelConfig) = NoChannel()  # type: ignore[valid-type]
     residual: Residual = "post_norm"
@@ -38,11 +41,22 @@ class BlockConfig(Config):
     """dropout of what each of the two branches adds"""
 
     @model_validator(mode="after")
-    def _bare(self) -> BlockConfig:
+    def _consistent(self) -> BlockConfig:
         if self.residual == "none" and self.channel.kind != "none":
             raise ValueError(
                 f"residual is none, but channel is {self.channel.kind}, which needs a residual. "
                 "Set channel: {kind: none}, or mixer_norm: false and mixer_residual: false instead"
+            )
+        if self.residual == "pre_norm_normalised" and self.positions.kind != "none":
+            raise ValueError(
+                f"positions are {self.positions.kind}, but under residual: pre_norm_normalised no "
+                "input is left to add them to; use residual: pre_norm"
+            )
+        coded_apart = self.positions.kind != "none" and self.positions.memory == "clean"
+        if coded_apart and self.mixer.reads_raw:
+            raise ValueError(
+                "mixer.normed_queries is false, but positions.memory is clean: queries would be "
+                "read without codes; set normed_queries: true"
             )
         return self
 
@@ -55,6 +69,7 @@ class Block(nn.Module):
         self.residual = config.residual
         bare = config.residual == "none"
         self.adds_input = config.mixer_residual and not bare
+        self.positions = config.positions.build(d_model)
         self.mixer = config.mixer.build(d_model)
         self.d_out = self.mixer.d_out
         normed = self.d_out if config.residual == "post_norm" else d_model
@@ -73,7 +88,10 @@ class Block(nn.Module):
         if self.residual == "pre_norm_normalised":
             x_BTD = self.mixer_norm(x_BTD)
         norm = self.mixer_norm if self.residual == "pre_norm" else identity
-        y_BTD, state = self.mixer(x_BTD, state, norm)
+        if self.positions is None:
+            y_BTD, state = self.mixer(x_BTD, state, norm)
+        else:
+            x_BTD, y_BTD, state = self._mix_coded(self.positions, x_BTD, state, norm)
         y_BTD = self.drop(y_BTD)
         x_BTD = x_BTD + y_BTD if self.adds_input else y_BTD
         if self.residual == "post_norm":
@@ -83,3 +101,15 @@ class Block(nn.Module):
         if self.residual == "post_norm":
             return self.channel_norm(x_BTD + self.drop(self.channel(x_BTD))), state
         return x_BTD + self.drop(self.channel(self.channel_norm(x_BTD))), state
+
+    def _mix_coded(
+        self, positions: InputPositions, x_BTD: Tensor, state: State, norm: Norm
+    ) -> tuple[Tensor, Tensor, State]:
+        """The input with its codes, what the mixer makes of it, and the new state."""
+        T = x_BTD.shape[1]
+        coded_BTD = positions(x_BTD, T)
+        if positions.accumulate:
+            state = self.mixer.change_memory(state, lambda x_BMD: positions.into_memory(x_BMD, T))
+            return coded_BTD, *self.mixer(coded_BTD, state, norm)
+        # the mixer remembers what has no codes, and reads a copy that has them
+        return coded_BTD, *self.mixer(x_BTD, state, lambda x_BSD: norm(positions(x_BSD, T)))

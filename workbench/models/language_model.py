@@ -18,10 +18,11 @@ from workbench.carry import Carry
 from workbench.config import Config, slot
 from workbench.errors import ConfigError
 from workbench.models import mixers as mixers  # registers the kinds
+from workbench.models.base import Builds, M, Model
 from workbench.models.blocks import Block, BlockConfig
 from workbench.models.dropout import DroppedSymbols, Kind, Probability, dropout
 from workbench.models.mixers.base import CONFIGURED, Limits
-from workbench.models.positions import NoPositions, PositionsConfig
+from workbench.models.positions import InputPositions, NoPositions, PositionsConfig
 from workbench.models.vocabulary import PlainConfig, VocabularyConfig
 
 
@@ -96,8 +97,14 @@ class ModelConfig(Config):
         """The block of each layer, first to last."""
         return [layers.block for layers in self.stack for _ in range(layers.repeat)]
 
+    @property
+    def restarting(self) -> str | None:
+        """The kind of the position codes that start again at every segment, if there are any."""
+        kinds = [self.positions.kind, *(block.positions.kind for block in self.block_configs())]
+        return next((kind for kind in kinds if kind != "none"), None)
 
-class LanguageModel(nn.Module):
+
+class LanguageModel(Model):
     """A stack of blocks between the two ends of a vocabulary."""
 
     def __init__(self, config: ModelConfig, vocab_size: int):
@@ -122,17 +129,17 @@ class LanguageModel(nn.Module):
         """The blocks, first to last, under their own type."""
         return cast(list[Block], list(self.blocks))
 
-    @property
-    def n_parameters(self) -> int:
-        """Trainable numbers, each shared tensor counted once."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
     def initial_carry(self, batch_size: int, limits: Limits = CONFIGURED) -> Carry:
         """The carry before the first token; see `SequenceMixer.initial_state`.
 
         Raises:
-            ConfigError: tokens are to be repeated, and a layer would count them twice.
+            ConfigError: tokens are to be repeated, and a layer would count them twice; memory
+                would keep position codes of the past; a clamp cannot reach the codes.
         """
+        self._check_limits(limits)
+        return tuple(block.mixer.initial_state(batch_size, limits) for block in self.layers)
+
+    def _check_limits(self, limits: Limits) -> None:
         for layer, block in enumerate(self.layers):
             if limits.ext_len and not block.mixer.rereading:
                 raise ConfigError(
@@ -140,7 +147,19 @@ class LanguageModel(nn.Module):
                     f"{limits.ext_len} repeated tokens twice; set ext_len: 0, or start each "
                     "segment afresh (train.carry: reset)"
                 )
-        return tuple(block.mixer.initial_state(batch_size, limits) for block in self.layers)
+        keeps_codes = self.positions is not None and not self.positions.accumulate
+        if keeps_codes and any(block.mixer.reach(limits.memory_len) for block in self.layers):
+            raise ConfigError(
+                f"model.positions is {self.config.positions.kind}, and attention has a memory: it "
+                "would keep codes of segments that are over. Use relative positions, put the codes "
+                "into the first block (block.positions), set memory_len: 0, or write "
+                "model.positions.memory: accumulate, which repeats the original's error"
+            )
+        if limits.clamp_len is not None and (kind := self.config.restarting):
+            raise ConfigError(
+                f"clamp_len of an evaluation is for relative positions, and this model's are "
+                f"{kind}; set positions.clamp_len of the model instead"
+            )
 
     def forward(self, tokens_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Run one segment.
@@ -163,7 +182,7 @@ class LanguageModel(nn.Module):
             x_BTD = torch.where(last_BT1, x_BTD.detach(), x_BTD)
         x_BTD = self.drop_symbols(x_BTD, tokens_BT)
         if self.positions is not None:
-            x_BTD = self.positions(x_BTD)
+            x_BTD, carry = self._coded(self.positions, x_BTD, carry)
         x_BTD = self.drop_embedding(x_BTD)
         new = []
         for block, state in zip(self.layers, carry, strict=True):
@@ -180,6 +199,18 @@ class LanguageModel(nn.Module):
         hidden_BTD = self.drop_output(raw_BTD)
         penalties = self.penalties() | self.config.output_penalties.of(raw_BTD, hidden_BTD)
         return self.vocabulary.nll(hidden_BTD, targets_BT), penalties, carry
+
+    def _coded(
+        self, positions: InputPositions, x_BTD: Tensor, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        """The embedding with its codes, and what the first layer remembers of it."""
+        T = x_BTD.shape[1]
+        if positions.accumulate:
+            first = self.layers[0].mixer.change_memory(
+                carry[0], lambda x_BMD: positions.into_memory(x_BMD, T)
+            )
+            carry = (first, *carry[1:])
+        return positions(x_BTD, T), carry
 
     def nll(self, tokens_BT: Tensor, targets_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Negative log-likelihood of each target, (B, T) in nats, and the new carry.
@@ -258,7 +289,7 @@ def initialise(model: LanguageModel, std: float) -> None:
             nn.init.normal_(module.weight, 1.0, std)
             nn.init.zeros_(module.bias)
     for name, parameter in model.named_parameters():
-        if name.endswith(("u_HK", "v_HK")):
+        if name.endswith(("u_HK", "v_HK", "key_RHK", "code_RD")):
             nn.init.normal_(parameter, 0.0, std)
 
 
@@ -293,7 +324,7 @@ def share_across_layers(model: LanguageModel) -> None:
             setattr(owner, name, parameter)
 
 
-def build_model(config: ModelConfig, vocab_size: int, seed: int | None = None) -> LanguageModel:
+def build_model(config: Builds[M], vocab_size: int, seed: int | None = None) -> M:
     """Build a model; a seed makes its parameters reproducible without touching the global RNG."""
     if seed is None:
         return config.build(vocab_size)

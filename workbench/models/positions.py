@@ -1,9 +1,10 @@
-"""Position codes: absolute ones at the model's input, relative ones inside attention scores.
+"""Absolute position codes: added to inputs, of the model or of a layer.
 
-Paper: arXiv:1901.02860 section 3.3 (relative sinusoid, biases u and v); arXiv:1905.07799 section 2
-(learned key per distance, shared by all heads); arXiv:1706.03762 section 3.5 (absolute sinusoid).
-Shapes: B batch, T segment, S memory + segment, H heads, K head width, D model width, M memory.
-The distance of key j from query i is `M + i - j`: 0 is the query's own token.
+They count from the end of a segment or from its start, so they restart at every segment: a token
+that attention remembers gets another code whenever it is read.
+
+Paper: arXiv:1706.03762 section 3.5 (sinusoid); arXiv:1808.04444 section 2 (learned, every layer).
+Shapes: B batch, T segment, S memory + segment, D model width, R rows of a table.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from abc import ABC, abstractmethod
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from workbench.config import Choice
 from workbench.errors import ConfigError
@@ -39,10 +39,37 @@ class Sinusoid(nn.Module):
 
 
 class PositionsConfig(Choice):
-    """The model's slot `positions`: codes added to the embedding."""
+    """The slots `positions` of the model, for codes added to the embedding, and of a block, for
+    codes added to the input of its layer."""
 
-    def build(self, d_model: int) -> nn.Module | None:
+    memory: Literal["clean", "accumulate"] = "clean"
+    """clean: what attention remembers holds no codes; a block adds them to a copy when it is read,
+    the model's own slot refuses memory. accumulate: codes are added to memory itself, again at
+    every segment, as Transformer-XL's code does"""
+
+    def build(self, d_model: int) -> InputPositions | None:
         raise TypeError(f"{type(self).__name__} does not define build(d_model)")
+
+
+class InputPositions(nn.Module, ABC):
+    """A code for every position of memory and segment."""
+
+    def __init__(self, config: PositionsConfig):
+        super().__init__()
+        self.accumulate = config.memory == "accumulate"
+
+    @abstractmethod
+    def codes(self, S: int, T: int) -> Tensor:
+        """(S, D) codes of S positions in a row, of which the last T are the segment's."""
+
+    def forward(self, x_BSD: Tensor, T: int) -> Tensor:
+        """The inputs with their codes; the last T of them are the segment's."""
+        return x_BSD + self.codes(x_BSD.shape[1], T).to(x_BSD.dtype)
+
+    def into_memory(self, hidden_BMD: Tensor, T: int) -> Tensor:
+        """What is remembered when a segment of T tokens comes, with its codes."""
+        M = hidden_BMD.shape[1]
+        return hidden_BMD + self.codes(M + T, T)[:M].to(hidden_BMD.dtype)
 
 
 class NoPositions(PositionsConfig):
@@ -59,174 +86,56 @@ class AbsoluteSinusoid(PositionsConfig):
 
     kind: Literal["sinusoid"] = "sinusoid"
     order: Literal["ascending", "descending"] = "ascending"
-    """descending: the last token of a segment has position 0, as in the fast-weight papers' code,
-    where a token's code depends on how long its segment is"""
-
-    def build(self, d_model: int) -> nn.Module:
-        return SegmentSinusoid(d_model, descending=self.order == "descending")
-
-
-class SegmentSinusoid(nn.Module):
-    """Adds the sinusoid of the position inside the segment."""
-
-    def __init__(self, d_model: int, descending: bool):
-        super().__init__()
-        self.descending = descending
-        self.sinusoid = Sinusoid(d_model)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        positions_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
-        if self.descending:
-            positions_T = positions_T.flip(0)
-        return x_BTD + self.sinusoid(positions_T).to(x_BTD.dtype)
-
-
-# ---- inside attention ----------------------------------------------------------------------------
-
-
-def align_distances(scores_BHTS: Tensor) -> Tensor:
-    """Turn scores by distance into scores by key.
-
-    Args:
-        scores_BHTS: column c holds distance `S - 1 - c`, for every query.
-
-    Returns:
-        the same numbers with key j in column j. Entries for keys after the query hold other
-        queries' numbers: the causal mask must hide them. (arXiv:1901.02860 appendix B)
-    """
-    B, H, T, S = scores_BHTS.shape
-    padded = F.pad(scores_BHTS, (1, 0)).view(B, H, S + 1, T)
-    return padded[:, :, 1:].reshape(B, H, T, S)
-
-
-class AttentionPositions(nn.Module, ABC):
-    """How distance enters an attention score; the mixer divides the queries by sqrt(K)."""
-
-    shared: tuple[str, ...] = ()
-    clamp_len: int = 0
-    """distances beyond it share one code, unless the state says otherwise; 0: never"""
-
-    def content_query(self, q_BTHK: Tensor) -> Tensor:
-        """The query that meets the content keys."""
-        return q_BTHK
-
-    def position_query(self, q_BTHK: Tensor) -> Tensor:
-        """The query that meets the codes of distances."""
-        return q_BTHK
-
-    @abstractmethod
-    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int) -> Tensor | None:
-        """(B, H, T, S) addends by key, or None.
-
-        Args:
-            q_BTHK: `position_query`'s, scaled or not.
-            S: keys; the last of them are the queries' own positions.
-            clamp_len: distances beyond it share one code; 0: never.
-        """
-
-
-class AttentionPositionsConfig(Choice):
-    """The attention mixer's slot `positions`."""
-
-    @property
-    def farthest(self) -> int | None:
-        """The farthest distance that has a code, in tokens; None where there is no bound."""
-        return None
-
-    def build(self, d_model: int, n_heads: int, d_head: int) -> AttentionPositions:
-        raise TypeError(f"{type(self).__name__} does not define build")
-
-
-class NoRelativeConfig(AttentionPositionsConfig):
-    """Scores know nothing of distance (use absolute positions at the model's input)."""
-
-    kind: Literal["none"] = "none"
-
-    def build(self, d_model: int, n_heads: int, d_head: int) -> AttentionPositions:
-        return NoRelative()
-
-
-class NoRelative(AttentionPositions):
-    """Content scores only."""
-
-    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int) -> Tensor | None:
-        return None
-
-
-class RelativeSinusoidConfig(AttentionPositionsConfig):
-    """Transformer-XL's relative code: `(q + u) . k_j + (q + v) . W_r sinusoid(distance)`."""
-
-    kind: Literal["relative_sinusoid"] = "relative_sinusoid"
+    """descending: the last token of a segment has position 0, as in Transformer-XL's code and the
+    fast-weight papers', where a token's code depends on how long its segment is"""
     clamp_len: Annotated[int, Field(ge=0)] = 0
-    """distances beyond it share one code; 0: never"""
-    share_biases: bool = True
-    """u and v are one pair for all layers, as in the PyTorch code of the paper"""
-    p_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """dropout of the sinusoid"""
+    """descending positions beyond it share one code; 0: never"""
 
-    def build(self, d_model: int, n_heads: int, d_head: int) -> AttentionPositions:
-        return RelativeSinusoid(self, d_model, n_heads, d_head)
+    @model_validator(mode="after")
+    def _clamps_the_past(self) -> AbsoluteSinusoid:
+        if self.clamp_len and self.order == "ascending":
+            raise ValueError("clamp_len is for order: descending, where far means long ago")
+        return self
+
+    def build(self, d_model: int) -> InputPositions:
+        return SegmentSinusoid(self, d_model)
 
 
-class RelativeSinusoid(AttentionPositions):
-    """Distance through a projected sinusoid, with global content bias u and position bias v."""
+class SegmentSinusoid(InputPositions):
+    """The sinusoid of the position, counted inside the segment."""
 
-    def __init__(self, config: RelativeSinusoidConfig, d_model: int, n_heads: int, d_head: int):
-        super().__init__()
-        self.clamp_len, self.shape = config.clamp_len, (n_heads, d_head)
+    def __init__(self, config: AbsoluteSinusoid, d_model: int):
+        super().__init__(config)
+        self.descending, self.clamp_len = config.order == "descending", config.clamp_len
         self.sinusoid = Sinusoid(d_model)
-        self.drop = nn.Dropout(config.p_drop)
-        self.project = nn.Linear(d_model, n_heads * d_head, bias=False)
-        self.u_HK = nn.Parameter(torch.zeros(n_heads, d_head))
-        self.v_HK = nn.Parameter(torch.zeros(n_heads, d_head))
-        if config.share_biases:
-            self.shared = ("u_HK", "v_HK")
 
-    def content_query(self, q_BTHK: Tensor) -> Tensor:
-        return q_BTHK + self.u_HK
-
-    def position_query(self, q_BTHK: Tensor) -> Tensor:
-        return q_BTHK + self.v_HK
-
-    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int) -> Tensor:
-        distances = torch.arange(S - 1, -1, -1, device=q_BTHK.device)
-        if clamp_len > 0:
-            distances = distances.clamp(max=clamp_len)
-        codes_SD = self.drop(self.sinusoid(distances).to(q_BTHK.dtype))
-        r_SHK = self.project(codes_SD).view(S, *self.shape)
-        return align_distances(torch.einsum("bthk,shk->bhts", q_BTHK, r_SHK))
+    def codes(self, S: int, T: int) -> Tensor:
+        position_S = torch.arange(S, device=self.sinusoid.get_buffer("frequencies").device)
+        if not self.descending:
+            return self.sinusoid(position_S - (S - T))
+        position_S = position_S.flip(0)
+        return self.sinusoid(position_S.clamp(max=self.clamp_len) if self.clamp_len else position_S)
 
 
-class RelativeLearnedConfig(AttentionPositionsConfig):
-    """Adaptive span's code: one learned key per distance, shared by heads and layers."""
+class LearnedPositions(PositionsConfig):
+    """A learned code for each distance from the end of the segment."""
 
-    kind: Literal["relative_learned"] = "relative_learned"
-    max_distance: int
-    """farthest visible distance, in tokens (the papers' span limit)"""
-    share_keys: bool = True
-    """one table for all layers"""
+    kind: Literal["learned"] = "learned"
+    n_positions: Annotated[int, Field(gt=0)]
+    """R: rows of the table; positions further from the end share the last one"""
 
-    @property
-    def farthest(self) -> int:
-        return self.max_distance
-
-    def build(self, d_model: int, n_heads: int, d_head: int) -> AttentionPositions:
-        return RelativeLearned(self, d_head)
+    def build(self, d_model: int) -> InputPositions:
+        return PositionTable(self, d_model)
 
 
-class RelativeLearned(AttentionPositions):
-    """`q . key_distance`: adds a score to distances 1 to `max_distance` and none to distance 0."""
+class PositionTable(InputPositions):
+    """Row r is added r tokens before the end of the segment."""
 
-    def __init__(self, config: RelativeLearnedConfig, d_head: int):
-        super().__init__()
-        # column p belongs to distance max_distance - p: the last one is the previous token
-        self.key_KL = nn.Parameter(torch.randn(d_head, config.max_distance))
-        if config.share_keys:
-            self.shared = ("key_KL",)
+    def __init__(self, config: LearnedPositions, d_model: int):
+        super().__init__(config)
+        self.code_RD = nn.Parameter(torch.randn(config.n_positions, d_model) * 0.02)
 
-    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int) -> Tensor:
-        limit = self.key_KL.shape[1]
-        nearest = self.key_KL[:, max(0, limit - (S - 1)) :]
-        scores = torch.einsum("bthk,kl->bhtl", q_BTHK, nearest)
-        # distances beyond the table get zeros on the left; distance 0 has no code: one on the right
-        return align_distances(F.pad(scores, (S - 1 - nearest.shape[1], 1)))
+    def codes(self, S: int, T: int) -> Tensor:
+        # without a clamp, as in Transformer-XL's code: the table ends by itself
+        last = len(self.code_RD) - 1
+        return self.code_RD[torch.arange(S - 1, -1, -1, device=self.code_RD.device).clamp(max=last)]

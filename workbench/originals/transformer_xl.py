@@ -12,31 +12,28 @@ from typing import Any
 from torch import Tensor
 
 from workbench.errors import UnknownOriginal, Unsupported
-from workbench.originals.links import Link, norm, one
+from workbench.originals.links import Link, Rearrange, norm, one
 
 Ctor = Mapping[str, Any]
 
 SIZES = {"n_token", "n_layer", "n_head", "d_model", "d_head", "d_inner"}
 LENGTHS = {"tgt_len", "mem_len", "ext_len"}
 OPTIONS = {"attn_type", "pre_lnorm", "same_length", "clamp_len", "tie_weight"}
-OFF = {"dropout": 0.0, "dropatt": 0.0}
+DROPOUT = {"dropout", "dropatt"}
 VOCABULARY = {"cutoffs", "div_val", "tie_projs", "d_embed"}
-ATTENTION_TYPES = {
-    1: "learned relative keys and biases per layer (attention type 1)",
-    3: "learned absolute positions per layer (attention type 3)",
-}
+RELATIVE, RELATIVE_LEARNED, ABSOLUTE, ABSOLUTE_LEARNED = range(4)
+"""their numbers of the kinds of attention"""
 
 
 def check(ctor: Ctor, options: set[str] = OPTIONS) -> None:
     """Understand every constructor argument, or refuse.
 
     Raises:
-        UnknownOriginal: an argument that is not known here, or dropout in a dropout-free file.
-        Unsupported: a vocabulary or a context that the workbench lacks.
+        UnknownOriginal: an argument that is not known here.
+        Unsupported: a vocabulary that the workbench lacks.
     """
-    unknown = set(ctor) - SIZES - LENGTHS - options - set(OFF) - VOCABULARY
-    if unknown or any(ctor[name] != value for name, value in OFF.items()):
-        raise UnknownOriginal(f"constructor arguments {sorted(unknown)} or dropout")
+    if unknown := set(ctor) - SIZES - LENGTHS - options - DROPOUT - VOCABULARY:
+        raise UnknownOriginal(f"constructor arguments {sorted(unknown)}")
     if ctor.get("cutoffs"):
         raise Unsupported("adaptive embedding and softmax (cutoffs)")
     if ctor.get("d_embed", ctor["d_model"]) != ctor["d_model"]:
@@ -65,55 +62,91 @@ def block_links(layer: int) -> list[Link]:
     ]
 
 
-def relative_links(layer: int) -> list[Link]:
-    """Attention type 0: one matrix with all queries, all keys, all values."""
+def attention_links(layer: int, kind: int) -> list[Link]:
+    """The projections: relative kinds have one matrix with all queries, all keys, all values, the
+    absolute ones have queries apart."""
     theirs, ours = f"layers.{layer}.dec_attn", f"blocks.{layer}.mixer"
-    roles = tuple(f"{ours}.{role}.weight" for role in ("query", "key", "value"))
-    return [
-        Link((f"{theirs}.qkv_net.weight",), roles, lambda qkv: qkv.chunk(3)),
-        one(f"{theirs}.r_net.weight", f"{ours}.positions.project.weight"),
-    ]
+    query, key, value = (f"{ours}.{role}.weight" for role in ("query", "key", "value"))
+    if kind in (ABSOLUTE, ABSOLUTE_LEARNED):
+        return [
+            one(f"{theirs}.q_net.weight", query),
+            Link((f"{theirs}.kv_net.weight",), (key, value), lambda kv: kv.chunk(2)),
+        ]
+    links = [Link((f"{theirs}.qkv_net.weight",), (query, key, value), lambda qkv: qkv.chunk(3))]
+    if kind == RELATIVE:
+        links.append(one(f"{theirs}.r_net.weight", f"{ours}.positions.project.weight"))
+    return links
 
 
-def halves(kv: Tensor) -> tuple[Tensor, ...]:
-    return kv.chunk(2)
+def stacked_links(ctor: Ctor, kind: int) -> list[Link]:
+    """What they keep outside of the layers: shared biases, or the tables of all layers as one."""
+    if kind == RELATIVE:
+        # one pair of biases for all layers; ours is named after the first
+        first = "blocks.0.mixer.positions"
+        return [one("r_w_bias", f"{first}.u_HK"), one("r_r_bias", f"{first}.v_HK")]
 
+    def per_layer(theirs: str, ours: str, rearrange: Rearrange) -> Link:
+        names = tuple(f"blocks.{layer}.{ours}" for layer in range(ctor["n_layer"]))
+        return Link((theirs,), names, rearrange)
 
-def absolute_links(layer: int) -> list[Link]:
-    """Attention type 2: queries apart from keys and values."""
-    theirs, ours = f"layers.{layer}.dec_attn", f"blocks.{layer}.mixer"
-    return [
-        one(f"{theirs}.q_net.weight", f"{ours}.query.weight"),
-        Link((f"{theirs}.kv_net.weight",), (f"{ours}.key.weight", f"{ours}.value.weight"), halves),
-    ]
+    # their last row is the nearest, ours the first
+    if kind == RELATIVE_LEARNED:
+        return [
+            per_layer("r_w_bias", "mixer.positions.u_HK", Tensor.unbind),
+            per_layer("r_emb", "mixer.positions.key_RHK", lambda table: table.flip(1).unbind()),
+            per_layer("r_bias", "mixer.positions.bias_RH", lambda table: table.flip(1).unbind()),
+        ]
+    if kind == ABSOLUTE_LEARNED:
+        wide = per_layer("r_emb", "positions.code_RD", lambda x: x.flip(1).flatten(2).unbind())
+        return [wide]
+    return []
 
 
 def links(ctor: Ctor) -> list[Link]:
-    """All links of a model of attention type 0 or 2."""
-    result = vocabulary_links(ctor)
-    relative = ctor.get("attn_type", 0) == 0
-    if relative:
-        # one pair of biases for all layers; ours is named after the first
-        result.append(one("r_w_bias", "blocks.0.mixer.positions.u_HK"))
-        result.append(one("r_r_bias", "blocks.0.mixer.positions.v_HK"))
+    """All links of a model."""
+    kind = ctor.get("attn_type", RELATIVE)
+    result = vocabulary_links(ctor) + stacked_links(ctor, kind)
     for layer in range(ctor["n_layer"]):
-        result += block_links(layer)
-        result += relative_links(layer) if relative else absolute_links(layer)
+        result += block_links(layer) + attention_links(layer, kind)
     return result
 
 
+def clamp(ctor: Ctor) -> int:
+    """Ours is 0 where theirs is -1."""
+    return max(0, ctor.get("clamp_len", 0))
+
+
+def sinusoid(ctor: Ctor) -> dict[str, Any]:
+    """Their absolute positions count back from the end of the segment."""
+    return {"kind": "sinusoid", "order": "descending", "clamp_len": clamp(ctor)}
+
+
 def model_config(ctor: Ctor) -> dict[str, Any]:
-    """The model config of attention type 0 or 2."""
-    kind = ctor.get("attn_type", 0)
-    if kind in ATTENTION_TYPES:
-        raise Unsupported(ATTENTION_TYPES[kind])
-    if kind == 2 and ctor["mem_len"]:
-        raise Unsupported("absolute positions that accumulate in memory (attention type 2)")
-    if kind == 2 and ctor.get("pre_lnorm"):
-        raise Unsupported("queries from un-normalised inputs (attention type 2 with pre_lnorm)")
-    if kind not in (0, 2):
+    """Its constructor's arguments as our slots.
+
+    Raises:
+        UnknownOriginal: an `attn_type` without layers.
+        Unsupported: a mask that hides everything.
+    """
+    kind = ctor.get("attn_type", RELATIVE)
+    if kind not in range(4):
         raise UnknownOriginal(f"attention type {kind}")
-    relative = {"kind": "relative_sinusoid", "clamp_len": max(0, ctor.get("clamp_len", 0))}
+    if ctor.get("same_length") and not ctor["mem_len"]:
+        raise Unsupported("same_length without memory: the original hides every key and gives NaN")
+    clamp_len = clamp(ctor)
+    n_rows = ctor["tgt_len"] + ctor.get("ext_len", 0) + ctor["mem_len"]
+    distances: dict[int, dict[str, Any]] = {
+        RELATIVE: {
+            "kind": "relative_sinusoid",
+            "clamp_len": clamp_len,
+            "p_drop": ctor.get("dropout", 0.0),
+        },
+        RELATIVE_LEARNED: {
+            "kind": "relative_table",
+            "n_distances": n_rows,
+            "clamp_len": clamp_len,
+        },
+    }
     mixer = {
         "kind": "attention",
         "n_heads": ctor["n_head"],
@@ -122,26 +155,39 @@ def model_config(ctor: Ctor) -> dict[str, Any]:
         "same_length": "including_self" if ctor.get("same_length") else "off",
         # two arguments of their memory update are swapped; it shows where ext_len > 0
         "ext_memory": "swapped",
-        "positions": relative if kind == 0 else {"kind": "none"},
+        "positions": distances.get(kind, {"kind": "none"}),
+        # their absolute kinds normalise keys and values alone; it shows under pre_lnorm
+        "normed_queries": kind in (RELATIVE, RELATIVE_LEARNED),
+        "p_attention": ctor.get("dropatt", 0.0),
     }
-    return around(
+    # `mems[i] +=`: where there is memory, codes are added to it again at every segment
+    piled_up = {"memory": "accumulate"}
+    config = around(
         ctor,
         mixer,
         residual="pre_norm" if ctor.get("pre_lnorm") else "post_norm",
-        positions={"kind": "none"} if kind == 0 else {"kind": "sinusoid", "order": "descending"},
+        positions=sinusoid(ctor) | piled_up if kind == ABSOLUTE else {"kind": "none"},
     )
+    if kind == ABSOLUTE_LEARNED:
+        learned = {"kind": "learned", "n_positions": n_rows} | piled_up
+        config["stack"][0]["block"]["positions"] = learned
+    return config
 
 
 def around(
     ctor: Ctor, mixer: dict[str, Any], residual: str, positions: dict[str, Any]
 ) -> dict[str, Any]:
     """What the two code bases share around their mixers."""
+    p_drop = ctor.get("dropout", 0.0)
     block = {
         "mixer": mixer,
-        "channel": {"kind": "feed_forward", "d_ffn": ctor["d_inner"]},
+        "channel": {"kind": "feed_forward", "d_ffn": ctor["d_inner"], "p_hidden": p_drop},
         "residual": residual,
+        "p_drop": p_drop,
     }
     return {
+        "p_embedding": p_drop,
+        "p_output": p_drop,
         "d_model": ctor["d_model"],
         "stack": [{"block": block, "repeat": ctor["n_layer"]}],
         "positions": positions,

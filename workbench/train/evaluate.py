@@ -178,8 +178,8 @@ def check(model: LanguageModel, tokens: Tensor, config: EvalConfig) -> None:
             f"got a text of {length * n_streams:,} tokens for {n_streams} streams, expected at "
             f"least {need} tokens for each; give a longer text or a smaller eval.{field}"
         )
-    kind = model.config.positions.kind
-    if config.method == "carried" and kind != "none":
+    kind = model.config.restarting
+    if config.method == "carried" and kind is not None:
         raise ConfigError(
             f"eval.method is carried, but the model's positions are {kind}, whose codes restart at "
             "each segment: the result would depend on segment_len. Write eval.method: windows"

@@ -12,6 +12,7 @@ for all layers; a row whose keys are all hidden gives zeros, the originals' code
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -29,13 +30,14 @@ from workbench.models.mixers.base import (
     SequenceMixer,
     identity,
 )
-from workbench.models.mixers.span import TRIM_STEP, Span, SpanConfig
-from workbench.models.positions import (
+from workbench.models.mixers.relative import (
     AttentionPositionsConfig,
     NoRelativeConfig,
     RelativeLearnedConfig,
     RelativeSinusoidConfig,
+    RelativeTableConfig,
 )
+from workbench.models.mixers.span import TRIM_STEP, Span, SpanConfig
 
 ANY_DISTANCE = -1  # a window without a bound
 
@@ -71,6 +73,9 @@ class AttentionConfig(MixerConfig):
     span: SpanConfig | None = None
     """learned spans; None: every head looks as far as memory goes"""
     persistent: PersistentConfig | None = None
+    normed_queries: bool = True
+    """false: a pre-norm block's LayerNorm is applied to keys and values only, as Transformer-XL's
+    code does where its positions are absolute"""
     p_attention: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """dropout of the attention probabilities"""
 
@@ -104,6 +109,10 @@ class AttentionConfig(MixerConfig):
             bounds.append(self.positions.farthest)
         return min(bounds, default=None)
 
+    @property
+    def reads_raw(self) -> bool:
+        return not self.normed_queries
+
     def build(self, d_model: int) -> SequenceMixer:
         return Attention(self, d_model)
 
@@ -117,6 +126,7 @@ class AttentionConfig(MixerConfig):
             cls(**common, memory_len=64),
             cls(**common, memory_len=5, same_length="beyond_self"),
             cls(**common, memory_len=64, positions=NoRelativeConfig()),
+            cls(**common, memory_len=64, positions=RelativeTableConfig(n_distances=5)),
             cls(**common, positions=learned, span=span, **past),
             cls(**common, positions=learned, persistent=PersistentConfig(n_vectors=3), **past),
             cls(**common, memory_len=6, span=span, persistent=PersistentConfig(n_vectors=3)),
@@ -185,7 +195,8 @@ class Attention(SequenceMixer):
         all_BSD = torch.cat([state.hidden_BMD, x_BTD], dim=1)
         seen_BSD = norm(self._trim(all_BSD, T))
         S = seen_BSD.shape[1]
-        q_BTHK = self.query(seen_BSD[:, S - T :]).view(B, T, H, K)
+        asking_BTD = seen_BSD[:, S - T :] if self.config.normed_queries else x_BTD
+        q_BTHK = self.query(asking_BTD).view(B, T, H, K)
         k_BSHK = self.key(seen_BSD).view(B, S, H, K)
         v_BSHK = self.value(seen_BSD).view(B, S, H, K)
         # dividing the queries instead of the scores touches S / K times fewer numbers
@@ -279,6 +290,9 @@ class Attention(SequenceMixer):
         """(B, H, T, 1) what is left of the weights under the soft mask, never zero."""
         mass = weights_BHTS.sum(-1, keepdim=True)
         return (mass if extra_BHTN is None else mass + extra_BHTN.sum(-1, keepdim=True)) + 1e-8
+
+    def change_memory(self, state: Memory, change: Callable[[Tensor], Tensor]) -> Memory:
+        return state._replace(hidden_BMD=change(state.hidden_BMD))
 
     def reach(self, memory_len: int | None = None) -> int:
         memory_len = self.config.memory_len if memory_len is None else memory_len

@@ -49,6 +49,11 @@ def identity(x: Tensor) -> Tensor:
 class MixerConfig(Choice):
     """The slot `mixer` of a block. A member defines `build` and, for the law tests, `tiny`."""
 
+    @property
+    def reads_raw(self) -> bool:
+        """Whether something is read without the block's norm, and so without its codes."""
+        return False
+
     def build(self, d_model: int) -> SequenceMixer:
         """The mixer for inputs of width `d_model`, with freshly drawn parameters."""
         raise TypeError(f"{type(self).__name__} does not define build(d_model)")
@@ -88,6 +93,11 @@ class SequenceMixer(nn.Module, ABC):
         Returns:
             outputs (B, T, d_out) and the state after the last token.
         """
+
+    def change_memory(self, state: State, change: Callable[[Tensor], Tensor]) -> State:
+        """The state with the past inputs that it remembers, (B, M, D), changed; itself where it
+        remembers none."""
+        return state
 
     def reach(self, memory_len: int | None = None) -> int | None:
         """How many past tokens can influence an output; None where there is no bound."""
