@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import UnknownOriginal, Unsupported
+from workbench.originals import ends
 from workbench.originals import transformer_xl as xl
 from workbench.originals.links import Link, norm, one
 
@@ -71,7 +72,11 @@ MAY_LACK_FF = (*PLAIN, 24, 34, 44, 124, 134, 224, 234, 244, 254, 324, 934)
 
 def is_attention(ctor: Ctor) -> bool:
     """Whether these are Transformer-XL's own layers, which the fork kept."""
-    return ctor["attn_type"] in (0, 1, 2, 3)
+    return ctor["attn_type"] in (0, 1, 2)
+
+
+def is_quadratic(ctor: Ctor) -> bool:
+    return ctor["attn_type"] in (4, 5, 6)
 
 
 def check(ctor: Ctor) -> None:
@@ -96,8 +101,6 @@ def check_combination(ctor: Ctor) -> None:
         raise UnknownOriginal(f"skip_attn_normalization {not normalised} with type {number}")
     if number == 934 and normalised:
         raise Unsupported("a Recurrent Delta net divided by sums of keys before their softmax")
-    if KINDS.get(number, KINDS[24]).form == "quadratic" and ctor.get("pre_lnorm"):
-        raise Unsupported("queries from un-normalised inputs (quadratic layers with pre_lnorm)")
     odd = [name for name in REMOVALS - {"remove_ff"} if ctor.get(name)]
     if number not in BARE and (odd or d_res(ctor) != ctor["d_model"]):
         raise UnknownOriginal(f"{odd or 'd_res'} with attention type {number}")
@@ -160,21 +163,25 @@ def memory_config(ctor: Ctor, kind: Kind) -> dict[str, Any]:
         "scale": "scores" if quadratic else "output",
         "slow_net": kind.slow_net,
         "p_attention": ctor.get("dropatt", 0.0) if quadratic else 0.0,
+        # as in their other PyTorch layers, under pre_lnorm keys and values alone are normalised
+        "normed_queries": not quadratic,
     }
 
 
 def model_config(ctor: Ctor) -> dict[str, Any]:
     """Its constructor's arguments as our slots."""
+    none = {"kind": "none"}
     if is_attention(ctor):
-        return xl.model_config(as_xl(ctor))
+        config = xl.model_config(as_xl(ctor))
+        return config | {"positions": none} if ctor.get("no_pos") else config
     check_combination(ctor)
-    # the codes count backwards from the end of the segment
-    sinusoid = {"kind": "sinusoid", "order": "descending"}
+    # layers of kernels and of PyTorch's networks normalise what they add their output to
+    own = "pre_norm" if is_quadratic(ctor) else "pre_norm_normalised"
     config = xl.around(
         as_xl(ctor),
         mixer_config(ctor),
-        residual="pre_norm_normalised" if ctor.get("pre_lnorm") else "post_norm",
-        positions={"kind": "none"} if ctor.get("no_pos") else sinusoid,
+        residual=own if ctor.get("pre_lnorm") else "post_norm",
+        positions=none if ctor.get("no_pos") else xl.sinusoid(ctor),
     )
     block = config["stack"][0]["block"]
     block["mixer_norm"] = not ctor.get("remove_lnorm")
@@ -249,7 +256,7 @@ def mixer_links(layer: int, ctor: Ctor) -> list[Link]:
         if ctor.get("use_slow_base_weights"):
             result.append(one(f"{theirs}.fast_net_slow_weights", f"{ours}.base_HKX"))
         return result
-    if number in KINDS and KINDS[number].form == "quadratic":
+    if is_quadratic(ctor):
         return quadratic_links(theirs, ours, ctor)
     name = "qkv_net" if number in (34, 35, 224, 234, 244, 254) else "qkvb_net"
     return [one(f"{theirs}.{name}.weight", f"{ours}.project.weight")]
@@ -259,7 +266,7 @@ def links(ctor: Ctor) -> list[Link]:
     """Which of its parameters is which of ours."""
     if is_attention(ctor):
         return xl.links(as_xl(ctor))
-    result = xl.vocabulary_links(as_xl(ctor))
+    result = ends.transformer_xl_links(as_xl(ctor))
     for layer in range(ctor["n_layer"]):
         theirs = f"layers.{layer}"
         absent = [] if has_ff(ctor) else [f"{theirs}.pos_ff"]

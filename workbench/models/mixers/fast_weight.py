@@ -63,6 +63,9 @@ class FastWeightConfig(MixerConfig):
     p_attention: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """dropout of the scores q . k of the tokens of a segment, for the sum rule, which is then
     computed as quadratic attention in training; sums of keys are left whole"""
+    normed_queries: bool = True
+    """false: a pre-norm block's LayerNorm is applied for keys and values only, as in the authors'
+    PyTorch layers"""
 
     @model_validator(mode="after")
     def _consistent(self) -> FastWeightConfig:
@@ -70,9 +73,17 @@ class FastWeightConfig(MixerConfig):
             raise ValueError(
                 "p_attention drops scores of the sum rule; the delta rule has none: set it to 0"
             )
+        if not self.normed_queries and self.slow_net != "linear":
+            raise ValueError(
+                "normed_queries: false needs queries of their own; use slow_net: linear"
+            )
         if self.read_norm == "memory" and self.rule != "delta":
             raise ValueError("read_norm: memory normalises the delta rule's reads; use rule: delta")
         return self
+
+    @property
+    def reads_raw(self) -> bool:
+        return not self.normed_queries
 
     def build(self, d_model: int) -> SequenceMixer:
         return FastWeight(self, d_model)
@@ -141,6 +152,9 @@ class FastWeight(SequenceMixer):
     ) -> tuple[Tensor, FastWeights | DrivenFastWeights]:
         config, K = self.config, self.config.d_head
         mixed, slow = self._slow(norm(x_BTD), state)
+        if not config.normed_queries:
+            raw, _ = self._slow(x_BTD, state)
+            mixed = torch.cat([raw[..., :K], mixed[..., K:]], dim=-1)
         self.feature_map.begin_segment()
         q_BTHF, k_BTHF = (self._features(x) for x in mixed[..., : 2 * K].split(K, dim=-1))
         v_BTHV = mixed[..., 2 * K : 3 * K]
