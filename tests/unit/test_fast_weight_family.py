@@ -253,3 +253,18 @@ def test_a_feature_map_of_another_width_serves_the_delta_rnn_too():
     state = mixer.initial_state(B)
     assert state.W_BGHFV.shape == (B, 1, H, 8, K) and state.R_BGHKV.shape == (B, 1, H, K, K)
     mixer(torch.randn(B, T, D, dtype=torch.float64), state)
+
+
+def test_queries_may_go_without_the_blocks_norm():
+    config = {**SIZES, "rule": "sum", "key_norm": "none"}
+    usual, raw = (build(FastWeightConfig(**config, normed_queries=n)) for n in (True, False))
+    x = torch.randn(B, T, D, dtype=torch.float64)
+    norm = torch.nn.LayerNorm(D).double()
+    y, _ = raw(x, raw.initial_state(B), norm)
+    # rows of the projection by head: query, key, value
+    mixed = usual.project(norm(x)).view(B, T, H, 3, K).clone()
+    mixed[:, :, :, 0] = usual.project(x).view(B, T, H, 3, K)[:, :, :, 0]
+    out, usual.project = usual.out, torch.nn.Identity()
+    expected, _ = usual(mixed.flatten(2), usual.initial_state(B))
+    assert usual.out is out
+    torch.testing.assert_close(y, expected)
