@@ -14,7 +14,7 @@ import torch
 
 from workbench.config import dump
 from workbench.errors import ConfigError
-from workbench.recipe import Recipe, load_recipe, recipe_names
+from workbench.recipe import AnyRecipe, load_recipe, recipe_names
 
 DATASETS = "enwik8|text8|wt103|wt2|ptbc|ptb|lm1b|python|books"
 """what datasets are called in the names of recipes"""
@@ -51,13 +51,13 @@ def entries(words: Sequence[str] = ()) -> list[Entry]:
     return [entry(load_recipe(name)) for name in names]
 
 
-def entry(recipe: Recipe) -> Entry:
+def entry(recipe: AnyRecipe) -> Entry:
     """One recipe in brief; its model is built without memory to count its parameters."""
     source = recipe.source
     return Entry(
         name=recipe.name,
         family=family(recipe.name),
-        dataset=recipe.data.corpus.dataset,
+        dataset=recipe.data.dataset,
         about=recipe.about,
         parameters=count_parameters(recipe),
         published=[dump(result) for result in source.results],
@@ -72,9 +72,9 @@ def family(name: str) -> str:
     return found[1] if found else name.partition("-")[0]
 
 
-def count_parameters(recipe: Recipe) -> int | None:
+def count_parameters(recipe: AnyRecipe) -> int | None:
     """Trainable numbers of the recipe's model; None where only the text knows its symbols."""
-    n_symbols = recipe.data.corpus.n_symbols
+    n_symbols = recipe.data.n_symbols
     if n_symbols is None:
         return None
     with torch.device("meta"):

@@ -30,7 +30,7 @@ from workbench.errors import ConfigError, DataMissing, WorkbenchError
 from workbench.metrics import bits_per_token
 from workbench.models.mixers.attention import AttentionConfig
 from workbench.models.mixers.fast_weight import FastWeightConfig
-from workbench.recipe import Recipe, load_recipe
+from workbench.recipe import Recipe, load_recipe, of_text
 from workbench.train.folder import RunFolder
 
 RECIPES = "span-python-tiny,delta-python-tiny"
@@ -133,7 +133,7 @@ def plan(name: str, out: Path, seconds: float) -> list[Job]:
     Raises:
         ConfigError: no such recipe.
     """
-    recipe = load_recipe(name)
+    recipe = of_text(load_recipe(name))
     run = out / recipe.name
     view = {"run": str(run)}
     parameters: dict[str, dict[str, Any]] = {

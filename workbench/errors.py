@@ -39,3 +39,7 @@ class UnknownOriginal(WorkbenchError, ValueError):
 
 class Unsupported(UnknownOriginal):
     """An original's option that is understood, and that the workbench does not have."""
+
+
+class HostileFile(CheckpointError):
+    """A checkpoint asks for something that reading numbers never needs; the message names it."""

@@ -24,7 +24,7 @@ from workbench.models.mixers.attention import AttentionConfig
 from workbench.models.mixers.fast_weight import FastWeightConfig
 from workbench.plots.live import bundle, in_batch, progress_bar
 from workbench.probe import ContextPoint
-from workbench.recipe import Recipe, load_recipe
+from workbench.recipe import Recipe, load_recipe, of_text
 from workbench.train.config import EvalConfig
 from workbench.train.evaluate import Evaluation
 from workbench.train.folder import RunFolder
@@ -71,7 +71,7 @@ def choose_recipe(
         )
     path = place(name) if str(name).endswith((".yaml", ".yml")) else name
     own = {f"train.{field}": value for field, value in train.items() if value is not None}
-    return load_recipe(path, {**(overrides or {}), **own})
+    return of_text(load_recipe(path, {**(overrides or {}), **own}))
 
 
 def open_folder(run: str | Path) -> RunFolder:
@@ -106,8 +106,8 @@ def open_run(run: str | Path, which: str = "last") -> View:
     if which not in ("last", "best"):
         raise ConfigError(f"parameter checkpoint: got '{which}', expected 'last' or 'best'")
     folder = open_folder(run)
-    recipe = folder.recipe()
-    model = folder.load_model(which)
+    recipe, model = of_text(folder.recipe()), folder.load_model(which)
+    assert isinstance(model, LanguageModel)
     if torch.cuda.is_available() and recipe.train.device != "cpu":
         model = model.cuda()
     return View(folder, recipe, model, recipe.data.corpus.open())

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from workbench.config import Config, dump, load, override
+from workbench.data.retrieval import RetrievalConfig
 from workbench.data.segments import DataConfig
 from workbench.errors import ConfigError
 from workbench.models.feature_maps import FavorConfig
 from workbench.models.language_model import ModelConfig
 from workbench.models.mixers.attention import AttentionConfig
 from workbench.models.mixers.fast_weight import FastWeightConfig
-from workbench.train.config import EvalConfig, TrainConfig
+from workbench.models.retrieval import RetrievalModelConfig
+from workbench.train.config import EvalConfig, RetrievalEvalConfig, TrainConfig
 
 
 class Result(Config):
@@ -37,6 +39,18 @@ class Result(Config):
     """where the figure stands"""
     unverified: bool = False
     """recalled from a paper or a user's report, not checked against it"""
+    by_pairs: dict[int, float | None] = {}
+    """of retrieval: the lowest loss of a validation by data.n_pairs; null where it diverged"""
+    steps_by_pairs: dict[int, int] = {}
+    """of retrieval: updates until the run was stopped, by data.n_pairs"""
+
+    @field_validator("by_pairs", "steps_by_pairs", mode="before")
+    @classmethod
+    def _plain_keys(cls, table: Any) -> Any:
+        """Numbers again, after JSON has made text of a mapping's keys."""
+        if not isinstance(table, dict):
+            return table
+        return {int(k) if isinstance(k, str) and k.isdigit() else k: v for k, v in table.items()}
 
 
 class Source(Config):
@@ -54,17 +68,44 @@ class Source(Config):
     """what differs from the source, or what to know about it"""
 
 
-class Recipe(Config):
-    """One experiment: data, model, training, evaluation."""
+class Experiment(Config):
+    """What every recipe says, whatever it trains on."""
 
     name: str
     """<family>-<dataset>-<size>[-<twist>]"""
     about: str = ""
     """one sentence for people choosing a recipe"""
     source: Source = Source()
+    train: TrainConfig
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, every field written out; `load_recipe` reads it back."""
+        return yaml.safe_dump(dump(self), sort_keys=False, allow_unicode=True, width=100)
+
+
+class RetrievalRecipe(Experiment):
+    """Synthetic associative retrieval: `data: {kind: retrieval, ...}`."""
+
+    data: RetrievalConfig
+    model: RetrievalModelConfig
+    eval: RetrievalEvalConfig = RetrievalEvalConfig()
+
+    @model_validator(mode="after")
+    def _nothing_about_texts(self) -> Self:
+        for field in ("carry", "eval_tokens", "valid"):
+            if getattr(self.train, field) != TrainConfig.model_fields[field].default:
+                raise ValueError(
+                    f"train.{field} is about texts; sequences of pairs are whole, and `eval` says "
+                    "how many of them are measured. Leave it out"
+                )
+        return self
+
+
+class Recipe(Experiment):
+    """A language model on a text: data, model, training, evaluation."""
+
     data: DataConfig
     model: ModelConfig
-    train: TrainConfig
     eval: EvalConfig
 
     @model_validator(mode="after")
@@ -74,11 +115,11 @@ class Recipe(Config):
             if not isinstance(mixer, FastWeightConfig) or self.train.carry == "reset":
                 continue
             favor = mixer.feature_map
-            if isinstance(favor, FavorConfig) and favor.redraw == "each_step":
+            if isinstance(favor, FavorConfig) and favor.redraw != "never":
                 raise ValueError(
-                    f"layer {layer}: feature_map.redraw is each_step, but train.carry is keep: "
-                    "carried fast weights hold features of the old projection. Set train.carry: "
-                    "reset, or redraw: never"
+                    f"layer {layer}: feature_map.redraw is {favor.redraw}, but train.carry is "
+                    "keep: carried fast weights hold features of the old projection. Set "
+                    "train.carry: reset, or redraw: never"
                 )
         for name, config in (("eval", self.eval), ("train.valid", self.train.valid)):
             if config is not None and config.method == "carried":
@@ -117,9 +158,8 @@ class Recipe(Config):
                     "the memory would always be empty. Set memory_len: 0, or train.carry: keep"
                 )
 
-    def to_yaml(self) -> str:
-        """The resolved recipe, every field written out; `load_recipe` reads it back."""
-        return yaml.safe_dump(dump(self), sort_keys=False, allow_unicode=True, width=100)
+
+AnyRecipe = Recipe | RetrievalRecipe
 
 
 def recipe_names() -> list[str]:
@@ -128,7 +168,7 @@ def recipe_names() -> list[str]:
     return sorted(f.name[: -len(".yaml")] for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
-def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> AnyRecipe:
     """Find, merge and check a recipe.
 
     Args:
@@ -138,8 +178,24 @@ def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Raises:
         ConfigError: no such recipe, or a field in it is wrong; every fault is listed.
     """
-    data = _merged(name)
-    return load(Recipe, override(data, overrides or {}), where="")
+    data = override(_merged(name), overrides or {})
+    if isinstance(data.get("data"), dict) and data["data"].get("kind") == "retrieval":
+        return load(RetrievalRecipe, data)
+    return load(Recipe, data)
+
+
+def of_text(recipe: AnyRecipe) -> Recipe:
+    """The recipe of a language model.
+
+    Raises:
+        ConfigError: it trains on no text; says where to go instead.
+    """
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(
+            f"recipe '{recipe.name}' is associative retrieval, which has no text; for it open "
+            "notebooks/retrieval.ipynb"
+        )
+    return recipe
 
 
 def _merged(name: str | Path) -> dict[str, Any]:

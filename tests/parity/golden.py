@@ -3,7 +3,7 @@
 A file holds inputs, original parameters (`param/`), outputs (`out/`) and gradients (`grad/`), made
 by the papers' code. Nothing here knows a code base. The rule, per array:
 
-    out:   max|x - y| <= tolerance * max(1, max|y|)
+    out:   max|x - y| <= tolerance * max(1, max|y|); integers are equal
     grad:  max|x - y| <= tolerance * max(max|y|, 1e-3 * largest gradient of the group)
 """
 
@@ -170,6 +170,7 @@ class Comparison:
     ) -> None:
         value = got.detach().double().numpy() if isinstance(got, Tensor) else np.float64(got)
         share = float(np.abs(value - want).max()) / scale if want.size else 0.0
-        tolerance = self.golden.meta["recommended_tolerance"][kind]
+        exact = np.issubdtype(self.golden.arrays[key].dtype, np.integer)
+        tolerance = 0.0 if exact else self.golden.meta["recommended_tolerance"][kind]
         self.deviations.append(Deviation(key, kind, share, tolerance))
         self._done.add(key)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from parity import adaptive_span, fast_weight, transformer_xl
+from parity import adaptive_span, fast_weight, fast_weight_synthetic, transformer_xl
 from parity.golden import Comparison, Deviation, Golden, NotBuilt, Unknown
 
 Run = Callable[[Golden, torch.dtype], Comparison]
@@ -17,8 +17,9 @@ RUNS: dict[str, Run] = {
     "transformer-xl/pytorch": transformer_xl.run,
     "adaptive-span": adaptive_span.run,
     "lmtool-fwms/src": fast_weight.run,
+    "fast-weight-transformers/synthetic": fast_weight_synthetic.run,
 }
-AWD, RETRIEVAL = "awd-lstm-lm", "fast-weight-transformers/synthetic"
+AWD = "awd-lstm-lm"
 
 
 def files(folder: Path) -> list[Path]:
@@ -66,8 +67,6 @@ def _run_of(golden: Golden) -> Run:
     codebase = golden.meta["codebase"]
     if codebase.startswith(AWD):
         raise NotBuilt(_awd_feature(golden))
-    if codebase.startswith(RETRIEVAL):
-        raise NotBuilt("synthetic associative retrieval")
     for where, run in RUNS.items():
         if codebase.startswith(where):
             return run

@@ -9,7 +9,7 @@ Paper: arXiv:1901.02860 section 3.2. Shapes: B streams, T segment length.
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
 from pydantic import Field
@@ -32,6 +32,16 @@ class DataConfig(Config):
     ext_len: Annotated[int, Field(ge=0)] = 0
     """Tokens before each segment that are read again with it as context, and not scored again."""
 
+    @property
+    def dataset(self) -> str:
+        """The data set's name."""
+        return self.corpus.dataset
+
+    @property
+    def n_symbols(self) -> int | None:
+        """Size of the vocabulary, where it is known without the text."""
+        return self.corpus.n_symbols
+
 
 class Batch(NamedTuple):
     """One segment of every stream."""
@@ -44,6 +54,20 @@ class Batch(NamedTuple):
     """True where the streams begin (again): start from a new carry."""
     lr_scale: float
     """Factor of the learning rate for this step (1 for segments of constant length)."""
+
+
+class Batches(Protocol):
+    """An endless source of batches; its position saves and restores exactly."""
+
+    @property
+    def ext_len(self) -> int:
+        """Tokens of context before each segment that are read again."""
+
+    def next(self) -> Batch: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 def check_length(n_tokens: int, batch_size: int, segment_len: int, name: str = "text") -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -133,39 +134,43 @@ class FavorConfig(FeatureMapConfig):
     kind: Literal["favor"] = "favor"
     n_projections: int = 16
     """m random directions; F = 2 m"""
-    redraw: Literal["each_step", "never"] = "each_step"
+    redraw: Literal["each_step", "each_pass", "never"] = "each_step"
     """each_step: a new matrix at every training forward pass; evaluation uses the last one, which
-    is saved with the weights. Fast weights carried between segments hold old features, so recipes
-    that carry them must say never."""
+    is saved with the weights. each_pass: in evaluation too, so that its result is random. Fast
+    weights carried between segments hold old features, so recipes that carry them must say never"""
+    orthogonal: Literal["rows", "columns"] = "rows"
+    """which vectors of the matrix (d_head, n_projections) are orthogonal, in blocks. columns, the
+    random directions, is the paper's; rows is what the language-model code does"""
+    epsilon: Annotated[float, Field(ge=0)] = 1e-4
+    """added to every feature before scaling"""
 
     def build(self, d_head: int) -> FeatureMap:
         return Favor(self, d_head)
 
 
 class Favor(FeatureMap):
-    """`([exp(x P - |x|^2/2), exp(-x P - |x|^2/2)] + 1e-4) / sqrt(2 m)`.
+    """`([exp(x P - |x|^2/2), exp(-x P - |x|^2/2)] + epsilon) / sqrt(2 m)`.
 
-    Deviates: from the paper, as the fast-weight code does: x is not scaled by K^(-1/4), nothing is
-    subtracted before the exponential, and P has orthogonal rows (blocks of m), not columns.
+    Deviates: from the paper, as the fast-weight codes do: x is not scaled by K^(-1/4), and nothing
+    is subtracted before the exponential. From the retrieval code of arXiv:2102.11174: it takes the
+    columns' lengths from the Gaussian block that it orthogonalises, here they are drawn afresh.
     """
 
     def __init__(self, config: FavorConfig, d_head: int):
         super().__init__()
-        self.redraw, self.n_features = config.redraw, 2 * config.n_projections
+        self.config, self.n_features = config, 2 * config.n_projections
         self.d_head, self.m = d_head, config.n_projections
         self.register_buffer("projection_KM", self.draw())
 
     def draw(self) -> Tensor:
-        """(K, m): rows orthogonal in blocks of m, each with the norm of a Gaussian vector."""
-        rows: list[Tensor] = []
-        for start in range(0, self.d_head, self.m):
-            q, _ = torch.linalg.qr(torch.randn(self.m, self.m))
-            rows.append(q.T[: self.d_head - start])
-        lengths = torch.randn(self.d_head, self.m).norm(dim=1, keepdim=True)
-        return lengths * torch.cat(rows)
+        """(K, m): rows or columns as `orthogonal_vectors`."""
+        if self.config.orthogonal == "columns":
+            return orthogonal_vectors(self.m, self.d_head).T
+        return orthogonal_vectors(self.d_head, self.m)
 
     def begin_segment(self) -> None:
-        if self.training and self.redraw == "each_step":
+        redraw = self.config.redraw
+        if redraw == "each_pass" or (self.training and redraw == "each_step"):
             self.get_buffer("projection_KM").copy_(self.draw())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,7 +178,17 @@ class Favor(FeatureMap):
         u = x @ self.get_buffer("projection_KM").to(x.dtype).clone()
         half_square = x.square().sum(-1, keepdim=True) / 2
         features = torch.cat([(u - half_square).exp(), (-u - half_square).exp()], dim=-1)
-        return (features + 1e-4) / math.sqrt(2 * self.m)
+        return (features + self.config.epsilon) / math.sqrt(2 * self.m)
+
+
+def orthogonal_vectors(count: int, width: int) -> Tensor:
+    """(count, width): orthogonal in blocks of `width`, each with the norm of a Gaussian vector."""
+    rows: list[Tensor] = []
+    for start in range(0, count, width):
+        q, _ = torch.linalg.qr(torch.randn(width, width))
+        rows.append(q.T[: count - start])
+    lengths = torch.randn(count, width).norm(dim=1, keepdim=True)
+    return lengths * torch.cat(rows)
 
 
 def sum_normalise(features: Tensor) -> Tensor:

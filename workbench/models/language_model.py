@@ -18,6 +18,7 @@ from workbench.carry import Carry
 from workbench.config import Config, slot
 from workbench.errors import ConfigError
 from workbench.models import mixers as mixers  # registers the kinds
+from workbench.models.base import Builds, M, Model
 from workbench.models.blocks import Block, BlockConfig
 from workbench.models.dropout import DroppedSymbols, Kind, Probability, dropout
 from workbench.models.mixers.base import CONFIGURED, Limits
@@ -103,7 +104,7 @@ class ModelConfig(Config):
         return next((kind for kind in kinds if kind != "none"), None)
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Model):
     """A stack of blocks between the two ends of a vocabulary."""
 
     def __init__(self, config: ModelConfig, vocab_size: int):
@@ -127,11 +128,6 @@ class LanguageModel(nn.Module):
     def layers(self) -> list[Block]:
         """The blocks, first to last, under their own type."""
         return cast(list[Block], list(self.blocks))
-
-    @property
-    def n_parameters(self) -> int:
-        """Trainable numbers, each shared tensor counted once."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def initial_carry(self, batch_size: int, limits: Limits = CONFIGURED) -> Carry:
         """The carry before the first token; see `SequenceMixer.initial_state`.
@@ -328,7 +324,7 @@ def share_across_layers(model: LanguageModel) -> None:
             setattr(owner, name, parameter)
 
 
-def build_model(config: ModelConfig, vocab_size: int, seed: int | None = None) -> LanguageModel:
+def build_model(config: Builds[M], vocab_size: int, seed: int | None = None) -> M:
     """Build a model; a seed makes its parameters reproducible without touching the global RNG."""
     if seed is None:
         return config.build(vocab_size)

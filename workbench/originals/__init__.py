@@ -7,5 +7,5 @@ One module a code base. Each has
 
 `ctor` holds the original constructor's arguments as plain values. The parity tests use these with
 recorded arrays, the importers with checkpoints: one mapping, proven by the former, serves both.
-Nothing here reads a file.
+`reader` reads checkpoints; nothing else here touches a file.
 """

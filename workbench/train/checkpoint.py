@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from workbench.errors import CheckpointError
-from workbench.models.language_model import LanguageModel
+from workbench.models.base import Model
 
 log = logging.getLogger("workbench")
 
@@ -55,7 +55,7 @@ def digest(data: str | bytes) -> str:
 def save(
     folder: Path,
     step: int,
-    model: LanguageModel,
+    model: Model,
     state: Mapping[str, Any],
     *,
     recipe_sha256: str,
@@ -240,7 +240,7 @@ def prune(folder: Path, keep: int) -> None:
             shutil.rmtree(path)
 
 
-def load_weights(checkpoint: Checkpoint, model: LanguageModel) -> None:
+def load_weights(checkpoint: Checkpoint, model: Model) -> None:
     """Put a checkpoint's weights into a model.
 
     Raises:

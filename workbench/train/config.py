@@ -114,6 +114,32 @@ _METHODS: dict[str, tuple[str, ...]] = {
 """which fields of `EvalConfig` change the result of which methods, beside the sizes"""
 
 
+class StopConfig(Config):
+    """Early stopping, decided at validations."""
+
+    loss_nats: float | None = None
+    """Stop when a validation is at most this."""
+    patience: int | None = Field(default=None, gt=0)
+    """Stop when more than so many validations in a row were no better than the best before."""
+
+    @model_validator(mode="after")
+    def _stops(self) -> Self:
+        if self.loss_nats is None and self.patience is None:
+            raise ValueError("neither loss_nats nor patience is given; give one, or stop: null")
+        return self
+
+    def reason(self, best_nats: float | None, since_best: int) -> str | None:
+        """Why to stop now, as a done record says it; None to go on.
+
+        Args:
+            best_nats: the lowest validation so far.
+            since_best: validations since then.
+        """
+        if best_nats is not None and self.loss_nats is not None and best_nats <= self.loss_nats:
+            return "loss"
+        return "patience" if self.patience is not None and since_best > self.patience else None
+
+
 class TrainConfig(Config):
     """How long, how fast and how carefully to train."""
 
@@ -147,6 +173,8 @@ class TrainConfig(Config):
     """Of the weights, of dropout and of every other draw."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is an NVIDIA GPU where PyTorch sees one."""
+    stop: StopConfig | None = None
+    """When to end before all steps are done; null for never."""
     max_seconds: float | None = Field(default=None, gt=0)
     """Stop after this time on the clock, between two updates; null for no limit."""
     compile: bool = False
@@ -161,6 +189,15 @@ class TrainConfig(Config):
                 "write clip_norm, or optimizer.clip: global"
             )
         return self
+
+
+class RetrievalEvalConfig(Config):
+    """How associative retrieval is measured: new sequences at each validation."""
+
+    n_sequences: int = Field(default=20, gt=0)
+    """Sequences of `data.n_pairs` pairs."""
+    max_queries: int = Field(default=200, gt=0)
+    """Every key of a sequence is asked for, in order, at most so many."""
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:

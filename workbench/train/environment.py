@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from workbench.data.corpus import Corpus
 from workbench.errors import ConfigError
 
 PACKAGES = ("workbench", "torch", "numpy", "pydantic", "safetensors")
@@ -33,7 +32,7 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def describe(device: torch.device, corpus: Corpus) -> dict[str, Any]:
+def describe(device: torch.device, data: dict[str, Any]) -> dict[str, Any]:
     """Plain data about software, machine and text."""
     return {
         "python": platform.python_version(),
@@ -44,7 +43,7 @@ def describe(device: torch.device, corpus: Corpus) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "git_commit": _commit(),
-        "corpus": corpus.info,
+        "corpus": data,
     }
 
 

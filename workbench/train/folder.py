@@ -21,8 +21,8 @@ import yaml
 from workbench import kernels
 from workbench.config import dump
 from workbench.errors import CheckpointError, ConfigError
-from workbench.models.language_model import LanguageModel
-from workbench.recipe import Recipe, load_recipe
+from workbench.models.base import Model
+from workbench.recipe import AnyRecipe, load_recipe
 from workbench.train import checkpoint
 from workbench.train.config import differences
 from workbench.train.lock import LOCK
@@ -55,7 +55,7 @@ class RunFolder:
         """Whether a run was begun here."""
         return (self.path / RECIPE).is_file()
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> AnyRecipe:
         """What was asked for, resolved.
 
         Raises:
@@ -115,7 +115,7 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def load_model(self, which: str = "last") -> LanguageModel:
+    def load_model(self, which: str = "last") -> Model:
         """The trained model on the CPU, in eval mode; kernels are built if that was not done yet.
 
         Args:
@@ -134,14 +134,14 @@ class RunFolder:
                 f"{self.path} has no {which} checkpoint yet; train at least until the first "
                 f"{'validation' if which == 'best' else 'checkpoint'}"
             )
-        model = recipe.model.build(found.manifest["vocab_size"])
+        model: Model = recipe.model.build(found.manifest["vocab_size"])
         checkpoint.load_weights(found, model)
         kernels.prepare()
         return model.eval()
 
     # what follows is for the run that owns the folder
 
-    def check(self, recipe: Recipe) -> None:
+    def check(self, recipe: AnyRecipe) -> None:
         """Refuse a folder that holds something else, before anything is written.
 
         Raises:
@@ -170,7 +170,7 @@ class RunFolder:
     def _holds_something(self) -> bool:
         return not self.path.is_dir() or any(x.name != LOCK for x in self.path.iterdir())
 
-    def begin(self, recipe: Recipe, environment: dict[str, Any]) -> None:
+    def begin(self, recipe: AnyRecipe, environment: dict[str, Any]) -> None:
         """Write what was asked for and on what it runs."""
         self.path.mkdir(parents=True, exist_ok=True)
         # a recipe in place is what makes a folder a run folder: it comes last
@@ -211,7 +211,7 @@ class RunFolder:
         os.replace(partial, self.path / name)
 
 
-def origin_of(recipe: Recipe) -> checkpoint.Checkpoint | None:
+def origin_of(recipe: AnyRecipe) -> checkpoint.Checkpoint | None:
     """The checkpoint that `train.start_from` means: the best, or the newest where none was
     validated (an imported run); None where weights are drawn afresh.
 
@@ -235,7 +235,7 @@ def origin_of(recipe: Recipe) -> checkpoint.Checkpoint | None:
     return found
 
 
-def recipe_sha256(recipe: Recipe) -> str:
+def recipe_sha256(recipe: AnyRecipe) -> str:
     """Identifies a recipe up to the fields that a continued run may change."""
     data = dump(recipe)
     for path in CHANGEABLE:

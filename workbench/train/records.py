@@ -76,7 +76,7 @@ class DoneRecord:
     kind: ClassVar[str] = "done"
     step: int
     reason: str
-    """`steps` (all done), `time` (max_seconds) or `interrupted`."""
+    """`steps` (all done), `time` (max_seconds), `loss` or `patience` (stop), `interrupted`."""
     elapsed_s: float = 0.0
 
 

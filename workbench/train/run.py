@@ -18,28 +18,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from workbench import kernels
 from workbench.config import dump, load, override
 from workbench.data.corpus import Corpus
-from workbench.data.segments import Segments
-from workbench.errors import CheckpointError, ConfigError, DataError, NonFiniteLoss
-from workbench.models.language_model import LanguageModel, build_model
-from workbench.recipe import Recipe, load_recipe
+from workbench.errors import CheckpointError, ConfigError, NonFiniteLoss
+from workbench.models.base import Model
+from workbench.models.language_model import build_model
+from workbench.recipe import AnyRecipe, Experiment, load_recipe, of_text
 from workbench.train import checkpoint
-from workbench.train.config import EvalConfig
 from workbench.train.environment import choose_device, describe
-from workbench.train.evaluate import check, evaluate
 from workbench.train.folder import RunFolder, origin_of, recipe_sha256
 from workbench.train.lock import check_owner, hold, release
 from workbench.train.records import CheckpointRecord, DoneRecord, EvalRecord, Record
 from workbench.train.signals import StopSignals
+from workbench.train.tasks import Task, TextTask, open_task
 from workbench.train.trainer import Trainer
 
 
 def start(
-    recipe: Recipe | str | Path,
+    recipe: AnyRecipe | str | Path,
     overrides: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
 ) -> Run:
@@ -58,64 +55,44 @@ def start(
         CheckpointError: the checkpoints of `out` are damaged or foreign, or those of
             `train.start_from` are another model's.
     """
-    if not isinstance(recipe, Recipe):
+    if not isinstance(recipe, Experiment):
         recipe = load_recipe(recipe, overrides)
     elif overrides:
-        recipe = load(Recipe, override(dump(recipe), overrides))
+        recipe = load(type(recipe), override(dump(recipe), overrides))
     folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
     folder.check(recipe)
     found = _checkpoint_of(folder, recipe)
     origin = None if found else origin_of(recipe)
     device = choose_device(recipe.train.device)
-    corpus = recipe.data.corpus.open()
-    for split in ("train", "valid"):
-        if len(corpus.splits[split]) < 2:
-            raise DataError(
-                f"the {split} split of {corpus.name} has {len(corpus.splits[split])} tokens, "
-                "expected at least 2; give a longer text"
-            )
-    _same_corpus(folder, corpus)
-    model = build_model(recipe.model, corpus.vocabulary.size, seed=recipe.train.seed).to(device)
-    check(model, *_validation(recipe, corpus))
+    task = open_task(recipe)
+    _same_corpus(folder, task)
+    model: Model = build_model(recipe.model, task.vocab_size, seed=recipe.train.seed).to(device)
+    task.check(model)
     if origin is not None:
         checkpoint.load_weights(origin, model)
-    segments = Segments(
-        corpus.splits["train"],
-        recipe.data.batch_size,
-        recipe.data.segment_len,
-        ext_len=recipe.data.ext_len,
-        device=device,
-    )
-    trainer = Trainer(model, segments, recipe.train, recipe.name)
-    run = Run(recipe, corpus, folder, trainer)
+    trainer = Trainer(model, task.batches(device), recipe.train, recipe.name)
+    run = Run(recipe, task, folder, trainer)
     if found is not None:
         run._restore(found)
     kernels.prepare()
     kernels.forget()
     hold(folder.path, run)
-    folder.begin(recipe, folder.environment() or describe(device, corpus))
+    folder.begin(recipe, folder.environment() or describe(device, task.info))
     run._open(found)
     return run
 
 
-def _validation(recipe: Recipe, corpus: Corpus) -> tuple[Tensor, EvalConfig]:
-    """What a validation reads, and how."""
-    config = recipe.train.valid or recipe.eval
-    tokens = corpus.splits["valid"][: recipe.train.eval_tokens]
-    return tokens, config.model_copy(update={"max_tokens": None})
-
-
-def _same_corpus(folder: RunFolder, corpus: Corpus) -> None:
+def _same_corpus(folder: RunFolder, task: Task) -> None:
     before = folder.environment().get("corpus", {}).get("tokens_sha256")
-    now = corpus.info.get("tokens_sha256")
+    now = task.info.get("tokens_sha256")
     if before is not None and before != now:
         raise ConfigError(
             f"out: the run in {folder.path} was begun on another text: its corpus had sha256 "
-            f"{before}, {corpus.name} has {now} now. Give another folder, or restore the text"
+            f"{before}, {task.info['name']} has {now} now. Give another folder, or restore the text"
         )
 
 
-def _checkpoint_of(folder: RunFolder, recipe: Recipe) -> checkpoint.Checkpoint | None:
+def _checkpoint_of(folder: RunFolder, recipe: AnyRecipe) -> checkpoint.Checkpoint | None:
     found = checkpoint.newest(folder.checkpoints)
     if found is None:
         return None
@@ -134,15 +111,16 @@ class Run:
 
     Attributes:
         recipe: what was asked for.
-        corpus: the text, with its vocabulary.
+        task: what it trains on.
         folder: what is on disk.
     """
 
-    def __init__(self, recipe: Recipe, corpus: Corpus, folder: RunFolder, trainer: Trainer) -> None:
-        self.recipe, self.corpus, self.folder = recipe, corpus, folder
+    def __init__(self, recipe: AnyRecipe, task: Task, folder: RunFolder, trainer: Trainer) -> None:
+        self.recipe, self.task, self.folder = recipe, task, folder
         self._trainer = trainer
         self._pending: deque[Record] = deque()
         self._best_nats: float | None = None
+        self._since_best = 0
         self._saved_step = 0
         self._validated_step = 0
         self._elapsed_s = 0.0
@@ -150,9 +128,20 @@ class Run:
         self._finished = False
 
     @property
-    def model(self) -> LanguageModel:
-        """The model in training, on its device."""
+    def model(self) -> Model:
+        """The model in training, on its device: what the recipe's `model` builds."""
         return self._trainer.model
+
+    @property
+    def corpus(self) -> Corpus:
+        """The text, with its vocabulary.
+
+        Raises:
+            ConfigError: the run trains on no text.
+        """
+        of_text(self.recipe)
+        assert isinstance(self.task, TextTask)
+        return self.task.corpus
 
     @property
     def step(self) -> int:
@@ -223,16 +212,30 @@ class Run:
             records += self._commit(valid := self._validate())
             valid_nats = valid.loss_nats
         best = self._note_best(valid_nats)
+        if valid_nats is not None and (reason := self._enough()):
+            return records + self._finish(reason, "as train.stop says", valid_nats)
         if best or step % config.checkpoint_every == 0:
             records += self._checkpoint(valid_nats)
         return records
 
-    def _finish(self, reason: str, message: str = "") -> list[Record]:
-        """The last records of a run that has had all its steps or all its time, committed."""
+    def _enough(self) -> str | None:
+        """Why `train.stop` ends the run here, if it does."""
+        stop = self.recipe.train.stop
+        return stop.reason(self._best_nats, self._since_best) if stop is not None else None
+
+    def _finish(
+        self, reason: str, message: str = "", valid_nats: float | None = None
+    ) -> list[Record]:
+        """The last records of a run, committed.
+
+        Args:
+            reason: why it ends here, for its done record.
+            message: for its status.
+            valid_nats: the validation of this step, if there was one.
+        """
         records: list[Record] = []
         if self._trainer.meters.updates:
             records += self._commit(self._trainer.record(self._clock()))
-        valid_nats = None
         if self.step > self._validated_step:
             records += self._commit(valid := self._validate())
             valid_nats = valid.loss_nats
@@ -260,13 +263,15 @@ class Run:
 
     def _validate(self) -> EvalRecord:
         self._trainer.check_finite()
-        result = evaluate(self.model, *_validation(self.recipe, self.corpus))
+        # a model may draw in evaluation too
+        with self._trainer.random():
+            result = self.task.validate(self.model, self.step)
         self._validated_step = self.step
         return EvalRecord(
             step=self.step,
             split="valid",
-            loss_nats=result.mean_nats,
-            tokens=result.tokens,
+            loss_nats=result.loss_nats,
+            tokens=result.targets,
             method=result.method,
             context_len=result.context_len,
             settings=result.settings,
@@ -274,8 +279,11 @@ class Run:
         )
 
     def _note_best(self, valid_nats: float | None) -> bool:
-        """Whether this is the best validation so far."""
-        best = valid_nats is not None and (self._best_nats is None or valid_nats < self._best_nats)
+        """Whether this is the best validation so far; None is no validation."""
+        if valid_nats is None:
+            return False
+        best = self._best_nats is None or valid_nats < self._best_nats
+        self._since_best = 0 if best else self._since_best + 1
         if best:
             self._best_nats = valid_nats
         return best
@@ -291,6 +299,7 @@ class Run:
         state = self._trainer.state()
         state["run"] = {
             "best_nats": self._best_nats,
+            "since_best": self._since_best,
             "validated_step": self._validated_step,
             "elapsed_s": self._elapsed_s,
         }
@@ -335,6 +344,7 @@ class Run:
         state = checkpoint.load_state(found)
         try:
             self._best_nats = state["run"]["best_nats"]
+            self._since_best = state["run"].get("since_best", 0)
             self._validated_step = state["run"]["validated_step"]
             self._elapsed_s = state["run"]["elapsed_s"]
             self._trainer.restore(state)
@@ -358,10 +368,12 @@ class Run:
             self._pending.extend(self._commit(self._record_of(found)))
         limit = self.recipe.train.max_seconds
         if self.step >= self.recipe.train.steps:
-            reason = "steps"
+            reason: str | None = "steps"
         elif limit is not None and self._elapsed_s >= limit:
             reason = "time"
         else:
+            reason = self._enough()
+        if reason is None:
             return
         if any(row["kind"] == "done" and row["reason"] == reason for row in rows):
             self._finished = True

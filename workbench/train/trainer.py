@@ -18,9 +18,9 @@ from torch import Tensor
 from workbench import carry as carries
 from workbench import kernels
 from workbench.carry import Carry
-from workbench.data.segments import Batch, Segments
+from workbench.data.segments import Batch, Batches
 from workbench.errors import NonFiniteLoss
-from workbench.models.language_model import LanguageModel
+from workbench.models.base import Model
 from workbench.models.mixers.base import Limits
 from workbench.train.config import TrainConfig
 from workbench.train.objective import objective, total
@@ -111,9 +111,7 @@ class Trainer:
         name: the recipe's name, for messages.
     """
 
-    def __init__(
-        self, model: LanguageModel, segments: Segments, config: TrainConfig, name: str
-    ) -> None:
+    def __init__(self, model: Model, segments: Batches, config: TrainConfig, name: str) -> None:
         self.model, self.segments, self.config, self.name = model, segments, config, name
         self.device = next(model.parameters()).device
         self.optimizer = config.optimizer.build(model, config.clip_norm)

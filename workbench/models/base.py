@@ -1,0 +1,58 @@
+"""What the trainer asks of a model: losses of targets, and whatever its parts add to that."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from workbench.carry import Carry
+from workbench.models.mixers.base import CONFIGURED, Limits
+
+
+class Model(nn.Module, ABC):
+    """Anything that can be trained here. What is not overridden below adds nothing."""
+
+    vocab_size: int
+    """symbols that its tokens are ids of"""
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable numbers, each shared tensor counted once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    @abstractmethod
+    def nll(self, tokens_BT: Tensor, targets_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """Negative log-likelihood of each target, shaped as the targets, in nats; new carry."""
+
+    def losses(
+        self, tokens_BT: Tensor, targets_BT: Tensor, carry: Carry
+    ) -> tuple[Tensor, dict[str, Tensor], Carry]:
+        """What training minimises: as `nll`, with all named penalties in nats per target."""
+        nll, carry = self.nll(tokens_BT, targets_BT, carry)
+        return nll, self.penalties(), carry
+
+    def initial_carry(self, batch_size: int, limits: Limits = CONFIGURED) -> Carry:
+        """The carry before the first token."""
+        return ()
+
+    def penalties(self) -> dict[str, Tensor]:
+        """Named penalties in nats per target."""
+        return {}
+
+    def readings(self) -> dict[str, list[list[float]]]:
+        """Named quantities per layer and head."""
+        return {}
+
+    def after_step(self) -> None:
+        """Called after each optimizer step."""
+
+
+M = TypeVar("M", bound=Model, covariant=True)
+
+
+class Builds(Protocol[M]):
+    """A config that makes a model for so many symbols."""
+
+    def build(self, vocab_size: int) -> M: ...

@@ -1,0 +1,128 @@
+"""What a run trains on and how its model is measured on the way: a text, or retrieval."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from workbench.data.retrieval import RetrievalBatches, questions
+from workbench.data.segments import Batches, Segments
+from workbench.errors import DataError
+from workbench.models.base import Model
+from workbench.models.language_model import LanguageModel
+from workbench.recipe import AnyRecipe, Recipe, RetrievalRecipe
+from workbench.train.config import EvalConfig
+from workbench.train.evaluate import check, evaluate
+
+
+class Measured(NamedTuple):
+    """One validation."""
+
+    loss_nats: float
+    """mean over the targets"""
+    targets: int
+    method: str
+    context_len: int | None = None
+    settings: str = ""
+    """the method with everything that changes its result"""
+
+
+class Task(ABC):
+    """What a recipe trains on."""
+
+    vocab_size: int
+    info: dict[str, Any]
+    """plain data that identifies it, for the run folder"""
+
+    @abstractmethod
+    def batches(self, device: torch.device) -> Batches:
+        """A fresh source of training batches."""
+
+    @abstractmethod
+    def check(self, model: Model) -> None:
+        """Refuse a model that could not be validated, before it is trained."""
+
+    @abstractmethod
+    def validate(self, model: Model, step: int) -> Measured:
+        """Measure a model after so many updates."""
+
+
+def open_task(recipe: AnyRecipe) -> Task:
+    """The recipe's task.
+
+    Raises:
+        DataMissing, DataError: its text is not there or cannot be used.
+    """
+    return RetrievalTask(recipe) if isinstance(recipe, RetrievalRecipe) else TextTask(recipe)
+
+
+class TextTask(Task):
+    """To predict the next token of a corpus."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe, self.corpus = recipe, recipe.data.corpus.open()
+        for split in ("train", "valid"):
+            if len(self.corpus.splits[split]) < 2:
+                raise DataError(
+                    f"the {split} split of {self.corpus.name} has "
+                    f"{len(self.corpus.splits[split])} tokens, expected at least 2; give a longer "
+                    "text"
+                )
+        self.vocab_size, self.info = self.corpus.vocabulary.size, self.corpus.info
+
+    def batches(self, device: torch.device) -> Segments:
+        data = self.recipe.data
+        return Segments(
+            self.corpus.splits["train"],
+            data.batch_size,
+            data.segment_len,
+            ext_len=data.ext_len,
+            device=device,
+        )
+
+    def check(self, model: Model) -> None:
+        assert isinstance(model, LanguageModel)
+        check(model, *self._validation())
+
+    def validate(self, model: Model, step: int) -> Measured:
+        assert isinstance(model, LanguageModel)
+        it = evaluate(model, *self._validation())
+        return Measured(it.mean_nats, it.tokens, it.method, it.context_len, it.settings)
+
+    def _validation(self) -> tuple[Tensor, EvalConfig]:
+        """What a validation reads, and how."""
+        config = self.recipe.train.valid or self.recipe.eval
+        tokens = self.corpus.splits["valid"][: self.recipe.train.eval_tokens]
+        return tokens, config.model_copy(update={"max_tokens": None})
+
+
+class RetrievalTask(Task):
+    """To give back the value that a key was last written with."""
+
+    def __init__(self, recipe: RetrievalRecipe):
+        self.recipe, self.vocab_size = recipe, recipe.data.n_symbols
+        self.info = {"name": recipe.data.dataset, "n_pairs": recipe.data.n_pairs}
+
+    def batches(self, device: torch.device) -> RetrievalBatches:
+        return RetrievalBatches(self.recipe.data, self.recipe.train.seed, device)
+
+    def check(self, model: Model) -> None:
+        """Every model can be asked."""
+
+    def validate(self, model: Model, step: int) -> Measured:
+        """New sequences, which depend on the seed and the step alone."""
+        config = self.recipe.eval
+        source = self.recipe.data.sequences(self.recipe.train.seed, step)
+        drawn = [source.all_queries() for _ in range(config.n_sequences)]
+        asked = questions([(k, v, queries[: config.max_queries]) for k, v, queries in drawn])
+        device = next(model.parameters()).device
+        tokens_BT, targets_BQ, asked_BQ = (x.to(device) for x in asked)
+        model.eval()
+        with torch.no_grad():
+            nll_BQ, _ = model.nll(tokens_BT, targets_BQ, ())
+        settings = f"queries, n_sequences {config.n_sequences}, max_queries {config.max_queries}"
+        loss_nats = float(nll_BQ[asked_BQ].mean())
+        return Measured(loss_nats, int(asked_BQ.sum()), "queries", settings=settings)
