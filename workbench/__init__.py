@@ -6,6 +6,8 @@
     for record in run:
         ...
     workbench.evaluate(run.model, run.corpus.splits["test"], run.recipe.eval)
+    workbench.generate(run, "def ").text
+    workbench.score(run, "def f(x):").nll_nats
 
 Importing this package builds and compiles nothing; each name below is loaded on first use.
 """
@@ -16,7 +18,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench.generation import Generation, generate
     from workbench.recipe import Recipe, load_recipe
+    from workbench.scoring import Score, score
     from workbench.train.evaluate import Evaluation, evaluate
     from workbench.train.folder import RunFolder
     from workbench.train.run import Run, start
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Generation": "workbench.generation",
+    "generate": "workbench.generation",
+    "Score": "workbench.scoring",
+    "score": "workbench.scoring",
     "Recipe": "workbench.recipe",
     "load_recipe": "workbench.recipe",
     "Evaluation": "workbench.train.evaluate",
@@ -33,7 +41,19 @@ _HOMES = {
     "start": "workbench.train.run",
 }
 
-__all__ = ["Evaluation", "Recipe", "Run", "RunFolder", "evaluate", "load_recipe", "start"]
+__all__ = [
+    "Evaluation",
+    "Generation",
+    "Recipe",
+    "Run",
+    "RunFolder",
+    "Score",
+    "evaluate",
+    "generate",
+    "load_recipe",
+    "score",
+    "start",
+]
 
 
 def __getattr__(name: str) -> Any:

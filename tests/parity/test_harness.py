@@ -64,8 +64,9 @@ def not_a_number(arrays: Arrays, meta: Meta) -> None:
     arrays["out/eval/seg0/nll"][0, 0] = np.nan
 
 
-def adaptive(arrays: Arrays, meta: Meta) -> None:
-    meta["ctor"]["adapt_io_params"]["adapt_io_enabled"] = True
+def sampling(arrays: Arrays, meta: Meta) -> None:
+    meta["codebase"] = "transformer-xl/pytorch (mem_transformer.MemTransformerLM)"
+    meta["ctor"] = {"n_token": 9, "sample_softmax": 3}
 
 
 def foreign(arrays: Arrays, meta: Meta) -> None:
@@ -117,8 +118,8 @@ def test_what_is_not_understood_is_refused(
 
 
 def test_a_missing_feature_is_named(tmp_path: Path) -> None:
-    path = altered(tmp_path / "adaspan_a.npz", adaptive)
-    with pytest.raises(NotBuilt, match="adaptive embedding and softmax"):
+    path = altered(tmp_path / "adaspan_a.npz", sampling)
+    with pytest.raises(NotBuilt, match="sampled softmax"):
         check(path)
 
 
@@ -164,10 +165,10 @@ def test_links_run_both_ways() -> None:
 def test_the_run_reports_each_file_by_name(tmp_path: Path) -> None:
     altered(tmp_path / "adaspan_right.npz", unchanged)
     altered(tmp_path / "adaspan_wrong.npz", shift_output)
-    altered(tmp_path / "adaspan_later.npz", adaptive)
+    altered(tmp_path / "adaspan_later.npz", sampling)
     altered(tmp_path / "mystery_a.npz", foreign)
     # a name that tests/golden lists, with content that is not built
-    altered(tmp_path / SMALL.name, adaptive)
+    altered(tmp_path / SMALL.name, sampling)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += [str(TESTS / "parity" / "test_golden.py"), "--golden", str(tmp_path)]
     command += ["--parity-report", str(tmp_path / ".report" / "parity.md")]
@@ -175,7 +176,7 @@ def test_the_run_reports_each_file_by_name(tmp_path: Path) -> None:
     assert run.returncode == 1
     rows = {line.split()[0]: line for line in run.stdout.splitlines() if line.strip()}
     assert "passed  grad" in rows["adaspan_right"]
-    assert "not built yet: adaptive embedding and softmax" in rows["adaspan_later"]
+    assert "not built yet: a model with sampled softmax" in rows["adaspan_later"]
     for name in ("adaspan_wrong", "mystery_a", SMALL.stem):
         assert "FAILED" in rows[name]
     assert "5 files: 1 passed, 1 not built yet, 3 failed" in run.stdout

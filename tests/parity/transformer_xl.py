@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from parity.golden import Comparison, Golden, NotBuilt, Unknown
+from parity.golden import Comparison, Golden, Unknown
 from parity.phases import Subject, compare_gradients, evaluate, optimise, streams, subject, train
 from workbench.carry import Carry
 from workbench.config import load
+from workbench.models import sampled
 from workbench.models.mixers.base import Limits
 from workbench.originals import transformer_xl
 from workbench.train.config import TrainConfig
@@ -49,7 +50,7 @@ def run(golden: Golden, dtype: torch.dtype) -> Comparison:
     """
     kind = golden.meta["codebase"].removeprefix("transformer-xl/pytorch").strip()
     if kind == "(utils/log_uniform_sampler.py)":
-        raise NotBuilt("sampled softmax")
+        return run_sampling(golden, dtype)
     transformer_xl.check(golden.ctor)
     it = attention_subject(golden, dtype)
     if kind == "(mem_transformer.MemTransformerLM)":
@@ -97,6 +98,31 @@ def with_lengths(it: Subject, lengths: dict[str, Any]) -> Subject:
         ext_len=lengths["ext_len"],
     )
     return replace(it, limits=limits)
+
+
+def run_sampling(golden: Golden, dtype: torch.dtype) -> Comparison:
+    """The sampled softmax on its own, with the classes that the original drew."""
+    compare = Comparison(golden, str(dtype).removeprefix("torch."))
+    names = {"embedding.weight": "param", "bias": "param", "hidden": "input"}
+    leaves = {n: golden.tensor(f"{at}/{n}", dtype).requires_grad_() for n, at in names.items()}
+    weight_CE, bias_C, hidden_TBE = leaves.values()
+    targets_TB, drawn_S = golden.tensor("input/labels"), golden.tensor("input/neg_samples")
+    p_C = sampled.log_uniform(golden.ctor["range_max"])
+    expected_C = sampled.log_expected(p_C, 2 * golden.ctor["n_sample"], sign_slip=True).to(dtype)
+    logits = sampled.sampled_logits(hidden_TBE, targets_TB, weight_CE, bias_C, drawn_S, expected_C)
+    loss_TB = -logits.log_softmax(-1)[..., 0]
+    loss_TB.mean().backward()
+    compare.out("out/dist", p_C)
+    compare.out("out/log_q", expected_C)
+    compare.out("out/true_log_probs", expected_C[targets_TB])
+    compare.out("out/samp_log_probs", expected_C[drawn_S])
+    compare.out("out/logits", logits)
+    compare.out("out/loss", loss_TB)
+    compare.out("out/mean_loss", loss_TB.mean())
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None, f"no gradient of {name}"
+        compare.grad("grad", name, leaf.grad)
+    return compare
 
 
 def run_steps(it: Subject) -> None:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from workbench.carry import Carry
 from workbench.config import Config, slot
 from workbench.errors import ConfigError
+from workbench.models import clusters as clusters  # registers the kinds
 from workbench.models import mixers as mixers  # registers the kinds
 from workbench.models.base import Builds, M, Model
 from workbench.models.blocks import Block, BlockConfig
 from workbench.models.dropout import DroppedSymbols, Kind, Probability, dropout
 from workbench.models.mixers.base import CONFIGURED, Limits
 from workbench.models.positions import InputPositions, NoPositions, PositionsConfig
-from workbench.models.vocabulary import PlainConfig, VocabularyConfig
+from workbench.models.vocabulary import Clusters, PlainConfig, Projection, VocabularyConfig
 
 
 class Layers(Config):
@@ -84,8 +85,11 @@ class ModelConfig(Config):
     """Transformer-XL's rule: weights, embeddings and u, v ~ N(0, init_std), LayerNorm gains
     ~ N(1, init_std), biases 0. None: PyTorch's own rules, as the adaptive-span code"""
     init_range: Annotated[float, Field(gt=0)] | None = None
-    """AWD-LSTM's rule: embedding and output matrices ~ U(-init_range, init_range), the output's
-    biases 0, the rest by PyTorch's own rules"""
+    """alone, AWD-LSTM's rule: embedding and output matrices ~ U(-init_range, init_range), the
+    output's biases and the rows of its clusters 0, the rest by PyTorch's own rules. Beside
+    init_std: what that draws around 0 is U(-init_range, init_range), as Transformer-XL's option"""
+    projection_std: Annotated[float, Field(gt=0)] = 0.01
+    """beside init_std: the vocabulary's projections ~ N(0, projection_std)"""
     skip_last_row: bool = False
     """true: what is read never trains the last symbol's embedding, a slip of the AWD-LSTM code
     that its published figures contain"""
@@ -121,7 +125,7 @@ class LanguageModel(Model):
         if config.init_range is not None:
             initialise_ends(self.vocabulary, config.init_range)
         if config.init_std is not None:
-            initialise(self, config.init_std)
+            initialise(self, config.init_std, config.init_range, config.projection_std)
         share_across_layers(self)
 
     @property
@@ -272,31 +276,48 @@ def stacked(model: ModelConfig, d_hidden: int) -> Iterator[Block]:
     if width != d_hidden:
         raise ConfigError(
             f"model.stack: the last layer ends in width {width}, but the vocabulary reads "
-            f"{d_hidden}; give the last layer's mixer that width"
+            f"{d_hidden}; give the last layer's mixer that width, or set vocabulary.d_hidden"
         )
 
 
-def initialise(model: LanguageModel, std: float) -> None:
-    """Transformer-XL's initialisation (its train.py `weights_init`), module by module."""
+def initialise(
+    model: LanguageModel, std: float, limit: float | None = None, projection_std: float = 0.01
+) -> None:
+    """Transformer-XL's initialisation (its train.py `weights_init`), module by module.
+
+    Args:
+        model: its parameters are overwritten.
+        std: of weights and embeddings, and of the gains of LayerNorms around 1.
+        limit: weights and embeddings ~ U(-limit, limit) instead.
+        projection_std: of the vocabulary's projections.
+    """
+
+    def draw(weight: Tensor) -> None:
+        if limit is None:
+            nn.init.normal_(weight, 0.0, std)
+        else:
+            nn.init.uniform_(weight, -limit, limit)
+
     for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0.0, std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, 0.0, std)
+        if isinstance(module, Projection):
+            nn.init.normal_(module.weight, 0.0, projection_std)
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            draw(module.weight)
         elif isinstance(module, nn.LayerNorm):
             nn.init.normal_(module.weight, 1.0, std)
+        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
             nn.init.zeros_(module.bias)
     for name, parameter in model.named_parameters():
         if name.endswith(("u_HK", "v_HK", "key_RHK", "code_RD")):
-            nn.init.normal_(parameter, 0.0, std)
+            draw(parameter)
 
 
 def initialise_ends(vocabulary: nn.Module, reach: float) -> None:
     """AWD-LSTM's initialisation of what is looked up and of what becomes logits."""
     for module in vocabulary.modules():
-        if isinstance(module, nn.Embedding | nn.Linear):
+        if isinstance(module, Clusters):
+            nn.init.zeros_(module.weight)
+        elif isinstance(module, nn.Embedding | nn.Linear):
             nn.init.uniform_(module.weight, -reach, reach)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)

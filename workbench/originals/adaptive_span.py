@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from workbench.errors import UnknownOriginal, Unsupported
+from workbench.errors import UnknownOriginal
+from workbench.originals import ends
 from workbench.originals.links import Link, norm, one
 
 Ctor = Mapping[str, Any]
@@ -21,17 +22,13 @@ DROPOUT = {"dropout", "emb_dropout"}
 
 
 def check(ctor: Ctor) -> None:
-    """Understand every argument, or refuse (`UnknownOriginal`, `Unsupported`)."""
+    """Understand every argument, or refuse (`UnknownOriginal`)."""
     if set(ctor) != GROUPS:
         raise UnknownOriginal(f"argument groups {sorted(set(ctor) ^ GROUPS)}")
     if set(ctor["model_params"]) != MODEL | DROPOUT:
         raise UnknownOriginal(
             f"model arguments {sorted(set(ctor['model_params']) ^ (MODEL | DROPOUT))}"
         )
-    if any(ctor["model_params"][name] for name in DROPOUT):
-        raise UnknownOriginal("dropout in a dropout-free file")
-    if ctor["adapt_io_params"]["adapt_io_enabled"]:
-        raise Unsupported("adaptive embedding and softmax (adapt_io)")
 
 
 def model_config(ctor: Ctor) -> dict[str, Any]:
@@ -48,6 +45,7 @@ def model_config(ctor: Ctor) -> dict[str, Any]:
         "attend_self": False,
         "positions": {"kind": "relative_learned", "max_distance": limit},
         "persistent": {"n_vectors": n_persistent} if n_persistent else None,
+        "p_attention": sizes["dropout"],
     }
     if span["adapt_span_enabled"]:
         mixer["span"] = {
@@ -57,13 +55,19 @@ def model_config(ctor: Ctor) -> dict[str, Any]:
             "initial": span["adapt_span_init"],
             "trim_memory": span["adapt_span_cache"],
         }
-    channel = {"kind": "feed_forward", "d_ffn": sizes["inner_hidden_size"]}
+    channel = {
+        "kind": "feed_forward",
+        "d_ffn": sizes["inner_hidden_size"],
+        "p_hidden": sizes["dropout"],
+    }
     # persistent vectors replace the feed-forward sub-layer
     block = {"mixer": mixer, "channel": {"kind": "none"} if n_persistent else channel}
     return {
         "d_model": sizes["hidden_size"],
         "stack": [{"block": block, "repeat": sizes["nb_layers"]}],
-        "vocabulary": {"kind": "plain", "tie_weights": False, "scale_embedding": False},
+        "vocabulary": ends.adaptive_span(ctor),
+        "p_embedding": sizes["emb_dropout"],
+        "p_output": sizes["emb_dropout"],
     }
 
 
@@ -93,8 +97,7 @@ def _layer_links(layer: int, ctor: Ctor) -> list[Link]:
 
 def links(ctor: Ctor) -> list[Link]:
     result = [
-        one("in_emb.weight", "vocabulary.embedding.weight"),
-        *norm("out_emb", "vocabulary.output"),
+        *ends.adaptive_span_links(ctor),
         # one table for all layers; ours is named after the first
         one("key_pe", "blocks.0.mixer.positions.key_KL", lambda key: key.squeeze(0)),
     ]

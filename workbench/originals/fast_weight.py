@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import UnknownOriginal, Unsupported
+from workbench.originals import ends
 from workbench.originals import transformer_xl as xl
 from workbench.originals.links import Link, one
 
@@ -142,7 +143,7 @@ def links(ctor: Ctor) -> list[Link]:
     """Which of its parameters is which of ours."""
     if is_attention(ctor):
         return xl.links(ctor)
-    result = xl.vocabulary_links(ctor)
+    result = ends.transformer_xl_links(ctor)
     for layer in range(ctor["n_layer"]):
         result += xl.block_links(layer) + mixer_links(layer, ctor)
     return result

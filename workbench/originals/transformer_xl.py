@@ -12,15 +12,16 @@ from typing import Any
 from torch import Tensor
 
 from workbench.errors import UnknownOriginal, Unsupported
+from workbench.originals import ends
 from workbench.originals.links import Link, Rearrange, norm, one
 
 Ctor = Mapping[str, Any]
 
 SIZES = {"n_token", "n_layer", "n_head", "d_model", "d_head", "d_inner"}
 LENGTHS = {"tgt_len", "mem_len", "ext_len"}
-OPTIONS = {"attn_type", "pre_lnorm", "same_length", "clamp_len", "tie_weight"}
+OPTIONS = {"attn_type", "pre_lnorm", "same_length", "clamp_len"}
 DROPOUT = {"dropout", "dropatt"}
-VOCABULARY = {"cutoffs", "div_val", "tie_projs", "d_embed"}
+VOCABULARY = {"cutoffs", "div_val", "tie_weight", "tie_projs", "d_embed", "sample_softmax"}
 RELATIVE, RELATIVE_LEARNED, ABSOLUTE, ABSOLUTE_LEARNED = range(4)
 """their numbers of the kinds of attention"""
 
@@ -30,24 +31,12 @@ def check(ctor: Ctor, options: set[str] = OPTIONS) -> None:
 
     Raises:
         UnknownOriginal: an argument that is not known here.
-        Unsupported: a vocabulary that the workbench lacks.
+        Unsupported: a model that the original can build but not run.
     """
     if unknown := set(ctor) - SIZES - LENGTHS - options - DROPOUT - VOCABULARY:
         raise UnknownOriginal(f"constructor arguments {sorted(unknown)}")
-    if ctor.get("cutoffs"):
-        raise Unsupported("adaptive embedding and softmax (cutoffs)")
-    if ctor.get("d_embed", ctor["d_model"]) != ctor["d_model"]:
-        raise Unsupported("embedding of another width than the model (d_embed)")
-
-
-def vocabulary_links(ctor: Ctor) -> list[Link]:
-    links = [
-        one("word_emb.emb_layers.0.weight", "vocabulary.embedding.weight"),
-        one("crit.out_layers.0.bias", "vocabulary.output.bias"),
-    ]
-    if not ctor.get("tie_weight", True):
-        links.append(one("crit.out_layers.0.weight", "vocabulary.output.weight"))
-    return links
+    if (ctor.get("sample_softmax") or 0) > 0:
+        raise Unsupported("a model with sampled softmax, which the original never trained")
 
 
 def block_links(layer: int) -> list[Link]:
@@ -105,7 +94,7 @@ def stacked_links(ctor: Ctor, kind: int) -> list[Link]:
 def links(ctor: Ctor) -> list[Link]:
     """All links of a model."""
     kind = ctor.get("attn_type", RELATIVE)
-    result = vocabulary_links(ctor) + stacked_links(ctor, kind)
+    result = ends.transformer_xl_links(ctor) + stacked_links(ctor, kind)
     for layer in range(ctor["n_layer"]):
         result += block_links(layer) + attention_links(layer, kind)
     return result
@@ -177,7 +166,7 @@ def model_config(ctor: Ctor) -> dict[str, Any]:
 def around(
     ctor: Ctor, mixer: dict[str, Any], residual: str, positions: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the two code bases share around their mixers."""
+    """What the two code bases share around their mixers: one rate of dropout everywhere."""
     p_drop = ctor.get("dropout", 0.0)
     block = {
         "mixer": mixer,
@@ -191,5 +180,5 @@ def around(
         "d_model": ctor["d_model"],
         "stack": [{"block": block, "repeat": ctor["n_layer"]}],
         "positions": positions,
-        "vocabulary": {"kind": "plain", "tie_weights": ctor.get("tie_weight", True)},
+        "vocabulary": ends.transformer_xl(ctor),
     }

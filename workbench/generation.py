@@ -1,0 +1,310 @@
+"""Generation: text from a model, token by token, its past carried as state.
+
+    for token in workbench.generate("runs/mine", "def ", length=400, temperature=0.8):
+        ...
+
+Shapes: B samples, C classes.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workbench.data.corpus import Corpus
+from workbench.data.vocabulary import Vocabulary
+from workbench.errors import ConfigError, DataError
+from workbench.reading import Reader, Source, State, Subject, Text, open_source, reading, rows
+
+Stop = str | int | Sequence[str | int | Sequence[int]]
+
+
+class Token(NamedTuple):
+    """One generated token."""
+
+    sample: int
+    id: int
+    text: str
+    """what it adds to the text: "" inside a character of several bytes, or for a bare model"""
+    nats: float
+    """its cost under the model itself, whatever temperature and truncation it was drawn with"""
+
+
+class Past(NamedTuple):
+    """Where a sample ended, to go on from."""
+
+    state: State
+    """one row, after all tokens but the last"""
+    last: int
+    """the last token, not read yet"""
+
+
+def generate(
+    source: Source,
+    prompt: Text = "",
+    *,
+    length: int = 200,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: Stop = (),
+    seed: int | None = None,
+    samples: int = 1,
+    context_len: int | None = None,
+    past: Past | None = None,
+    vocabulary: Vocabulary | Corpus | None = None,
+) -> Generation:
+    """Let a model write on from a prompt.
+
+    Nothing is drawn before the result is iterated over, or asked for its text.
+
+    Args:
+        source: a run, its folder, or a model.
+        prompt: what comes before: text, bytes or ids. Empty, the text begins as after the end of a
+            line (or a blank, where a vocabulary has no line ends).
+        length: tokens to write, unless `stop` comes first.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: draw from the likeliest so many only.
+        top_p: draw from the likeliest that together reach this probability (arXiv:1904.09751).
+        stop: a string, a token id, or a list of strings, ids and sequences of ids; a sample that
+            ends with one of them is done.
+        seed: of this generation's own random numbers; sample i is the same whatever `samples`. None
+            takes a new one; `Generation.seed` tells which.
+        samples: texts to write side by side.
+        context_len: past tokens that each attention layer sees; None as in `reading`.
+        past: where another generation ended (`Generation.past`); the prompt comes after it.
+        vocabulary: for a bare model.
+
+    Raises:
+        ConfigError: a parameter is out of range, or text is given to a bare model.
+        DataError: symbols or ids that the model does not know.
+        DataMissing, CheckpointError: see `open_source`.
+    """
+    plan = Plan(length, temperature, top_k, top_p, (), secrets.randbits(62))
+    plan.check(samples)
+    subject = open_source(source, vocabulary)
+    ids = _prompt(subject, prompt, past)
+    reader = Reader(subject.model, reading(subject, context_len), samples)
+    if past is not None:
+        reader.state = rows(past.state, [0] * samples)
+    plan = plan._replace(stops=_stops(subject, stop), seed=plan.seed if seed is None else seed)
+    return Generation(subject, reader, ids, plan, samples)
+
+
+class Plan(NamedTuple):
+    """How to draw, and when to end; see `generate`."""
+
+    length: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    stops: tuple[tuple[int, ...], ...]
+    seed: int
+
+    def check(self, samples: int) -> None:
+        """Refuse what is out of range."""
+        rules = {
+            "length": (self.length, self.length >= 1, "1 or more tokens"),
+            "samples": (samples, samples >= 1, "1 or more"),
+            "temperature": (
+                self.temperature,
+                math.isfinite(self.temperature) and self.temperature >= 0,
+                "0 (the likeliest token) or more",
+            ),
+            "top_k": (self.top_k, self.top_k is None or self.top_k >= 1, "1 or more, or None"),
+            "top_p": (
+                self.top_p,
+                self.top_p is None or 0 < self.top_p <= 1,
+                "a probability above 0 and at most 1, or None",
+            ),
+        }
+        for name, (value, right, expected) in rules.items():
+            if not right:
+                raise ConfigError(f"generate: got {name} {value!r}, expected {expected}")
+
+
+def _prompt(subject: Subject, prompt: Text, past: Past | None) -> Tensor:
+    """The ids to read first, at least one."""
+    if unknown := subject.unknown(prompt):
+        cure = " Write <unk> in their place." if subject.symbols().level == "word" else ""
+        raise DataError(
+            f"prompt: the model's vocabulary lacks {', '.join(unknown[:8])}; expected symbols of "
+            f"its training text.{cure}"
+        )
+    before = () if past is None else (past.last,)
+    ids = torch.cat([torch.tensor(before, dtype=torch.long), subject.encode(prompt)])
+    if len(ids):
+        return ids
+    for start in ("\n", " "):
+        if not subject.unknown(start) and len(found := subject.encode(start)):
+            return found
+    raise ConfigError(
+        "prompt: got none, and the vocabulary has neither line end nor blank; give one"
+    )
+
+
+def _stops(subject: Subject, stop: Stop) -> tuple[tuple[int, ...], ...]:
+    """Every stop as a sequence of ids."""
+    each = [stop] if isinstance(stop, str | int) else stop
+    found = []
+    for one in each:
+        if isinstance(one, str) and (unknown := subject.unknown(one)):
+            raise DataError(f"stop: {one!r} can never come, the vocabulary lacks {unknown}")
+        ids = subject.encode([one] if isinstance(one, int) else one)
+        if not len(ids):
+            raise ConfigError(f"stop: got {one!r}, expected at least one symbol; leave it out")
+        found.append(tuple(ids.tolist()))
+    return tuple(found)
+
+
+def sharpened(
+    logp_BC: Tensor, temperature: float, top_k: int | None, top_p: float | None
+) -> tuple[Tensor, Tensor]:
+    """The distribution to draw from: temperature, then `top_k`, then `top_p` of those.
+
+    Args:
+        logp_BC: log-probabilities.
+        temperature: above 0.
+        top_k, top_p: see `generate`.
+
+    Returns:
+        (B, C) probabilities in float64, likeliest first, and the class of each.
+    """
+    logits_BC = logp_BC.double() / temperature
+    sorted_BC, order_BC = logits_BC.sort(stable=True, dim=-1, descending=True)
+    if top_k is not None:
+        sorted_BC[:, top_k:] = -math.inf
+    p_BC = sorted_BC.softmax(-1)
+    if top_p is not None:
+        # the first is always kept: nothing comes before it
+        p_BC = p_BC * (p_BC.cumsum(-1) - p_BC < top_p)
+        p_BC = p_BC / p_BC.sum(-1, keepdim=True)
+    return p_BC, order_BC
+
+
+def draw(p_BC: Tensor, order_BC: Tensor, u_B: Tensor) -> Tensor:
+    """(B,) classes: where the cumulated probability passes u, which is uniform in [0, 1)."""
+    cdf_BC = p_BC.cumsum(-1)
+    at_B1 = torch.searchsorted(cdf_BC, u_B[:, None] * cdf_BC[:, -1:], right=True)
+    return order_BC.gather(-1, at_B1.clamp(max=p_BC.shape[1] - 1))[:, 0]
+
+
+class Generation:
+    """Texts being written. Iterate for their tokens as they come; `break` is safe, and iterating
+    again goes on where it was left. `text`, `texts`, `ids` and `past` write to the end first.
+
+    Attributes:
+        prompt: (n,) ids that were read first.
+        seed: with which the same texts are written again.
+        settings: how the past is read, such as `carried, context_len 64`.
+        recomputes: whether every token cost a pass over its whole window, because the model's
+            position codes restart at each segment; otherwise the state is carried.
+    """
+
+    def __init__(
+        self, subject: Subject, reader: Reader, prompt: Tensor, plan: Plan, samples: int
+    ) -> None:
+        self.prompt, self.seed, self.recomputes = prompt, plan.seed, reader.recomputes
+        self.settings = reader.config.describe()
+        self._subject, self._reader, self._plan = subject, reader, plan
+        self._unread_BT = prompt.expand(samples, -1)
+        self._ids: list[list[int]] = [[] for _ in range(samples)]
+        self._pasts: dict[int, Past] = {}
+        self._live = list(range(samples))
+        self._random = [torch.Generator().manual_seed(plan.seed + i) for i in self._live]
+        self._spell = [_speller(subject, prompt) for _ in self._live]
+        self._queue: deque[Token] = deque()
+
+    def __iter__(self) -> Iterator[Token]:
+        while self._queue or self._live:
+            if not self._queue:
+                self._queue.extend(self._step())
+            yield self._queue.popleft()
+
+    def finish(self) -> Generation:
+        """Write all samples to their end."""
+        while self._live:
+            self._queue.extend(self._step())
+        return self
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """The generated ids of each sample, a stop at their end included."""
+        return [list(ids) for ids in self.finish()._ids]
+
+    @property
+    def texts(self) -> list[str]:
+        """Each sample as text, without the prompt."""
+        self._subject.symbols()
+        before = self._subject.decode(self.prompt)
+        whole = (self._subject.decode([*self.prompt.tolist(), *ids]) for ids in self.ids)
+        return [text[len(before) :] for text in whole]
+
+    @property
+    def text(self) -> str:
+        """The first sample as text, without the prompt."""
+        return self.texts[0]
+
+    def past(self, sample: int = 0) -> Past:
+        """Where a sample ended, for `generate(..., past=...)`."""
+        return self.finish()._pasts[sample]
+
+    def _step(self) -> list[Token]:
+        """One more token for each sample that is not done."""
+        logp_BC = self._reader.read(self._unread_BT).cpu()
+        plan = self._plan
+        if plan.temperature == 0:
+            chosen_B = logp_BC.argmax(-1)
+        else:
+            u = [torch.rand((), generator=self._random[i], dtype=torch.float64) for i in self._live]
+            ranked = sharpened(logp_BC, plan.temperature, plan.top_k, plan.top_p)
+            chosen_B = draw(*ranked, torch.stack(u))
+        self._unread_BT = chosen_B[:, None]
+        nats = (-logp_BC.gather(-1, chosen_B[:, None])[:, 0]).tolist()
+        tokens = []
+        for i, chosen, cost in zip(self._live, chosen_B.tolist(), nats, strict=True):
+            self._ids[i].append(chosen)
+            tokens.append(Token(i, chosen, self._spell[i](chosen), cost))
+        self._end([i for i in self._live if self._is_done(self._ids[i])])
+        return tokens
+
+    def _is_done(self, ids: list[int]) -> bool:
+        stopped = any(ids[-len(stop) :] == list(stop) for stop in self._plan.stops)
+        return stopped or len(ids) >= self._plan.length
+
+    def _end(self, done: list[int]) -> None:
+        """Take samples out of the batch, and keep where they ended."""
+        at = {sample: row for row, sample in enumerate(self._live)}
+        for i in done:
+            self._pasts[i] = Past(rows(self._reader.state, [at[i]]), self._ids[i][-1])
+        if done:
+            self._live = [i for i in self._live if i not in done]
+            kept = [at[i] for i in self._live]
+            self._reader.state = rows(self._reader.state, kept)
+            self._unread_BT = self._unread_BT[kept]
+
+
+def _speller(subject: Subject, prompt: Tensor) -> Callable[[int], str]:
+    """What each further token adds to a text."""
+    vocabulary = subject.vocabulary
+    if vocabulary is None:
+        return lambda i: ""
+    if vocabulary.level == "byte":
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        return lambda i: utf8.decode(bytes([i]))
+    last = int(prompt[-1])
+
+    def spell(i: int) -> str:
+        nonlocal last
+        text = subject.decode([last, i])[len(subject.decode([last])) :]
+        last = i
+        return text
+
+    return spell
