@@ -41,6 +41,11 @@ ORDER = (
     "hardest",
     "retrieval_capacity",
     "retrieval_update",
+    "samples",
+    "temperatures",
+    "scored",
+    "cache_grid",
+    "cache_gain",
 )
 """In which order figures appear; others follow by name."""
 

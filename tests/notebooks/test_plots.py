@@ -13,7 +13,16 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from workbench.plots import curves, evaluation, fast_weights, retrieval, rules, spans, style
+from workbench.plots import (
+    curves,
+    evaluation,
+    fast_weights,
+    generation,
+    retrieval,
+    rules,
+    spans,
+    style,
+)
 
 rng = np.random.default_rng(0)
 SPANS = [[3.0, 5.0, 8.0, 12.0], [4.0, 20.0, 0.0, 2.0]]
@@ -82,6 +91,11 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
     "loss_by_pairs": lambda: retrieval.loss_by_pairs(
         {"a": PAIRS, "b": {}}, {"a": {20: 0.1, 60: 0.3}}, {"a": 30, "b": None}, "log"
     ),
+    "surprise": lambda: generation.surprise_by_temperature([0.5, 1.0, 2.0], [1.0, 2.0, 5.0], 2.2),
+    "cache_grid": lambda: generation.cache_grid(
+        [0.1, 1.0], [0.1, 0.2, 0.3], [[2.0, 1.9, 2.2], [2.1, 1.8, 2.3]], 2.0, "word"
+    ),
+    "cache_gain": lambda: generation.cache_gain(rng.random(9000) + 0.1, rng.random(9000)),
     "loss_by_position": lambda: evaluation.loss_by_position(rng.random(300_000)),
 }
 by_figure = pytest.mark.parametrize("name", FIGURES)
