@@ -126,18 +126,30 @@ def run_sampling(golden: Golden, dtype: torch.dtype) -> Comparison:
 
 
 def run_steps(it: Subject) -> None:
-    """Their training loop: Adam, global clipping, warm-up and cosine with their off-by-one."""
-    train_meta = it.golden.meta["train"]
-    if (train_meta["optim"], train_meta["scheduler"]) != ("adam", "cosine"):
-        raise Unknown(f"{it.golden.name}: training with {train_meta}")
+    """Their training loop: any optimizer, global clipping, schedules with their off-by-one."""
+    meta = it.golden.meta["train"]
+    optimizers: dict[str, dict[str, Any]] = {
+        "adam": {"kind": "adam"},
+        "sgd": {"kind": "sgd", "momentum": meta.get("mom", 0.0)},
+        "adagrad": {"kind": "adagrad"},
+    }
+    schedules: dict[str, dict[str, Any]] = {
+        "cosine": {"kind": "cosine", "min_lr": meta.get("eta_min", 0.0)},
+        "inv_sqrt": {"kind": "inverse_sqrt"},
+        "constant": {"kind": "constant"},
+        # lowered by a validation only, and the loop has none
+        "dev_perf": {"kind": "constant"},
+    }
+    known = {"clip", "lr", "max_step", "optim", "scheduler", "warmup_step", "mom", "eta_min"}
+    unused = {"lr_min", "decay_rate", "patience"}
+    odd = set(meta) - known - (unused if meta["scheduler"] == "dev_perf" else set())
+    if odd or meta["optim"] not in optimizers or meta["scheduler"] not in schedules:
+        raise Unknown(f"{it.golden.name}: training with {meta}")
+    warmup = {"warmup_steps": meta["warmup_step"], "convention": "txl"}
     plan = {
-        "steps": train_meta["max_step"],
-        "optimizer": {"kind": "adam", "lr": train_meta["lr"]},
-        "schedule": {
-            "kind": "cosine",
-            "warmup_steps": train_meta["warmup_step"],
-            "convention": "txl",
-        },
-        "clip_norm": train_meta["clip"],
+        "steps": max(meta["max_step"], meta["warmup_step"]),
+        "optimizer": {**optimizers[meta["optim"]], "lr": meta["lr"]},
+        "schedule": {**schedules[meta["scheduler"]], **warmup},
+        "clip_norm": meta["clip"],
     }
     optimise(it, load(TrainConfig, plan, "train"))
