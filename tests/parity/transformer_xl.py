@@ -16,7 +16,7 @@ from workbench.carry import Carry
 from workbench.config import load
 from workbench.models import sampled
 from workbench.models.mixers.base import Limits
-from workbench.originals import transformer_xl
+from workbench.originals import fast_weight, transformer_xl
 from workbench.train.config import TrainConfig
 
 
@@ -34,9 +34,10 @@ def compare_memories(compare: Comparison, at: str, carry: Carry) -> None:
 
 def attention_subject(golden: Golden, dtype: torch.dtype, **changes: Any) -> Subject:
     """A model of Transformer-XL's layers; `changes` replace arguments of its constructor."""
-    config = transformer_xl.model_config({**golden.ctor, **changes})
-    links = transformer_xl.links(golden.ctor)
-    it = subject(golden, config, golden.ctor["n_token"], links, dtype)
+    fork = golden.meta["codebase"].startswith("lmtool-fwms")
+    original = fast_weight if fork else transformer_xl
+    config = original.model_config({**golden.ctor, **changes})
+    it = subject(golden, config, golden.ctor["n_token"], original.links(golden.ctor), dtype)
     it.states = compare_memories
     it.limits = Limits(ext_len=golden.ctor.get("ext_len", 0))
     return it
@@ -137,12 +138,12 @@ def run_steps(it: Subject) -> None:
         "cosine": {"kind": "cosine", "min_lr": meta.get("eta_min", 0.0)},
         "inv_sqrt": {"kind": "inverse_sqrt"},
         "constant": {"kind": "constant"},
-        # lowered by a validation only, and the loop has none
-        "dev_perf": {"kind": "constant"},
+        # lowered by validations, of which the loop has none
+        "dev_perf": {"kind": "plateau"},
     }
     known = {"clip", "lr", "max_step", "optim", "scheduler", "warmup_step", "mom", "eta_min"}
-    unused = {"lr_min", "decay_rate", "patience"}
-    odd = set(meta) - known - (unused if meta["scheduler"] == "dev_perf" else set())
+    plateau = {"lr_min", "decay_rate", "patience"}
+    odd = set(meta) - known - plateau
     if odd or meta["optim"] not in optimizers or meta["scheduler"] not in schedules:
         raise Unknown(f"{it.golden.name}: training with {meta}")
     warmup = {"warmup_steps": meta["warmup_step"], "convention": "txl"}

@@ -174,7 +174,7 @@ class Trainer:
     def _set_lr(self, batch: Batch) -> None:
         config = self.config
         rate = config.schedule.lr(self.step, config.optimizer.lr, config.steps)
-        self.lr = rate * batch.lr_scale
+        self.lr = config.schedule.lowered(rate, self.validations) * batch.lr_scale
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
 
