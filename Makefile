@@ -11,7 +11,7 @@ STRIP  := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
 BOOKS   = $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint fix size lab bench clean
+.PHONY: help setup demo test test-slow parity lint fix size lab bench clean
 
 help:       ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: setup ## the tests that need neither a GPU nor minutes each
 
 test-slow: setup ## the long tests, and those that need an NVIDIA GPU where there is one
 	@$(PYTEST) -m "slow or gpu" $(ARGS)
+
+parity: setup ## compare with the papers' numbers, table in runs/parity.md (GOLDEN=DIR: other files)
+	@$(PYTEST) tests/parity --parity-report runs/parity.md $(if $(GOLDEN),--golden "$(GOLDEN)") $(ARGS)
 
 lint: setup ## style, types, notebooks without outputs
 	@$(RUN) -m ruff check .

@@ -15,7 +15,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from parity.table import pytest_terminal_summary as pytest_terminal_summary
+
+pytest_plugins = ["parity.table"]
 
 HERE = Path(__file__).parent
 SCRATCH = pytest.StashKey[Path]()

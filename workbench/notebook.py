@@ -192,8 +192,18 @@ def pick(name: str, value: int, count: int, what: str) -> int:
 
 
 def spans(view: View) -> list[list[float]]:
-    """Learned span of each head of each layer that has spans, in tokens; [] where none has."""
+    """Learned span of each head of each layer that has spans, in tokens; [] where none has.
+
+    Dynamic spans: their mean over the tokens that the model read last.
+    """
     return view.model.readings().get("span", [])
+
+
+def span_spread(view: View) -> list[list[float]] | None:
+    """Standard deviation of dynamic spans over the tokens that the model read last; None where no
+    layer, or not each layer with spans, has dynamic ones."""
+    spread = view.model.readings().get("span_spread")
+    return spread if spread and len(spread) == len(spans(view)) else None
 
 
 def pick_head(

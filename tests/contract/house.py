@@ -29,7 +29,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"carry", "metrics", "kernels", "data", "inspect", "models", "settings", "recipe"},
 }
 # what a recipe says about training, apart from the training itself
-SETTINGS = {"workbench.train.config", "workbench.train.optim", "workbench.train.schedule"}
+SETTINGS = {
+    "workbench.train.averaging",
+    "workbench.train.config",
+    "workbench.train.optim",
+    "workbench.train.schedule",
+}
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

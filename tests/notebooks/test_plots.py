@@ -51,6 +51,7 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
     "span_over_training": lambda: curves.span_over_training(records(5000)),
     "span_bars": lambda: spans.span_bars(SPANS),
     "span_bars log": lambda: spans.span_bars(SPANS, "log"),
+    "span_bars dynamic": lambda: spans.span_bars(SPANS, spread=SPANS),
     "span_heatmap": lambda: spans.span_heatmap(SPANS),
     "span_heatmap ragged": lambda: spans.span_heatmap([[1.0], [2.0, 3.0]], "linear"),
     "soft_mask": lambda: spans.soft_mask_ramp([np.tile(np.linspace(1, 0, 8000), (8, 1))] * 12, 16),

@@ -25,6 +25,10 @@ from workbench.errors import UnknownOriginal, Unsupported
 Unknown, NotBuilt = UnknownOriginal, Unsupported
 
 
+class OnlyABug(Exception):
+    """A file in which nothing is left to compare: it records what the original gets wrong."""
+
+
 class Golden:
     """One `.npz` file, read without pickle."""
 
@@ -104,6 +108,7 @@ class Comparison:
     def __init__(self, golden: Golden, precision: str = "float32"):
         self.golden, self.precision = golden, precision
         self.deviations: list[Deviation] = []
+        self.left_out: dict[str, str] = {}
         self._done: set[str] = set()
 
     def out(self, key: str, got: Tensor | float) -> None:
@@ -124,21 +129,25 @@ class Comparison:
         self._record(key, kind, got, want, scale)
 
     def leave_out(self, pattern: str, why: str) -> None:
-        """Do not compare arrays whose names match; `why` is for the reader of the call."""
+        """Do not compare arrays whose names match; the report says `why`."""
         matching = [key for key in self.golden.arrays if fnmatch(key, pattern)]
         if not matching:
             raise Unknown(f"{self.golden.name}: nothing matches '{pattern}' ({why})")
         self._done.update(matching)
+        self.left_out[pattern] = why
 
     def finish(self) -> list[Deviation]:
         """All deviations.
 
         Raises:
             AssertionError: an array is off, or one was never compared.
+            OnlyABug: all arrays were left out, with reasons.
         """
         expected = [k for p in ("out/", "grad", "extra/grad") for k in self.golden.keys(p)]
         missed = [key for key in expected if key not in self._done]
         assert not missed, f"{self.golden.name}: {len(missed)} arrays not compared: {missed[:5]}"
+        if self.left_out and not self.deviations:
+            raise OnlyABug("; ".join(self.left_out.values()))
         assert self.deviations, f"{self.golden.name}: nothing was compared"
         off = [d for d in self.deviations if not d.fine]
         lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,18 +31,35 @@ def files(folder: Path) -> list[Path]:
 
 
 def check(path: Path) -> list[Deviation]:
+    """All deviations of a file; see `compare` for the errors."""
+    return [d for comparison in compare(path) for d in comparison.deviations]
+
+
+def compare(path: Path) -> list[Comparison]:
     """Run a file in every precision in which it can be compared.
 
     Raises:
         NotBuilt: it needs what the workbench lacks; the message names the feature.
         Unknown: its meta is not understood.
+        OnlyABug: there is nothing in it that should be the same.
         AssertionError: we compute something else.
     """
     golden = Golden(path)
     run = _run_of(golden)
     exact = "out" in golden.meta.get("stored_in_float64", [])
     precisions = [torch.float64] if exact else [torch.float32, torch.float64]
-    return [d for dtype in precisions for d in run(golden, dtype).finish()]
+    comparisons = [run(golden, dtype) for dtype in precisions]
+    for comparison in comparisons:
+        comparison.finish()
+    return comparisons
+
+
+def family(path: Path) -> str:
+    """The code base that a file says it is from; "unknown" where it says none."""
+    try:
+        return re.split(r"[ ,/(]", str(Golden(path).meta["codebase"]))[0]
+    except (Unknown, OSError, ValueError):
+        return "unknown"
 
 
 def _run_of(golden: Golden) -> Run:

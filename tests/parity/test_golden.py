@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from parity.golden import Deviation, NotBuilt
-from parity.registry import check, files
-from parity.table import NOT_BUILT
+from parity.golden import NotBuilt, OnlyABug
+from parity.registry import compare, family, files
+from parity.table import BUG, NOT_BUILT
 
 MUST_PASS = Path(__file__).parents[1] / "golden"
 
@@ -24,24 +24,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("golden_file", found, ids=[p.stem for p in found])
 
 
-def describe(deviations: list[Deviation]) -> str:
-    """The largest deviation of each kind, as a share of the scale, beside its tolerance."""
-    worst: dict[str, Deviation] = {}
-    for d in deviations:
-        if d.kind not in worst or d.share > worst[d.kind].share:
-            worst[d.kind] = d
-    return ", ".join(f"{k} {d.share:.1e} (<= {d.tolerance:.1e})" for k, d in sorted(worst.items()))
-
-
 def test_the_folder_has_files(golden: Path) -> None:
     assert files(golden), f"no golden files in {golden}; give a folder with --golden DIR"
 
 
-def test_golden_file(golden_file: Path, record_property: Callable[[str, object], None]) -> None:
+def test_golden_file(golden_file: Path, told: Callable[..., None]) -> None:
+    told(golden_file.stem, family(golden_file))
     try:
-        deviations = check(golden_file)
+        comparisons = compare(golden_file)
     except NotBuilt as missing:
         if (MUST_PASS / golden_file.name).exists():
             pytest.fail(f"{golden_file.name} must pass, but is not built: {missing}")
         pytest.skip(f"{NOT_BUILT}{missing}")
-    record_property("parity", describe(deviations))
+    except OnlyABug as reasons:
+        pytest.skip(f"{BUG}{reasons}")
+    told(golden_file.stem, family(golden_file), comparisons)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from parity.golden import Comparison, Golden, NotBuilt, Unknown
+from parity.golden import Comparison, Deviation, Golden, NotBuilt, OnlyABug, Unknown
 from parity.registry import check
+from parity.table import BUG, Row, page
 from workbench.originals.links import Link
 
 TESTS = Path(__file__).parents[1]
@@ -139,6 +140,16 @@ def test_nothing_compared_is_no_success(tmp_path: Path) -> None:
         Comparison(golden).finish()
 
 
+def test_a_file_that_records_only_a_bug_is_listed_as_such(tmp_path: Path) -> None:
+    comparison = Comparison(Golden(altered(tmp_path / "adaspan_a.npz", unchanged)))
+    comparison.leave_out("out/*", "their mask is one short")
+    with pytest.raises(AssertionError, match=r"not compared: .*grad/"):
+        comparison.finish()
+    comparison.leave_out("grad/*", "so are the gradients")
+    with pytest.raises(OnlyABug, match="their mask is one short; so are the gradients"):
+        comparison.finish()
+
+
 def test_links_run_both_ways() -> None:
     def by_head(q: torch.Tensor, kv: torch.Tensor) -> list[torch.Tensor]:
         k, v = kv.chunk(2)
@@ -160,6 +171,7 @@ def test_the_run_reports_each_file_by_name(tmp_path: Path) -> None:
     altered(tmp_path / SMALL.name, sampling)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += [str(TESTS / "parity" / "test_golden.py"), "--golden", str(tmp_path)]
+    command += ["--parity-report", str(tmp_path / ".report" / "parity.md")]
     run = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parent, check=False)
     assert run.returncode == 1
     rows = {line.split()[0]: line for line in run.stdout.splitlines() if line.strip()}
@@ -168,3 +180,20 @@ def test_the_run_reports_each_file_by_name(tmp_path: Path) -> None:
     for name in ("adaspan_wrong", "mystery_a", SMALL.stem):
         assert "FAILED" in rows[name]
     assert "5 files: 1 passed, 1 not built yet, 3 failed" in run.stdout
+    text = (tmp_path / ".report" / "parity.md").read_text("utf-8")
+    page = {line.split(" | ")[0].strip("| "): line for line in text.splitlines()}
+    assert "| 4 | 1 | 0 | 1 | 2 |" in page["adaptive-span"] and "of the tolerance" in text
+    assert "| passed | grad" in page["adaspan_right"]
+    assert "| FAILED |" in page["adaspan_wrong"] and "| 1 | 0 | 0 | 0 | 1 |" in page["gpt"]
+
+
+def test_the_page_says_what_is_left_out_and_why() -> None:
+    off = Deviation("out/y", "out", 3e-6, 1e-5)
+    table = [
+        Row("a", "xl", "passed", [off], {"grad_carry/*": "drops | the state"}),
+        Row("b", "xl", f"{BUG}their mask", [], {"out/*": "their mask"}),
+    ]
+    text = page(table)
+    assert "2 files: 1 passed, 1 listed as bug, 0 not built yet, 0 failed" in text
+    assert "| xl | 2 | 1 | 1 | 0 | 0 | 3.0e-06, 30% of the tolerance (a, `out/y`) |" in text
+    assert "| drops \\| the state | `grad_carry/*` | a |" in text

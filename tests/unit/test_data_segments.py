@@ -1,9 +1,12 @@
 """The walk through a text: every target once, in stream order, resumable to the token."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from workbench.data import Segments, check_length
+from workbench.data.segments import RandomLengths
 from workbench.errors import DataError
 
 SIZES = [
@@ -66,6 +69,52 @@ def test_context_is_read_again_and_not_scored_again():
         assert torch.equal(batch.targets_BT, alone.targets_BT)
         assert torch.equal(batch.tokens_BT[:, -T:], alone.tokens_BT)
         assert (batch.tokens_BT.diff(dim=1) == 1).all(), "one piece of the stream"
+
+
+@pytest.mark.parametrize("n", [41, 60, 97])
+def test_random_lengths_cover_every_target_once_and_resume_exactly(n):
+    tokens = torch.arange(3 * n)
+    lengths = RandomLengths(std=3.0, min_len=2, extra=4)
+
+    def make():
+        return Segments(tokens, 3, 8, lengths=lengths, seed=5)
+
+    whole, states, batches = make(), [], []
+    while whole.state()["epoch"] < 3:
+        states.append(whole.state())
+        batches.append(whole.next())
+    starts = [i for i, b in enumerate(batches) if b.fresh] + [len(batches)]
+    for begin, end in pairwise(starts):
+        read_BT = torch.cat([b.tokens_BT for b in batches[begin:end]], dim=1)
+        assert torch.equal(read_BT, tokens.view(3, n)[:, :-1])
+    for batch, following in pairwise(batches):
+        length = batch.tokens_BT.shape[1]
+        assert length <= 12 and (following.fresh or 2 <= length == batch.lr_scale * 8)
+    for at, state in enumerate(states):
+        resumed = make()
+        resumed.restore(state)
+        for want in batches[at : at + 3]:
+            got = resumed.next()
+            assert torch.equal(got.tokens_BT, want.tokens_BT)
+            assert (got.fresh, got.lr_scale) == (want.fresh, want.lr_scale)
+
+
+def test_random_lengths_follow_their_rule():
+    def drawn(seed=1, **rule):
+        return [RandomLengths(**rule).draw(70, seed, n) for n in range(4000)]
+
+    lengths = torch.tensor(drawn(), dtype=torch.float64)
+    assert drawn() == drawn() != drawn(seed=2)
+    half = lengths < 52
+    assert 0.04 < half.double().mean() < 0.06
+    # truncation takes half a token off
+    assert abs(lengths[~half].mean() - 69.5) < 0.4 and 4.7 < lengths[~half].std() < 5.3
+    assert abs(lengths[half].mean() - 34.5) < 1.5
+    assert max(drawn(extra=15)) <= 85 < max(drawn(std=9.0))
+    assert min(drawn(std=60.0)) == 5
+    assert set(drawn(std=0.0, p_half=0.0)) == {70}
+    segments = Segments(torch.arange(200), 1, 20, lengths=RandomLengths(scale_lr=False))
+    assert {segments.next().lr_scale for _ in range(20)} == {1.0}
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.int64])

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from workbench.config import ConfigError, load
-from workbench.train.config import EvalConfig, TrainConfig, differences
+from workbench.train.config import EvalConfig, StopConfig, TrainConfig, differences
 from workbench.train.optim import SGD, Adagrad, Adam, AdamW, OptimizerConfig
-from workbench.train.schedule import Constant, Cosine, InverseSqrt, ScheduleConfig
+from workbench.train.schedule import Constant, Cosine, InverseSqrt, ScheduleConfig, StepDecay
 
 # rates of out/step*/lr in the stored runs of the authors' codes
 TXL_STEPS = [0.01, 0.0033333334, 0.006666667, 0.009455033, 0.009045085, 0.008535534]
@@ -135,7 +135,12 @@ def test_clipping_the_step_is_not_clipping_the_gradient() -> None:
             AdamW(lr=0.1, weight_decay=0.3, decay="all"),
             lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.3),
         ),
+        (
+            Adam(lr=0.1, weight_decay=0.2),
+            lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.2),
+        ),
         (SGD(lr=0.1, momentum=0.9), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+        (SGD(lr=0.1, weight_decay=0.2), lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.2)),
         (Adagrad(lr=0.1), lambda p: torch.optim.Adagrad(p, lr=0.1)),
     ],
 )
@@ -204,3 +209,28 @@ def test_differences_are_named_by_path() -> None:
         "f: None here, 3 there",
     ]
     assert differences(ours, ours) == []
+
+
+def test_step_decay_divides_after_the_given_updates() -> None:
+    schedule = StepDecay(after=(3, 5), warmup_steps=2)
+    rates = [schedule.lr(step, 8.0, 10) for step in range(7)]
+    assert rates == [4.0, 8.0, 8.0, 0.8, 0.8, 0.08, 0.08]
+    for after in ((5, 3), (3, 100), (0, 4)):
+        plan = {**PLAIN, "schedule": {"kind": "step_decay", "after": after}}
+        with pytest.raises(ConfigError, match="ascend between"):
+            load(TrainConfig, plan, "train")
+
+
+def test_when_to_stop() -> None:
+    assert StopConfig(patience=2).reason([]) is None
+    assert StopConfig(loss_nats=1.5).reason([2.0, 1.6]) is None
+    assert StopConfig(loss_nats=1.5).reason([2.0, 1.5]) == "loss"
+    patient = StopConfig(patience=2)
+    assert patient.reason([1.0, 2.0, 1.0]) is None  # as good is no better
+    assert patient.reason([1.0, 2.0, 1.0, 1.5]) == "patience"
+    assert patient.reason([1.0, 2.0, 0.9, 1.5, 1.5]) is None
+    restless = StopConfig(nonmono=2)
+    assert restless.reason([3.0, 2.0, 2.5]) is None
+    assert restless.reason([3.0, 2.0, 1.0, 3.5]) == "nonmono"
+    with pytest.raises(ConfigError, match="neither loss_nats nor patience nor nonmono"):
+        load(StopConfig, {}, "train.stop")

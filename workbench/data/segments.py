@@ -4,11 +4,13 @@ A text of n tokens becomes B streams of n // B tokens (the remainder is dropped)
 all streams give their next segment, so that the carry of row b continues row b. Every token of a
 stream but its first is a target once an epoch; the last segment of an epoch may be shorter.
 
-Paper: arXiv:1901.02860 section 3.2. Shapes: B streams, T segment length.
+Paper: arXiv:1901.02860 section 3.2; arXiv:1708.02182 section 4.1 (segments of random lengths).
+Shapes: B streams, T segment length.
 """
 
 from __future__ import annotations
 
+import random
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
@@ -18,6 +20,35 @@ from torch import Tensor
 from workbench.config import Config, slot
 from workbench.data.corpus import CorpusConfig
 from workbench.errors import DataError
+
+
+class RandomLengths(Config):
+    """Segments of random lengths, so that an epoch cuts the text elsewhere than the last one.
+
+    A length is drawn around `segment_len`, now and then around half of it:
+    `min(segment_len + extra, max(min_len, int(N(base, std))))`.
+    """
+
+    p_half: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """how often `base` is half of segment_len"""
+    std: Annotated[float, Field(ge=0)] = 5.0
+    """standard deviation, in tokens"""
+    min_len: Annotated[int, Field(ge=1)] = 5
+    """tokens at least, but for the end of the text"""
+    extra: Annotated[int, Field(ge=0)] | None = None
+    """tokens above segment_len at most: 15 in Transformer-XL's code, 10 in AWD-LSTM's fine-tuning;
+    null for no limit, as in its training"""
+    scale_lr: bool = True
+    """the learning rate of a step is multiplied by drawn length / segment_len, as in AWD-LSTM and
+    not in Transformer-XL"""
+
+    def draw(self, segment_len: int, seed: int, n: int) -> int:
+        """The length number `n` of all that follow from a seed."""
+        # a generator for each number needs no state but the count
+        own = random.Random(f"{seed} {n}")
+        base = segment_len / 2 if own.random() < self.p_half else segment_len
+        length = max(self.min_len, int(own.gauss(base, self.std)))
+        return length if self.extra is None else min(length, segment_len + self.extra)
 
 
 class DataConfig(Config):
@@ -31,6 +62,8 @@ class DataConfig(Config):
     """Streams read side by side."""
     ext_len: Annotated[int, Field(ge=0)] = 0
     """Tokens before each segment that are read again with it as context, and not scored again."""
+    random_lengths: RandomLengths | None = None
+    """Segments of random lengths around `segment_len`; null for always the same."""
 
     @property
     def dataset(self) -> str:
@@ -97,6 +130,8 @@ class Segments:
         batch_size: B, streams.
         segment_len: T, tokens.
         ext_len: tokens before a segment that are read again with it; the streams' first has none.
+        lengths: how to draw T; None for always `segment_len`.
+        seed: of the lengths.
         device: where the batches go.
 
     Raises:
@@ -110,25 +145,30 @@ class Segments:
         segment_len: int,
         *,
         ext_len: int = 0,
+        lengths: RandomLengths | None = None,
+        seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         check_length(len(tokens), batch_size, segment_len)
         self.segment_len, self.ext_len = segment_len, ext_len
+        self.lengths, self.seed = lengths, seed
         self.device = torch.device(device)
         stream_len = len(tokens) // batch_size
         self._streams_BN = tokens[: batch_size * stream_len].view(batch_size, stream_len)
         self._position = 0
         self._epoch = 0
+        self._drawn = 0
 
     def __len__(self) -> int:
-        """Batches of one epoch."""
+        """Batches of one epoch; where lengths are random, about so many."""
         return -(-(self._streams_BN.shape[1] - 1) // self.segment_len)
 
     def next(self) -> Batch:
         """The next segment of every stream; after the last one the streams begin again."""
         start = self._position
         n_targets = self._streams_BN.shape[1] - 1
-        stop = min(start + self.segment_len, n_targets)
+        length, lr_scale = self._draw()
+        stop = min(start + length, n_targets)
         # the small type travels to the device, the conversion happens there
         begin = max(0, start - self.ext_len)
         piece = self._streams_BN[:, begin : stop + 1].to(self.device).to(torch.int64, copy=True)
@@ -137,7 +177,15 @@ class Segments:
         else:
             self._position = stop
         targets_BT = piece[:, start - begin + 1 :].contiguous()
-        return Batch(piece[:, :-1].contiguous(), targets_BT, start == 0, 1.0)
+        return Batch(piece[:, :-1].contiguous(), targets_BT, start == 0, lr_scale)
+
+    def _draw(self) -> tuple[int, float]:
+        """Length of the next segment, before the text's end cuts it, and the rate's factor."""
+        if self.lengths is None:
+            return self.segment_len, 1.0
+        length = self.lengths.draw(self.segment_len, self.seed, self._drawn)
+        self._drawn += 1
+        return length, length / self.segment_len if self.lengths.scale_lr else 1.0
 
     def state(self) -> dict[str, int]:
         """The position, as plain numbers for a checkpoint."""
@@ -145,6 +193,7 @@ class Segments:
         return {
             "position": self._position,
             "epoch": self._epoch,
+            "drawn": self._drawn,
             "batch_size": batch_size,
             "stream_len": stream_len,
         }
@@ -170,3 +219,4 @@ class Segments:
                 "The checkpoint is damaged: continue from an earlier one."
             )
         self._position, self._epoch = position, state.get("epoch", 0)
+        self._drawn = state.get("drawn", 0)

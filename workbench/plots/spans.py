@@ -48,11 +48,12 @@ def _finding(spans: Spans) -> str:
     )
 
 
-def span_bars(spans: Spans, scale: Scale = "linear") -> go.Figure:
+def span_bars(spans: Spans, scale: Scale = "linear", spread: Spans | None = None) -> go.Figure:
     """A bar a head, layer by layer, each layer's heads from short to long.
 
     Args:
-        spans: per layer, the span of each head in tokens.
+        spans: per layer, the span of each head in tokens; the mean of dynamic spans.
+        spread: as `spans`, how far dynamic spans differ from token to token (standard deviation).
         scale: of the span axis; `log` shows spans of 0 at 0.1.
     """
     fig = go.Figure()
@@ -65,6 +66,7 @@ def span_bars(spans: Spans, scale: Scale = "linear") -> go.Figure:
             y=np.maximum(values, 0.1) if scale == "log" else values,
             name=f"layer {layer + 1}",
             marker_color=COLOURS[layer % len(COLOURS)],
+            error_y={"array": float32(spread[layer])[order]} if spread else None,
             customdata=np.stack([order + 1, values], axis=1),
             hovertemplate=(
                 f"layer {layer + 1}, head %{{customdata[0]:.0f}}: "
@@ -80,7 +82,8 @@ def span_bars(spans: Spans, scale: Scale = "linear") -> go.Figure:
         "Heads of a layer from the shortest span to the longest",
         x="heads, layer by layer",
         y="span (tokens)",
-        caption="Learned span of every head. Most heads look close by; a few pay for looking far.",
+        caption="Learned span of every head. Most heads look close by; a few pay for looking far."
+        + (" Whiskers: how much it differs from token to token." if spread else ""),
     )
     fig.update_xaxes(showticklabels=False, ticks="", showgrid=False)
     fig.update_yaxes(type=scale)

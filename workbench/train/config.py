@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from workbench.config import Config, slot
+from workbench.train.averaging import non_monotone  # and its kind of optimizer
 from workbench.train.optim import OptimizerConfig
 from workbench.train.schedule import Constant, ScheduleConfig
 
@@ -121,23 +123,35 @@ class StopConfig(Config):
     """Stop when a validation is at most this."""
     patience: int | None = Field(default=None, gt=0)
     """Stop when more than so many validations in a row were no better than the best before."""
+    nonmono: int | None = Field(default=None, gt=0)
+    """Stop when a validation is worse than one from more than so many validations ago, as
+    AWD-LSTM's fine-tuning does."""
 
     @model_validator(mode="after")
     def _stops(self) -> Self:
-        if self.loss_nats is None and self.patience is None:
-            raise ValueError("neither loss_nats nor patience is given; give one, or stop: null")
+        if self.loss_nats is None and self.patience is None and self.nonmono is None:
+            raise ValueError(
+                "neither loss_nats nor patience nor nonmono is given; give one, or stop: null"
+            )
         return self
 
-    def reason(self, best_nats: float | None, since_best: int) -> str | None:
+    def reason(self, validations: Sequence[float]) -> str | None:
         """Why to stop now, as a done record says it; None to go on.
 
         Args:
-            best_nats: the lowest validation so far.
-            since_best: validations since then.
+            validations: the losses of all validations, oldest first.
         """
-        if best_nats is not None and self.loss_nats is not None and best_nats <= self.loss_nats:
+        if not validations:
+            return None
+        *before, now = validations
+        since_best = len(before) - validations.index(min(validations))
+        if self.loss_nats is not None and now <= self.loss_nats:
             return "loss"
-        return "patience" if self.patience is not None and since_best > self.patience else None
+        if self.patience is not None and since_best > self.patience:
+            return "patience"
+        if self.nonmono is not None and non_monotone(before, now, self.nonmono):
+            return "nonmono"
+        return None
 
 
 class TrainConfig(Config):

@@ -43,16 +43,24 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 class Adam(OptimizerConfig):
-    """Adam (arXiv:1412.6980) without weight decay: Transformer-XL and the fast-weight models."""
+    """Adam (arXiv:1412.6980): Transformer-XL and the fast-weight models without weight decay."""
 
     kind: Literal["adam"] = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the running mean of the gradient and of its square."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2: this share of a weight is added to its gradient after clipping, as AWD-LSTM does."""
 
     def build(self, model: nn.Module, clip_norm: float | None) -> torch.optim.Optimizer:
-        return torch.optim.Adam(_trainable(model), lr=self.lr, betas=self.betas, eps=self.eps)
+        return torch.optim.Adam(
+            _trainable(model),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+        )
 
 
 class AdamW(OptimizerConfig):
@@ -86,9 +94,16 @@ class SGD(OptimizerConfig):
     kind: Literal["sgd"] = "sgd"
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Share of the last step that is repeated."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2: this share of a weight is added to its gradient after clipping."""
 
     def build(self, model: nn.Module, clip_norm: float | None) -> torch.optim.Optimizer:
-        return torch.optim.SGD(_trainable(model), lr=self.lr, momentum=self.momentum)
+        return torch.optim.SGD(
+            _trainable(model),
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
 
 
 class Adagrad(OptimizerConfig):

@@ -52,6 +52,8 @@ class EvalRecord:
     context_len: int | None
     settings: str = ""
     """The method with everything that changes its result."""
+    averaged_from: int | None = None
+    """Updates done before the weights whose average was validated; null where none were."""
     elapsed_s: float
 
 
@@ -76,7 +78,8 @@ class DoneRecord:
     kind: ClassVar[str] = "done"
     step: int
     reason: str
-    """`steps` (all done), `time` (max_seconds), `loss` or `patience` (stop), `interrupted`."""
+    """`steps` (all done), `time` (max_seconds), `interrupted`, or what `stop` says: `loss`,
+    `patience`, `nonmono`."""
     elapsed_s: float = 0.0
 
 

@@ -120,7 +120,6 @@ class Run:
         self._trainer = trainer
         self._pending: deque[Record] = deque()
         self._best_nats: float | None = None
-        self._since_best = 0
         self._saved_step = 0
         self._validated_step = 0
         self._elapsed_s = 0.0
@@ -221,7 +220,7 @@ class Run:
     def _enough(self) -> str | None:
         """Why `train.stop` ends the run here, if it does."""
         stop = self.recipe.train.stop
-        return stop.reason(self._best_nats, self._since_best) if stop is not None else None
+        return stop.reason(self._trainer.validations) if stop is not None else None
 
     def _finish(
         self, reason: str, message: str = "", valid_nats: float | None = None
@@ -246,11 +245,16 @@ class Run:
         return records + self._end(reason, message)
 
     def _end(self, reason: str, message: str = "") -> list[Record]:
-        self._finished = True
         done = self._commit(DoneRecord(step=self.step, reason=reason, elapsed_s=self._clock()))
         self._status("done", message)
-        release(self.folder.path)
+        self._close()
         return done
+
+    def _close(self) -> None:
+        """Nothing more is trained here: the model gets its averaged weights, if there are any."""
+        self._finished = True
+        self._trainer.swap()
+        release(self.folder.path)
 
     def _interrupt(self, signal_name: str) -> list[Record]:
         """Leave quickly: a checkpoint, and the half-filled averages in it."""
@@ -263,10 +267,12 @@ class Run:
 
     def _validate(self) -> EvalRecord:
         self._trainer.check_finite()
+        averaged_from = self._trainer.averaged_from
         # a model may draw in evaluation too
-        with self._trainer.random():
+        with self._trainer.averaged(), self._trainer.random():
             result = self.task.validate(self.model, self.step)
         self._validated_step = self.step
+        self._trainer.validated(result.loss_nats)
         return EvalRecord(
             step=self.step,
             split="valid",
@@ -275,6 +281,7 @@ class Run:
             method=result.method,
             context_len=result.context_len,
             settings=result.settings,
+            averaged_from=averaged_from,
             elapsed_s=self._clock(),
         )
 
@@ -283,7 +290,6 @@ class Run:
         if valid_nats is None:
             return False
         best = self._best_nats is None or valid_nats < self._best_nats
-        self._since_best = 0 if best else self._since_best + 1
         if best:
             self._best_nats = valid_nats
         return best
@@ -296,21 +302,21 @@ class Run:
         """
         self._trainer.check_finite()
         self._elapsed_s = self._clock()
-        state = self._trainer.state()
-        state["run"] = {
-            "best_nats": self._best_nats,
-            "since_best": self._since_best,
-            "validated_step": self._validated_step,
-            "elapsed_s": self._elapsed_s,
-        }
-        written = checkpoint.save(
-            self.folder.checkpoints,
-            self.step,
-            self.model,
-            state,
-            recipe_sha256=recipe_sha256(self.recipe),
-            valid_nats=valid_nats,
-        )
+        with self._trainer.averaged():
+            state = self._trainer.state()
+            state["run"] = {
+                "best_nats": self._best_nats,
+                "validated_step": self._validated_step,
+                "elapsed_s": self._elapsed_s,
+            }
+            written = checkpoint.save(
+                self.folder.checkpoints,
+                self.step,
+                self.model,
+                state,
+                recipe_sha256=recipe_sha256(self.recipe),
+                valid_nats=valid_nats,
+            )
         checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
         self._saved_step = self.step
         return self._commit(self._record_of(written))
@@ -344,7 +350,6 @@ class Run:
         state = checkpoint.load_state(found)
         try:
             self._best_nats = state["run"]["best_nats"]
-            self._since_best = state["run"].get("since_best", 0)
             self._validated_step = state["run"]["validated_step"]
             self._elapsed_s = state["run"]["elapsed_s"]
             self._trainer.restore(state)
@@ -376,7 +381,6 @@ class Run:
         if reason is None:
             return
         if any(row["kind"] == "done" and row["reason"] == reason for row in rows):
-            self._finished = True
-            release(self.folder.path)
+            self._close()
         else:
             self._pending.extend(self._end(reason))

@@ -8,6 +8,7 @@ Transformer-XL and fast-weight code (arXiv:1901.02860, arXiv:2102.11174) to the 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field
@@ -100,6 +101,31 @@ class Cosine(ScheduleConfig):
             raise ValueError(
                 f"schedule.min_lr is {self.min_lr}, above optimizer.lr {base_lr}; "
                 "a cosine only goes down"
+            )
+
+
+class StepDecay(ScheduleConfig):
+    """Divided at given updates: AWD-LSTM with Adam (`--when`, which counts epochs)."""
+
+    kind: Literal["step_decay"] = "step_decay"
+    after: tuple[int, ...] = Field(min_length=1)
+    """Updates after which the rate is divided, ascending."""
+    divide_by: float = Field(default=10.0, gt=0)
+    """By how much, each time."""
+
+    def lr(self, step: int, base_lr: float, total_steps: int) -> float:
+        share = self._warming(step)
+        if share is not None:
+            return base_lr * share
+        return base_lr / self.divide_by ** sum(step >= at for at in self.after)
+
+    def check(self, base_lr: float, total_steps: int) -> None:
+        super().check(base_lr, total_steps)
+        bounds = (self.warmup_steps, *self.after, total_steps)
+        if any(low >= high for low, high in pairwise(bounds)):
+            raise ValueError(
+                f"schedule.after is {list(self.after)}; write updates that ascend between "
+                f"warmup_steps {self.warmup_steps} and train.steps {total_steps}"
             )
 
 

@@ -80,6 +80,8 @@ class TextTask(Task):
             data.batch_size,
             data.segment_len,
             ext_len=data.ext_len,
+            lengths=data.random_lengths,
+            seed=self.recipe.train.seed,
             device=device,
         )
 

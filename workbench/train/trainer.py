@@ -6,11 +6,12 @@ through time, arXiv:1901.02860 section 3.2). Values stay on the device until a r
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,9 +23,12 @@ from workbench.data.segments import Batch, Batches
 from workbench.errors import NonFiniteLoss
 from workbench.models.base import Model
 from workbench.models.mixers.base import Limits
+from workbench.train.averaging import AveragedSGD, non_monotone
 from workbench.train.config import TrainConfig
 from workbench.train.objective import objective, total
 from workbench.train.records import TrainRecord
+
+log = logging.getLogger("workbench")
 
 
 @dataclass
@@ -121,6 +125,10 @@ class Trainer:
         self.carry: Carry | None = None
         self.meters = Meters.fresh(self.device)
         self.lr = 0.0
+        self.validations: list[float] = []
+        """Nats per token, oldest first."""
+        self.averaged_from = 0 if self._averages else None
+        """Updates done when the averaging of weights began; None while there is none."""
         self.grad_norm = torch.zeros((), device=self.device)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._losses = torch.compile(model.losses) if config.compile else model.losses
@@ -138,6 +146,8 @@ class Trainer:
         self.grad_norm = self._clip()
         self._set_lr(batch)
         self.optimizer.step()
+        if isinstance(self.optimizer, AveragedSGD):
+            self.lr = self.optimizer.rate
         self.model.after_step()
         self.carry = carries.detach(carry)
         self.step += 1
@@ -167,6 +177,41 @@ class Trainer:
         self.lr = rate * batch.lr_scale
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
+
+    @property
+    def _averages(self) -> bool:
+        return isinstance(self.optimizer, AveragedSGD) and self.optimizer.averaging
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model holds the averaged weights, where there are any: for validation and
+        for checkpoints. The optimizer keeps the others meanwhile."""
+        if not self._averages:
+            yield
+            return
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    def swap(self) -> None:
+        """Exchange the weights in training with their averages, where there are any."""
+        if self._averages:
+            cast(AveragedSGD, self.optimizer).swap()
+
+    def validated(self, nats: float) -> None:
+        """Remember a validation; averaging begins if it is the sign that was waited for."""
+        config, optimizer = self.config.optimizer, self.optimizer
+        waits = isinstance(optimizer, AveragedSGD) and not optimizer.averaging
+        if waits and non_monotone(self.validations, nats, config.nonmono):
+            optimizer.begin()
+            self.averaged_from = self.step
+            log.info(
+                "averaging begins after update %d: validation at %.4f nats is worse than %d before",
+                self.step, nats, config.nonmono,
+            )  # fmt: skip
+        self.validations.append(nats)
 
     def check_finite(self) -> None:
         """Wait for the device and refuse to go on with a broken model.
@@ -223,6 +268,8 @@ class Trainer:
             "random": dict(self.random.state),
             "lr": self.lr,
             "grad_norm": self.grad_norm,
+            "validations": list(self.validations),
+            "averaged_from": self.averaged_from,
             "meters": {
                 "loss": meters.loss,
                 "penalties": dict(meters.penalties),
@@ -236,6 +283,11 @@ class Trainer:
         """Continue from what `state` gave; the weights are the caller's affair."""
         self.step, self.tokens, self.lr = state["step"], state["tokens"], state["lr"]
         self.optimizer.load_state_dict(state["optimizer"])
+        if isinstance(self.optimizer, AveragedSGD) and self.optimizer.swapped:
+            # the checkpoint's weights are the averages
+            self.optimizer.swap()
+        self.validations = list(state.get("validations", ()))
+        self.averaged_from = state.get("averaged_from")
         self.segments.restore(state["segments"])
         self.random.state = state["random"]
         self.grad_norm = state["grad_norm"].to(self.device)

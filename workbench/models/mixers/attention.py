@@ -37,7 +37,7 @@ from workbench.models.mixers.relative import (
     RelativeSinusoidConfig,
     RelativeTableConfig,
 )
-from workbench.models.mixers.span import TRIM_STEP, Span, SpanConfig
+from workbench.models.mixers.span import TRIM_STEP, SpanConfig
 
 ANY_DISTANCE = -1  # a window without a bound
 
@@ -119,6 +119,7 @@ class AttentionConfig(MixerConfig):
     @classmethod
     def tiny(cls) -> list[MixerConfig]:
         span = SpanConfig(limit=6, ramp=3, penalty=1e-3, initial=0.31)
+        dynamic = SpanConfig(limit=6, ramp=3, penalty=1e-3, initial=0.31, dynamic=True)
         learned = RelativeLearnedConfig(max_distance=6)
         past: dict[str, Any] = {"memory_len": 6, "attend_self": False, "memory_start": "zeros"}
         common: dict[str, Any] = {"n_heads": 2, "d_head": 4}
@@ -129,6 +130,7 @@ class AttentionConfig(MixerConfig):
             cls(**common, memory_len=64, positions=RelativeTableConfig(n_distances=5)),
             cls(**common, positions=learned, span=span, **past),
             cls(**common, positions=learned, persistent=PersistentConfig(n_vectors=3), **past),
+            cls(**common, positions=learned, span=dynamic, **past),
             cls(**common, memory_len=6, span=span, persistent=PersistentConfig(n_vectors=3)),
         ]
 
@@ -164,7 +166,7 @@ class Attention(SequenceMixer):
         self.out = nn.Linear(H * K, d_model, bias=False)
         self.positions = config.positions.build(d_model, H, K)
         self.shared = tuple(f"positions.{name}" for name in self.positions.shared)
-        self.span = Span(config.span, H) if config.span else None
+        self.span = config.span.build(d_model, H) if config.span else None
         self.drop = nn.Dropout(config.p_attention)
         if config.persistent:
             N = config.persistent.n_vectors
@@ -208,7 +210,8 @@ class Attention(SequenceMixer):
             logits_BHTS = logits_BHTS + by_distance
         distance_TS = self._distances(T, S, x_BTD.device)
         hidden_TS = self._hidden(distance_TS, state)
-        weights_BHTS, extra_BHTN = self._weights(logits_BHTS, q_BTHK, hidden_TS, distance_TS)
+        mask = self.span.mask(distance_TS, asking_BTD) if self.span else None
+        weights_BHTS, extra_BHTN = self._weights(logits_BHTS, q_BTHK, hidden_TS, mask)
 
         y_BTHK = torch.einsum("bhts,bshk->bthk", self.drop(weights_BHTS), v_BSHK)
         if extra_BHTN is not None:
@@ -261,7 +264,7 @@ class Attention(SequenceMixer):
         return hidden_TS
 
     def _weights(
-        self, logits_BHTS: Tensor, q_BTHK: Tensor, hidden_TS: Tensor, distance_TS: Tensor
+        self, logits_BHTS: Tensor, q_BTHK: Tensor, hidden_TS: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Joint softmax over keys and persistent vectors, then the span's soft mask on the keys.
 
@@ -277,12 +280,12 @@ class Attention(SequenceMixer):
         weights, rest = logits.softmax(-1).tensor_split([S], dim=-1)
         if S == T and not self.config.attend_self:
             weights = weights.masked_fill(hidden_TS, 0.0)  # the first token of a text sees nothing
-        if self.span:
-            weights = weights * self.span.mask(distance_TS).to(weights.dtype)
+        if mask is not None:
+            weights = weights * mask
         extra_BHTN = rest if self.config.persistent else None
         for name, part in (("attention_probs", weights), ("persistent_probs", extra_BHTN)):
             if part is not None and wanted(name):
-                tap(name, part / self._mass(weights, extra_BHTN) if self.span else part)
+                tap(name, part if mask is None else part / self._mass(weights, extra_BHTN))
         return weights, extra_BHTN
 
     @staticmethod
@@ -302,7 +305,7 @@ class Attention(SequenceMixer):
         return {"span": self.span.penalty()} if self.span else {}
 
     def readings(self) -> dict[str, Tensor]:
-        return {"span": self.span.tokens().detach()} if self.span else {}
+        return self.span.readings() if self.span else {}
 
     def after_step(self) -> None:
         if self.span:

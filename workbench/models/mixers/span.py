@@ -1,16 +1,17 @@
-"""Adaptive attention span: each head learns how far back it looks.
+"""Adaptive attention span: each head learns how far back it looks, always or at each token.
 
-Paper: arXiv:1905.07799 section 2.2, equations 3 to 7.
-Shapes: H heads, T segment, S memory + segment.
+Paper: arXiv:1905.07799 section 2.2: equations 3 to 7, and its last paragraph (dynamic span).
+Shapes: B batch, H heads, T segment, S memory + segment, D model width.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from workbench.config import Config
@@ -30,45 +31,122 @@ class SpanConfig(Config):
     """nats per token and per token of mean span, for each layer"""
     initial: Annotated[float, Field(ge=0, le=1)] = 0.0
     """span at the start, as a share of the limit"""
+    dynamic: bool = False
+    """each token has its own span, `limit * sigmoid(v . x_t + b)` with v and b learned per head"""
     trim_memory: bool = False
     """keep only as much memory as the longest head of the layer can see (in steps of 64). Exact up
     to the 1e-8 of the renormalisation; costs one host sync per layer"""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> SpanConfig:
+        if self.dynamic and not 0 < self.initial < 1:
+            raise ValueError(
+                f"initial is {self.initial}, which no sigmoid reaches; a dynamic span starts "
+                "between 0 and 1, at 0.1 for example"
+            )
+        if self.dynamic and self.trim_memory:
+            raise ValueError("trim_memory needs spans known before the text; set it to false")
+        return self
 
-class Span(nn.Module):
+    def build(self, d_model: int, n_heads: int) -> Span:
+        return DynamicSpan(self, d_model, n_heads) if self.dynamic else LearnedSpan(self, n_heads)
+
+
+class Span(nn.Module, ABC):
     """The soft mask `m_z(distance) = clamp((R + z + 1 - distance) / R, 0, 1)` of each head."""
 
-    def __init__(self, config: SpanConfig, n_heads: int):
+    def __init__(self, config: SpanConfig):
         super().__init__()
         self.limit, self.ramp = config.limit, config.ramp
         self.penalty_per_token, self.trims = config.penalty, config.trim_memory
-        self.share_H = nn.Parameter(torch.full((n_heads,), config.initial))
 
-    def mask(self, distance_TS: Tensor) -> Tensor:
-        """(H, T, S) weights in [0, 1] for integer distances."""
+    @abstractmethod
+    def shares(self, x_BTD: Tensor) -> Tensor:
+        """Spans as shares of the limit, (H, 1) or (B, H, T), for the inputs of the queries."""
+
+    @abstractmethod
+    def mean_share_H(self) -> Tensor:
+        """Share of the limit of each head, in the mean over tokens."""
+
+    def mask(self, distance_TS: Tensor, x_BTD: Tensor) -> Tensor:
+        """(H, T, S) or (B, H, T, S) weights in [0, 1] for integer distances."""
+        mask = self._ramp(distance_TS, self.shares(x_BTD)[..., None])
         if wanted("span_mask"):
-            tap("span_mask", self._ramp(torch.arange(1, self.limit + 1, device=distance_TS.device)))
-        return self._ramp(distance_TS)
+            distance_D = torch.arange(1, self.limit + 1, device=distance_TS.device)
+            tap("span_mask", self._ramp(distance_D, self.mean_share_H()[:, None]))
+        return mask
 
-    def _ramp(self, distance: Tensor) -> Tensor:
-        span = self.share_H.view(-1, *(1,) * distance.ndim) * self.limit
-        return ((self.ramp + 1 + span - distance.to(span.dtype)) / self.ramp).clamp(0, 1)
-
-    def tokens(self) -> Tensor:
-        """(H,) learned spans in tokens, without the ramp."""
-        return self.share_H * self.limit
+    def _ramp(self, distance: Tensor, share: Tensor) -> Tensor:
+        return ((self.ramp + 1 + share * self.limit - distance) / self.ramp).clamp(0, 1)
 
     def penalty(self) -> Tensor:
-        """Scalar in nats per token: `penalty * limit * mean over heads of z`."""
-        return self.penalty_per_token * self.limit * self.share_H.mean()
+        """Scalar in nats per token: `penalty * limit * mean of z over heads (and tokens)`."""
+        return self.penalty_per_token * self.limit * self.mean_share_H().mean()
+
+    def readings(self) -> dict[str, Tensor]:
+        """Spans in tokens, without the ramp."""
+        return {"span": self.limit * self.mean_share_H().detach()}
 
     def clamp(self) -> None:
-        """Keep every share in [0, 1]; the optimizer's statistics are not touched."""
-        with torch.no_grad():
-            self.share_H.clamp_(0, 1)
+        """Put the parameters back into their range, after an optimizer step."""
 
     def trimmed(self) -> int:
         """How many of the `limit` oldest distances no head of this layer can see (host sync)."""
-        longest = math.ceil(float(self.share_H.detach().max()) * self.limit) + self.ramp
+        longest = math.ceil(float(self.mean_share_H().detach().max()) * self.limit) + self.ramp
         longest = min(max(longest, 0), self.limit)
         return TRIM_STEP * (min(self.limit - 1, self.limit - longest) // TRIM_STEP)
+
+
+class LearnedSpan(Span):
+    """One span for each head."""
+
+    def __init__(self, config: SpanConfig, n_heads: int):
+        super().__init__(config)
+        self.share_H = nn.Parameter(torch.full((n_heads,), config.initial))
+
+    def shares(self, x_BTD: Tensor) -> Tensor:
+        return self.share_H[:, None]
+
+    def mean_share_H(self) -> Tensor:
+        return self.share_H
+
+    def clamp(self) -> None:
+        # the optimizer's statistics are not touched
+        with torch.no_grad():
+            self.share_H.clamp_(0, 1)
+
+
+class DynamicSpan(Span):
+    """One span for each head and token: `z_t = limit * sigmoid(v . x_t + b)`.
+
+    Remembers the spans of the newest segment, which `penalty` and `readings` are about.
+    """
+
+    def __init__(self, config: SpanConfig, d_model: int, n_heads: int):
+        super().__init__(config)
+        self.v_HD = nn.Parameter(torch.zeros(n_heads, d_model))
+        start = math.log(config.initial / (1 - config.initial))
+        self.b_H = nn.Parameter(torch.full((n_heads,), start))
+        self._newest_BHT: Tensor | None = None
+
+    def shares(self, x_BTD: Tensor) -> Tensor:
+        logits_BHT = torch.einsum("btd,hd->bht", x_BTD, self.v_HD) + self.b_H[:, None]
+        share_BHT = logits_BHT.sigmoid()
+        self._newest_BHT = share_BHT if self.training else share_BHT.detach()
+        return share_BHT
+
+    def mean_share_H(self) -> Tensor:
+        return self.b_H.sigmoid() if self._newest_BHT is None else self._newest_BHT.mean((0, 2))
+
+    def penalty(self) -> Tensor:
+        penalty = super().penalty()
+        if self._newest_BHT is not None:
+            # asked once a segment: what is only read later needs no gradient
+            self._newest_BHT = self._newest_BHT.detach()
+        return penalty
+
+    def readings(self) -> dict[str, Tensor]:
+        newest_BHT = self.b_H.sigmoid()[None, :, None]
+        newest_BHT = newest_BHT if self._newest_BHT is None else self._newest_BHT
+        spread_H = newest_BHT.detach().std((0, 2), correction=0) * self.limit
+        return {**super().readings(), "span_spread": spread_H}
