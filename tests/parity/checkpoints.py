@@ -14,7 +14,7 @@ import torch
 
 from parity.adaptive_span import compare_caches
 from parity.fast_weight import compare_fast_weights
-from parity.golden import Comparison, Deviation, Golden, Unknown
+from parity.golden import Comparison, Golden, Unknown
 from parity.transformer_xl import compare_memories
 from workbench.carry import Carry
 from workbench.exchange import Layout, export_state_dict, import_checkpoint
@@ -62,7 +62,7 @@ def expectation(path: Path) -> Expected:
     raise Unknown(f"{path.name}: no {EXPECTED[1:]} beside it lists it")
 
 
-def check(path: Path, scratch: Path) -> list[Deviation]:
+def check(path: Path, scratch: Path) -> list[Comparison]:
     """Import a checkpoint and compare all that its expectation holds; an optimizer's is read.
 
     Raises:
@@ -81,12 +81,13 @@ def check(path: Path, scratch: Path) -> list[Deviation]:
     model = imported.folder.load_model()
     assert isinstance(model, LanguageModel)
     check_parameters(expected, export_state_dict(model, Layout.at(scratch / "run")))
-    deviations = []
+    comparisons = []
     for dtype in (torch.float32, torch.float64):
         compare = Comparison(expected, str(dtype).removeprefix("torch."))
         run(model.to(dtype), imported.original, compare)
-        deviations += compare.finish()
-    return deviations
+        compare.finish()
+        comparisons.append(compare)
+    return comparisons
 
 
 def asked(expected: Expected) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from parity.checkpoints import check, files
+from parity.checkpoints import check, expectation, files
 from parity.golden import NotBuilt
 from parity.table import NOT_BUILT
-from parity.test_golden import MUST_PASS, describe
+from parity.test_golden import MUST_PASS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -19,13 +19,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("checkpoint", found, ids=[p.name for p in found])
 
 
-def test_golden_file(
-    checkpoint: Path, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_checkpoint(checkpoint: Path, tmp_path: Path, told: Callable[..., None]) -> None:
+    family = f"checkpoints of {expectation(checkpoint).meta['codebase']}"
+    told(checkpoint.name, family)
     try:
-        deviations = check(checkpoint, tmp_path)
+        comparisons = check(checkpoint, tmp_path)
     except NotBuilt as missing:
         if (MUST_PASS / "checkpoints" / checkpoint.name).exists():
             pytest.fail(f"{checkpoint.name} must pass, but is not built: {missing}")
         pytest.skip(f"{NOT_BUILT}{missing}")
-    record_property("parity", describe(deviations) or "read")
+    told(checkpoint.name, family, comparisons)

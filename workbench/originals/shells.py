@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -26,16 +26,17 @@ def below(shell: Shell, path: str) -> Shell:
 
 def attribute(shell: Shell, name: str, kind: type[T]) -> T:
     """A plain attribute of a module; numbers only of a size that a model may have."""
-    value: Any = shell.state.get(name)
+    value = shell.state.get(name)
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind or (type(value) is int and abs(value) >= MAX_INT):
-        raise CheckpointError(
-            f"the checkpoint's '{shell.path}' has no usable attribute '{name}' "
-            f"(expected {kind.__name__})"
-        )
-    usable: T = value
-    return usable
+    too_large = isinstance(value, int) and abs(value) >= MAX_INT
+    # exactly of the kind: a bool is an int too
+    if isinstance(value, kind) and type(value) is kind and not too_large:
+        return value
+    raise CheckpointError(
+        f"the checkpoint's '{shell.path}' has no usable attribute '{name}' (expected "
+        f"{kind.__name__})"
+    )
 
 
 def same_tensor(x: Tensor, y: Tensor) -> bool:
