@@ -6,6 +6,7 @@ an expectation lists its files, and what each file is follows from its contents.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import numpy as np
 import torch
 
 from parity.adaptive_span import compare_caches
-from parity.fast_weight import compare_fast_weights
+from parity.fast_weight import compare_states as compare_fast_weights
 from parity.golden import Comparison, Golden, Unknown
 from parity.transformer_xl import compare_memories
 from workbench.carry import Carry
 from workbench.exchange import Layout, export_state_dict, import_checkpoint
 from workbench.models.language_model import LanguageModel
-from workbench.originals.checkpoint import ADAPTIVE_SPAN, Original
+from workbench.originals import fast_weight
+from workbench.originals.checkpoint import ADAPTIVE_SPAN, FAST_WEIGHT, Original
 from workbench.originals.optimizer import FoundOptimizer, find_optimizer
 from workbench.originals.reader import read
 
@@ -130,17 +132,16 @@ def run(model: LanguageModel, original: Original, compare: Comparison) -> None:
         compare.out(f"{at}/nll", nll_BT.t() if time_first else nll_BT)
         if f"{at}/loss" in expected:
             compare.out(f"{at}/loss", nll_BT.mean())
-        compare_states(compare, at, carry)
+        compare_states(original)(compare, at, carry)
 
 
-def compare_states(compare: Comparison, at: str, carry: Carry) -> None:
-    """Whatever is recorded of memories, caches or fast weights."""
-    keys = compare.golden.keys(f"{at}/mems/")
-    compare_caches(compare, at, carry)
-    if any(key.count("/") > f"{at}/mems/0".count("/") for key in keys):
-        compare_fast_weights(compare, at, carry)
-    elif keys:
-        compare_memories(compare, at, carry)
+def compare_states(original: Original) -> Callable[[Comparison, str, Carry], None]:
+    """What compares a code base's memories, caches or fast weights, where some are recorded."""
+    if original.codebase == ADAPTIVE_SPAN:
+        return compare_caches
+    if original.codebase == FAST_WEIGHT and not fast_weight.is_attention(original.ctor):
+        return compare_fast_weights
+    return compare_memories
 
 
 def check_optimizer(expected: Expected, found: FoundOptimizer) -> None:

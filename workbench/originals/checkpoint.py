@@ -18,7 +18,7 @@ from workbench.originals import adaptive_span, awd_lstm, fast_weight, transforme
 from workbench.originals.links import Link
 from workbench.originals.names import Shell
 from workbench.originals.optimizer import find_optimizer
-from workbench.originals.shells import attribute, below, same_tensor, state_dict
+from workbench.originals.shells import attribute, below, same_tensor, state_dict, tensor_named
 
 ADAPTIVE_SPAN, AWD_LSTM = "adaptive-span", "awd-lstm"
 TRANSFORMER_XL, FAST_WEIGHT = "transformer-xl", "fast-weight"
@@ -169,9 +169,11 @@ def _transformer(codebase: str, model: Shell, prefix: str, given: dict[str, Any]
     ctor |= {name: attribute(model, name, int) for name in ("attn_type", "clamp_len")}
     ctor["n_layer"] = len(layers)
     ctor["dropout"] = attribute(below(model, "drop"), "p", float)
-    ctor["dropatt"] = attribute(below(attention, "dropatt"), "p", float)
-    for name in ("same_length", "pre_lnorm"):
-        ctor[name] = attribute(attention if name == "pre_lnorm" else model, name, bool)
+    if "dropatt" in attention.state.get("_modules", {}):
+        ctor["dropatt"] = attribute(below(attention, "dropatt"), "p", float)
+    ctor["same_length"] = attribute(model, "same_length", bool)
+    if "pre_lnorm" in attention.state:
+        ctor["pre_lnorm"] = attribute(attention, "pre_lnorm", bool)
     if "sample_softmax" in model.state:
         ctor["sample_softmax"] = attribute(model, "sample_softmax", int)
     ctor["d_inner"] = _rows(tensors, "layers.0.pos_ff.CoreNet.0.weight", 1)
@@ -180,12 +182,11 @@ def _transformer(codebase: str, model: Shell, prefix: str, given: dict[str, Any]
     ctor |= _ties(tensors, len(ctor["cutoffs"]) + 1)
     if codebase == FAST_WEIGHT:
         ctor |= _fast_weight(model, layer, tensors)
-    projections = {
-        i: x
+    found = {
+        i: tensor_named(below(model, f"layers.{i}.dec_attn"), "proj_matrix")
         for i in range(len(layers))
-        for x in [below(model, f"layers.{i}.dec_attn").state.get("proj_matrix")]
-        if isinstance(x, Tensor)
     }
+    projections = {i: x for i, x in found.items() if x is not None}
     length = ctor["tgt_len"]
     return Original(codebase, ctor, tensors, buffers, length, prefix, asked, projections)
 

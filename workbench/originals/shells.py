@@ -39,6 +39,14 @@ def attribute(shell: Shell, name: str, kind: type[T]) -> T:
     )
 
 
+def tensor_named(shell: Shell, name: str) -> Tensor | None:
+    """A tensor that is an ordinary attribute of a module, or of one of its parts."""
+    parts = [part for _, part in _named(shell, "_modules", Shell)]
+    parts += [x for x in shell.state.values() if isinstance(x, Shell)]
+    held = [part.state.get(name) for part in (shell, *parts)]
+    return next((x for x in held if isinstance(x, Tensor)), None)
+
+
 def same_tensor(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors are the same numbers in the same memory."""
     return (x.data_ptr(), x.shape, x.stride()) == (y.data_ptr(), y.shape, y.stride())
