@@ -23,9 +23,13 @@ from workbench.errors import ConfigError
 from workbench.models.feature_maps import FavorConfig
 from workbench.models.language_model import ModelConfig
 from workbench.models.mixers.attention import AttentionConfig
+from workbench.models.mixers.delta_recurrent import DeltaRNNConfig
 from workbench.models.mixers.fast_weight import FastWeightConfig
 from workbench.models.retrieval import RetrievalModelConfig
 from workbench.train.config import EvalConfig, RetrievalEvalConfig, TrainConfig
+
+# mixers with a feature map, whose random features the state may outlive
+MAPPED = (FastWeightConfig, DeltaRNNConfig)
 
 
 class Result(Config):
@@ -112,7 +116,7 @@ class Recipe(Experiment):
     def _consistent(self) -> Self:
         for layer, block in enumerate(self.model.block_configs()):
             mixer = block.mixer
-            if not isinstance(mixer, FastWeightConfig) or self.train.carry == "reset":
+            if not isinstance(mixer, MAPPED) or self.train.carry == "reset":
                 continue
             favor = mixer.feature_map
             if isinstance(favor, FavorConfig) and favor.redraw != "never":
@@ -135,10 +139,11 @@ class Recipe(Experiment):
                 f"Set {name}.method: windows or streams, or model.positions: {{kind: none}}"
             )
         mixers = [block.mixer for block in self.model.block_configs()]
-        if config.context_len is not None and all(isinstance(m, FastWeightConfig) for m in mixers):
+        looks_back = any(isinstance(mixer, AttentionConfig) for mixer in mixers)
+        if config.context_len is not None and not looks_back:
             raise ValueError(
-                f"{name}.context_len is {config.context_len}, but carried fast weights have seen "
-                f"all that came before. Set {name}.context_len: null, or {name}.method: windows"
+                f"{name}.context_len is {config.context_len}, but a carried recurrent state has "
+                f"seen all before it. Set {name}.context_len: null, or {name}.method: windows"
             )
 
     def _attention_fits(self) -> None:

@@ -1,45 +1,72 @@
 """The fast-weight papers' code (arXiv:2102.11174, 2106.06295), a fork of Transformer-XL's.
 
-One number, `attn_type`, stands for rule, feature map and normalisation. Token arrays are [time,
-batch]; phases whose name ends in `_carry` hand the fast weights from segment to segment.
+One number, `attn_type`, stands for rule, feature map, normalisation and recurrence. Token arrays
+are [time, batch]; phases whose name ends in `_carry` hand the fast weights from segment to segment.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from parity import transformer_xl as xl
-from parity.golden import Comparison, Golden, NotBuilt, Unknown
+from parity.fast_weight_kernels import run_kernel
+from parity.golden import Comparison, Golden, Unknown
 from parity.phases import Subject, compare_gradients, evaluate, streams, subject, train
-from workbench import kernels
-from workbench.carry import Carry
+from workbench.carry import Carry, State
 from workbench.config import load
 from workbench.metrics import perplexity
 from workbench.models.feature_maps import Favor
 from workbench.models.language_model import LanguageModel
+from workbench.models.mixers.delta_recurrent import DeltaRecurrentState
+from workbench.models.mixers.fast_weight import DrivenFastWeights, FastWeights
+from workbench.models.mixers.recurrent import HiddenState, LSTMState
+from workbench.models.mixers.recurrent_delta import RecurrentDeltaState
 from workbench.originals import fast_weight
 from workbench.train.config import EvalConfig
 from workbench.train.evaluate import evaluate as measure
 
-OTHER_KERNELS = ("fast_lstm", "fast_rnn", "rec_update_fwm_tanh")
+COMPLETE = "extra/grad_complete/"
 
 
 def fast_weight_subject(golden: Golden, dtype: torch.dtype) -> Subject:
     ctor = golden.ctor
     config, links = fast_weight.model_config(ctor), fast_weight.links(ctor)
+    if golden.keys(COMPLETE):
+        # the file also holds what the original never computes: gradients of its base weights
+        config["stack"][0]["block"]["mixer"]["base_weights"] = "trained"
     it = subject(golden, config, ctor["n_token"], links, dtype)
-    it.states = compare_fast_weights
+    it.states = compare_states
     it.before_segment = lambda model, tag, segment: set_projections(golden, model, tag, segment)
     return it
 
 
-def compare_fast_weights(compare: Comparison, at: str, carry: Carry) -> None:
-    """`mems/l/0` is the matrix, `mems/l/1` the sum of keys where something is normalised by it."""
+def compare_states(compare: Comparison, at: str, carry: Carry) -> None:
+    """`mems/l/j`, or `mems/l` where a layer has one array; what they have not, they leave out."""
+    if not compare.golden.keys(f"{at}/mems/"):
+        return
     for layer, state in enumerate(carry):
-        if f"{at}/mems/{layer}/0" in compare.golden:
-            compare.out(f"{at}/mems/{layer}/0", state.W_BHFV)
-        if f"{at}/mems/{layer}/1" in compare.golden:
-            compare.out(f"{at}/mems/{layer}/1", state.z_BHF[:, :, None])
+        for j, value in enumerate(in_their_order(state)):
+            for key in (f"{at}/mems/{layer}/{j}", f"{at}/mems/{layer}"):
+                if key in compare.golden:
+                    compare.out(key, value)
+
+
+def in_their_order(state: State) -> list[Tensor]:
+    """Our state as the arrays of their tuple: [N, H, ...], vectors [N, H, 1, ...], and layers of
+    PyTorch [1, N, ...]."""
+    if isinstance(state, LSTMState | HiddenState):
+        return [leaf[None] for leaf in state]
+    if isinstance(state, FastWeights):
+        return [state.W_BHFV, state.z_BHF[:, :, None]]
+    if isinstance(state, DrivenFastWeights):
+        return [state.W_BHFV, state.z_BHF[:, :, None], state.h_BU[None], state.c_BU[None]]
+    if isinstance(state, RecurrentDeltaState):
+        no_sums = torch.empty(0)  # of keys; there are none without normalisation
+        return [state.W_BHKV, no_sums, state.y_BHV[:, :, None]]
+    assert isinstance(state, DeltaRecurrentState), type(state)
+    matrices = [*state.W_BGHFV.unbind(1), *state.R_BGHKV.unbind(1)]
+    return [*matrices, state.h_BHV[:, :, None], state.c_BHV[:, :, None]]
 
 
 def set_projections(golden: Golden, model: LanguageModel, tag: str, segment: int) -> None:
@@ -85,12 +112,18 @@ def run_phases(it: Subject, carried: bool) -> None:
     """
     golden = it.golden
     evaluate(it, "eval", "main", carried=carried)
-    compare_gradients(it, train(it, "train", "main", carried=carried), "grad")
+    grads = train(it, "train", "main", carried=carried)
+    if golden.keys(COMPLETE):
+        compare_gradients(it, grads, COMPLETE.rstrip("/"))
+    never = golden.meta.get("grad_is_none", [])
+    compare_gradients(it, {k: v for k, v in grads.items() if k not in never}, "grad")
+    # their Delta MLP returns a carry and never reads one
+    hands_on = golden.ctor["attn_type"] != 54
     if golden.keys("out/eval_carry/"):
-        evaluate(it, "eval_carry", "main", carried=True)
+        evaluate(it, "eval_carry", "main", carried=hands_on)
     if not golden.keys("out/train_carry/"):
         return
-    grads = train(it, "train_carry", "main", carried=True)
+    grads = train(it, "train_carry", "main", carried=hands_on)
     complete = "extra/grad_carry_complete"
     if golden.keys(complete):
         # their sum-rule kernel's backward forgets carried weights in the gradient of the queries;
@@ -112,32 +145,3 @@ def run_sliding(it: Subject) -> None:
     it.compare.out("out/nll", result.nll_nats)
     it.compare.out("out/mean_nll", result.mean_nats)
     it.compare.out("out/ppl", perplexity(result.mean_nats))
-
-
-def run_kernel(golden: Golden, dtype: torch.dtype) -> Comparison:
-    """One op on its own: outputs, final memory, and all gradients, that of the memory too."""
-    if golden.meta["model"].startswith(OTHER_KERNELS):
-        raise NotBuilt(f"kernel {golden.meta['model']}")
-    ops = {"fast_weight_sum": kernels.sum_rule, "fast_weight_delta": kernels.delta_rule}
-    if golden.meta["model"] not in ops:
-        raise Unknown(f"{golden.name}: kernel '{golden.meta['model']}'")
-    compare = Comparison(golden, str(dtype).removeprefix("torch."))
-    names = [n for n in ("q", "k", "v", "beta", "W0") if f"input/{n}" in golden]
-    leaves = {n: golden.tensor(f"input/{n}", dtype).requires_grad_() for n in names}
-    # theirs is [N, H, L, E], with beta [N, H, L, 1]; ours keeps time before heads
-    inputs = [leaves[n].transpose(1, 2) for n in names if n != "W0"]
-    if "beta" in names:
-        inputs[names.index("beta")] = inputs[names.index("beta")].squeeze(-1)
-    memory = leaves.get("W0", torch.zeros(*(golden.ctor[s] for s in "NHEM"), dtype=dtype))
-    y_BTHV, state_BHFV = ops[golden.meta["model"]](*inputs, memory)
-    out = y_BTHV.transpose(1, 2)
-    (out * golden.tensor("input/grad_out", dtype)).sum().backward()
-    compare.out("out/out", out)
-    compare.out("out/W_final", state_BHFV)
-    for name, leaf in leaves.items():
-        assert leaf.grad is not None, f"no gradient of {name}"
-        compare.grad("grad", name, leaf.grad)
-    if "extra/grad_q_of_cuda_kernel" in golden:
-        why = "their backward forgets the initial memory; grad/q is the true gradient"
-        compare.leave_out("extra/grad_q_of_cuda_kernel", why)
-    return compare

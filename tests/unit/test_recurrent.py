@@ -90,7 +90,7 @@ def test_without_residual_each_block_is_as_wide_as_the_one_below_ends():
 
 
 def test_the_last_width_must_be_the_vocabularys():
-    with pytest.raises(ConfigError, match="ends in width 9, but the vocabulary reads d_model 4"):
+    with pytest.raises(ConfigError, match="ends in width 9, but the vocabulary reads 4"):
         build_model(bare(7, 9), 11)
 
 

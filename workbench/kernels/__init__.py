@@ -6,7 +6,7 @@ machine can run faster; without it, or without a compiler, everything runs on Py
 
 from workbench.errors import NoBackend
 from workbench.kernels.build import BuildReport, prepare
-from workbench.kernels.delta_rule import delta_rule
+from workbench.kernels.delta_rule import delta_rule, delta_step, read
 from workbench.kernels.dispatch import explain, forget, ran, use
 from workbench.kernels.forget_mult import forget_mult
 from workbench.kernels.sum_rule import sum_rule
@@ -15,11 +15,13 @@ __all__ = [
     "BuildReport",
     "NoBackend",
     "delta_rule",
+    "delta_step",
     "explain",
     "forget",
     "forget_mult",
     "prepare",
     "ran",
+    "read",
     "sum_rule",
     "use",
 ]

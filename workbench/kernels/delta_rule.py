@@ -17,6 +17,18 @@ from workbench.kernels.checks import check_fast_weights, cpp_reasons
 from workbench.kernels.dispatch import LIBRARY, Backend, Op
 
 
+def delta_step(W_BHFV: Tensor, k_BHF: Tensor, v_BHV: Tensor, beta_BH: Tensor) -> Tensor:
+    """One token's correction, `W + k (beta (v - W^T k))^T`: for recurrences whose reads or writes
+    depend on what was read before, so that no kernel can take a whole segment."""
+    error_BHV = v_BHV - read(W_BHFV, k_BHF)
+    return W_BHFV + k_BHF[..., None] * (beta_BH[..., None] * error_BHV)[..., None, :]
+
+
+def read(W_BHFV: Tensor, q_BHF: Tensor) -> Tensor:
+    """`W^T q`, (B, H, V)."""
+    return (q_BHF[..., None, :] @ W_BHFV).squeeze(-2)
+
+
 def reference(
     q_BTHF: Tensor, k_BTHF: Tensor, v_BTHV: Tensor, beta_BTH: Tensor, state_BHFV: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -37,9 +49,8 @@ def reference(
         q_BTHF.unbind(1), k_BTHF.unbind(1), v_BTHV.unbind(1), beta_BTH.unbind(1), strict=True
     )
     for q_BHF, k_BHF, v_BHV, beta_BH in tokens:
-        error_BHV = v_BHV - (k_BHF[..., None, :] @ W_BHFV).squeeze(-2)
-        W_BHFV = W_BHFV + k_BHF[..., None] * (beta_BH[..., None] * error_BHV)[..., None, :]
-        y.append((q_BHF[..., None, :] @ W_BHFV).squeeze(-2))
+        W_BHFV = delta_step(W_BHFV, k_BHF, v_BHV, beta_BH)
+        y.append(read(W_BHFV, q_BHF))
     return torch.stack(y, dim=1), W_BHFV
 
 

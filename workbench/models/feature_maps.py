@@ -191,10 +191,11 @@ def orthogonal_vectors(count: int, width: int) -> Tensor:
     return lengths * torch.cat(rows)
 
 
-def sum_normalise(features: Tensor) -> Tensor:
+def sum_normalise(features: Tensor, epsilon: float = 0.0) -> Tensor:
     """Divide by the sum over features, so that they add up to one (arXiv:2102.11174 section 4.2).
 
-    A vector of zeros, which DPFP can produce, stays zero: the authors' code gives NaN there.
+    A vector of zeros, which DPFP can produce, stays zero: the authors' code gives NaN there, but
+    for the layers in which it adds an epsilon to the sum.
     """
-    total = features.sum(-1, keepdim=True)
+    total = features.sum(-1, keepdim=True) + epsilon
     return features / torch.where(total == 0, 1.0, total)

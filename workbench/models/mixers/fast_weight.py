@@ -3,9 +3,8 @@
 Paper: arXiv:2102.11174 sections 3 and 4 (delta rule eq. 23 to 25, sum normalisation 4.2);
 arXiv:2006.16236 section 3.3 (sum rule); arXiv:2106.06295 section 3 (carried fast weights).
 Shapes: B batch, T segment, H heads, K head width, F features of a key, V = K value width.
-State: `FastWeights`: the matrix W (row = key feature, column = value) and z, the sum of keys.
-Deviates: the quadratic form of the authors' PyTorch layers drops out single scores, which a
-recurrence cannot: there is no dropout inside the memory here.
+State: `FastWeights`: the matrix W (row = key feature, column = value) and z, the sum of keys; with
+an LSTM as slow network `DrivenFastWeights`.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from workbench import kernels
 from workbench.config import slot
@@ -37,6 +37,7 @@ from workbench.models.mixers.base import (
     SequenceMixer,
     identity,
 )
+from workbench.models.mixers.recurrent import LSTMConfig, LSTMState
 
 READ_EPSILON = 1e-5
 
@@ -57,12 +58,32 @@ class FastWeightConfig(MixerConfig):
     """output: divide what is read by z . phi(q). memory: the delta rule's own reads too"""
     scale: Literal["output", "scores"] = "output"
     """where 1/sqrt(d_head) enters: after the read normalisation, or before it, where it cancels"""
+    slow_net: Literal["linear", "lstm"] = "linear"
+    """what makes queries, keys, values and write strengths of the inputs"""
+    p_attention: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """dropout of the scores q . k of the tokens of a segment, for the sum rule, which is then
+    computed as quadratic attention in training; sums of keys are left whole"""
+    normed_queries: bool = True
+    """false: a pre-norm block's LayerNorm is applied for keys and values only, as in the authors'
+    PyTorch layers"""
 
     @model_validator(mode="after")
     def _consistent(self) -> FastWeightConfig:
+        if self.p_attention and self.rule != "sum":
+            raise ValueError(
+                "p_attention drops scores of the sum rule; the delta rule has none: set it to 0"
+            )
+        if not self.normed_queries and self.slow_net != "linear":
+            raise ValueError(
+                "normed_queries: false needs queries of their own; use slow_net: linear"
+            )
         if self.read_norm == "memory" and self.rule != "delta":
             raise ValueError("read_norm: memory normalises the delta rule's reads; use rule: delta")
         return self
+
+    @property
+    def reads_raw(self) -> bool:
+        return not self.normed_queries
 
     def build(self, d_model: int) -> SequenceMixer:
         return FastWeight(self, d_model)
@@ -73,11 +94,12 @@ class FastWeightConfig(MixerConfig):
         favor = FavorConfig(n_projections=3, redraw="never")
         return [
             cls(**common),
-            cls(**common, rule="sum", key_norm="none", read_norm="output"),
+            cls(**common, rule="sum", key_norm="none", read_norm="output", p_attention=0.1),
             cls(**common, rule="sum", feature_map=favor, read_norm="output", scale="scores"),
             cls(**common, feature_map=DpfpConfig(nu=2)),
             cls(**common, feature_map=favor, read_norm="output"),
             cls(**common, read_norm="memory"),
+            cls(**common, read_norm="output", slow_net="lstm"),
             cls(**common, feature_map=SoftmaxConfig(), key_norm="none"),
             cls(**common, rule="sum", feature_map=TanhConfig(), key_norm="none"),
         ]
@@ -91,6 +113,15 @@ class FastWeights(NamedTuple):
     """sum of all written keys; stays zero where nothing is normalised by it"""
 
 
+class DrivenFastWeights(NamedTuple):
+    """The same and the state of the slow LSTM."""
+
+    W_BHFV: Tensor
+    z_BHF: Tensor
+    h_BU: Tensor
+    c_BU: Tensor
+
+
 class FastWeight(SequenceMixer):
     """`q, k, v, beta = W_slow x; W <- rule(W, phi(k), v, beta); y = W^T phi(q)`."""
 
@@ -100,21 +131,30 @@ class FastWeight(SequenceMixer):
         H, K = config.n_heads, config.d_head
         # per head: query, key, value, and the write strength's logit under the delta rule
         self.rows = 3 * K + (config.rule == "delta")
-        self.project = nn.Linear(d_model, H * self.rows, bias=False)
+        self.state: type[FastWeights] | type[DrivenFastWeights] = FastWeights
+        self.project: nn.Module = nn.Linear(d_model, H * self.rows, bias=False)
+        if config.slow_net == "lstm":
+            self.state = DrivenFastWeights
+            self.project = LSTMConfig(d_hidden=H * self.rows).build(d_model)
         self.out = nn.Linear(H * K, d_model, bias=False)
         self.feature_map = config.feature_map.build(K)
 
-    def initial_state(self, batch_size: int, limits: Limits = CONFIGURED) -> FastWeights:
+    def initial_state(
+        self, batch_size: int, limits: Limits = CONFIGURED
+    ) -> FastWeights | DrivenFastWeights:
         H, F, V = self.config.n_heads, self.feature_map.n_features, self.config.d_head
-        new = self.project.weight.new_zeros
-        return FastWeights(new(batch_size, H, F, V), new(batch_size, H, F))
+        new = self.out.weight.new_zeros
+        slow = (new(batch_size, H * self.rows) for _ in self.state._fields[2:])
+        return self.state(new(batch_size, H, F, V), new(batch_size, H, F), *slow)
 
     def forward(
-        self, x_BTD: Tensor, state: FastWeights, norm: Norm = identity
-    ) -> tuple[Tensor, FastWeights]:
-        B, T, _ = x_BTD.shape
+        self, x_BTD: Tensor, state: FastWeights | DrivenFastWeights, norm: Norm = identity
+    ) -> tuple[Tensor, FastWeights | DrivenFastWeights]:
         config, K = self.config, self.config.d_head
-        mixed = self.project(norm(x_BTD)).view(B, T, config.n_heads, self.rows)
+        mixed, slow = self._slow(norm(x_BTD), state)
+        if not config.normed_queries:
+            raw, _ = self._slow(x_BTD, state)
+            mixed = torch.cat([raw[..., :K], mixed[..., K:]], dim=-1)
         self.feature_map.begin_segment()
         q_BTHF, k_BTHF = (self._features(x) for x in mixed[..., : 2 * K].split(K, dim=-1))
         v_BTHV = mixed[..., 2 * K : 3 * K]
@@ -131,6 +171,8 @@ class FastWeight(SequenceMixer):
         )
         if beta_BTH is not None:
             y_BTHV, W_BHFV = kernels.delta_rule(q_BTHF, write_BTHF, v_BTHV, beta_BTH, state.W_BHFV)
+        elif self.training and config.p_attention:
+            y_BTHV, W_BHFV = self._drop_scores(q_BTHF, write_BTHF, v_BTHV, state.W_BHFV)
         else:
             y_BTHV, W_BHFV = kernels.sum_rule(q_BTHF, write_BTHF, v_BTHV, state.W_BHFV)
         y_BTHV = y_BTHV / math.sqrt(K)
@@ -139,7 +181,28 @@ class FastWeight(SequenceMixer):
             if config.scale == "scores":
                 denominator = denominator / math.sqrt(K)
             y_BTHV = y_BTHV / (denominator + READ_EPSILON)
-        return self.out(y_BTHV.flatten(2)), FastWeights(W_BHFV, z_BHF)
+        return self.out(y_BTHV.flatten(2)), self.state(W_BHFV, z_BHF, *slow)
+
+    def _slow(
+        self, x_BTD: Tensor, state: FastWeights | DrivenFastWeights
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The slow network's output, per head, and its own state."""
+        slow: tuple[Tensor, ...] = ()
+        if isinstance(state, DrivenFastWeights):
+            mixed, slow = self.project(x_BTD, LSTMState(state.h_BU, state.c_BU))
+        else:
+            mixed = self.project(x_BTD)
+        return mixed.unflatten(-1, (self.config.n_heads, self.rows)), slow
+
+    def _drop_scores(
+        self, q_BTHF: Tensor, k_BTHF: Tensor, v_BTHV: Tensor, W_BHFV: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The sum rule as attention without softmax, some of whose scores are dropped."""
+        scores_BHTS = torch.einsum("bthf,bshf->bhts", q_BTHF, k_BTHF).tril()
+        dropped_BHTS = functional.dropout(scores_BHTS, self.config.p_attention)
+        y_BTHV = torch.einsum("bhts,bshv->bthv", dropped_BHTS, v_BTHV)
+        y_BTHV = y_BTHV + torch.einsum("bthf,bhfv->bthv", q_BTHF, W_BHFV)
+        return y_BTHV, W_BHFV + torch.einsum("bthf,bthv->bhfv", k_BTHF, v_BTHV)
 
     def _features(self, x_BTHK: Tensor) -> Tensor:
         features = self.feature_map(x_BTHK)
