@@ -14,7 +14,7 @@ import torch
 
 from workbench.config import dump
 from workbench.errors import ConfigError
-from workbench.recipe import AnyRecipe, load_recipe, recipe_names
+from workbench.recipe import AnyRecipe, Result, load_recipe, recipe_names
 
 DATASETS = "enwik8|text8|wt103|wt2|ptbc|ptb|lm1b|python|books"
 """what datasets are called in the names of recipes"""
@@ -31,7 +31,8 @@ class Entry:
     parameters: int | None
     """trainable numbers; None where the text decides the size of the vocabulary"""
     published: list[dict[str, Any]]
-    """metric, valid, test, source, unverified of each figure, the best known first"""
+    """metric, valid, test, source, unverified of each figure, the best known first; tables by the
+    number of pairs where it has them"""
     paper: str
     code: str
 
@@ -60,10 +61,15 @@ def entry(recipe: AnyRecipe) -> Entry:
         dataset=recipe.data.dataset,
         about=recipe.about,
         parameters=count_parameters(recipe),
-        published=[dump(result) for result in source.results],
+        published=[published(result) for result in source.results],
         paper=source.paper,
         code=source.code,
     )
+
+
+def published(result: Result) -> dict[str, Any]:
+    """A published figure as plain data, without the tables that it does not have."""
+    return {name: value for name, value in dump(result).items() if value != {}}
 
 
 def family(name: str) -> str:
@@ -87,6 +93,10 @@ def figure(published: Sequence[dict[str, Any]]) -> str:
         for split, note in (("test", ""), ("valid", " (valid)")):
             if (value := result[split]) is not None:
                 return f"{value:g} {result['metric']}{note}{' ?' * result['unverified']}"
+        table = result.get("by_pairs", {})
+        if pairs := [(n, loss) for n, loss in table.items() if loss is not None]:
+            (fewest, first), (most, last) = pairs[0], pairs[-1]
+            return f"{first:g} to {last:g} {result['metric']} ({fewest} to {most} pairs)"
     return "-"
 
 

@@ -1,4 +1,5 @@
-"""The command line: `workbench recipes` lists the experiments.
+"""The command line: `workbench recipes` lists the experiments, `workbench generate` and
+`workbench score` use a trained model.
 
 A command is a function `add_*` that describes its arguments and names what runs them. What a
 command needs is imported when it runs, so that `--help` answers at once.
@@ -12,9 +13,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import DataMissing, WorkbenchError
 
 Commands = Any
 """what argparse's `add_subparsers` returns; its class has no public name"""
@@ -39,7 +41,64 @@ def list_recipes(given: argparse.Namespace) -> None:
         say(catalogue.table(found))
 
 
-COMMANDS: tuple[Callable[[Commands], None], ...] = (add_recipes,)
+def add_generate(commands: Commands) -> None:
+    about = "let a trained model write on from a prompt"
+    parser = commands.add_parser("generate", help=about, description=about)
+    parser.add_argument("folder", help="the folder of a run")
+    parser.add_argument("--prompt", default="", help="what comes before (default: a new line)")
+    parser.add_argument("--length", type=int, default=200, help="tokens to write (default: 200)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest tokens")
+    parser.add_argument("--top-k", type=int, help="draw from the likeliest so many")
+    parser.add_argument("--top-p", type=float, help="draw from the likeliest of this probability")
+    parser.add_argument("--stop", action="append", default=[], help="end with this string")
+    parser.add_argument("--seed", type=int, help="to write the same text again")
+    parser.set_defaults(run=write_text)
+
+
+def write_text(given: argparse.Namespace) -> None:
+    """Write the prompt and each token as it comes."""
+    from workbench.generation import generate
+
+    names = ("prompt", "length", "temperature", "top_k", "top_p", "stop", "seed")
+    written = generate(given.folder, **{name: getattr(given, name) for name in names})
+    sys.stdout.write(given.prompt)
+    for token in written:
+        sys.stdout.write(token.text)
+        sys.stdout.flush()
+    say("")
+    sys.stderr.write(f"seed {written.seed}; {written.settings}\n")
+
+
+def add_score(commands: Commands) -> None:
+    about = "what each token of a text costs under a trained model"
+    parser = commands.add_parser("score", help=about, description=about)
+    parser.add_argument("folder", help="the folder of a run")
+    parser.add_argument("file", help="the text; - for standard input")
+    parser.add_argument("--json", action="store_true", help="every token, for programs")
+    parser.set_defaults(run=score_text)
+
+
+def score_text(given: argparse.Namespace) -> None:
+    """Write the mean over the text, or a JSON list of its tokens."""
+    from workbench.metrics import bits_per_token, perplexity
+    from workbench.scoring import score
+
+    path = Path(given.file)
+    if given.file != "-" and not path.is_file():
+        raise DataMissing(f"there is no file {path}; give the path of a text, or - for a pipe")
+    found = score(given.folder, sys.stdin.buffer.read() if given.file == "-" else path.read_bytes())
+    if given.json:
+        pairs = zip(found.positions.tolist(), found.nll_nats.tolist(), strict=True)
+        rows = [{"token": found.symbols[at], "position": at, "nats": cost} for at, cost in pairs]
+        say(json.dumps(rows, indent=1))
+        return
+    bits = bits_per_token(found.mean_nats)
+    say(f"{len(found.nll_nats):,} tokens, {found.unknown:,} unknown; {found.settings}")
+    say(f"{bits:.4f} bits per token, perplexity {perplexity(found.mean_nats):.3f}")
+    say(f"{found.bits_per_character:.4f} bits per character")
+
+
+COMMANDS: tuple[Callable[[Commands], None], ...] = (add_recipes, add_generate, add_score)
 
 
 def say(text: str) -> None:

@@ -24,6 +24,7 @@ from workbench.models.mixers.attention import AttentionConfig
 from workbench.models.mixers.fast_weight import FastWeightConfig
 from workbench.plots.live import bundle, in_batch, progress_bar
 from workbench.probe import ContextPoint
+from workbench.reading import open_source, reading
 from workbench.recipe import Recipe, load_recipe, of_text
 from workbench.train.config import EvalConfig
 from workbench.train.evaluate import Evaluation
@@ -119,6 +120,15 @@ def evaluation_settings(recipe: Recipe, max_tokens: int | None) -> EvalConfig:
     if max_tokens is not None:
         plain["max_tokens"] = max_tokens
     return load(EvalConfig, plain, where="parameter eval")
+
+
+def running_settings(view: View) -> EvalConfig:
+    """How to score a text whose past runs on from its start to its end, as a cache needs it."""
+    config = reading(open_source(view))
+    if config.method == "carried":
+        return config
+    plain = {"method": "streams", "batch_size": 1, "segment_len": view.recipe.data.segment_len}
+    return load(EvalConfig, {**plain, "carry": view.recipe.train.carry})
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from workbench import inspect
 from workbench.data.corpus import Corpus
-from workbench.errors import DataError
+from workbench.errors import ConfigError, DataError
 from workbench.metrics import bits_per_token, compressed_bits, unigram_nats
 from workbench.models.language_model import LanguageModel
-from workbench.train.config import EvalConfig
-from workbench.train.evaluate import evaluate
+from workbench.train import continuous_cache
+from workbench.train.config import CacheConfig, EvalConfig
+from workbench.train.evaluate import evaluate, measure
 
 Array = NDArray[np.float32]
 
@@ -174,6 +175,57 @@ def loss_by_context(
         mean = bits_per_token(float(nats.mean()))
         points.append(ContextPoint(context, mean, bits_per_token(error)))
     return points
+
+
+class CacheGrid(NamedTuple):
+    """What continuous caches make of one text."""
+
+    plain_nats: float
+    """mean nats per token without any"""
+    mean_nats: Array
+    """(thetas, lams) with each"""
+
+
+def cache_grid(
+    model: LanguageModel,
+    tokens: Tensor,
+    config: EvalConfig,
+    window: int,
+    thetas: Sequence[float],
+    lams: Sequence[float],
+) -> CacheGrid:
+    """Tune a continuous cache: one pass of the model, then every pair of settings.
+
+    Args:
+        model: any model.
+        tokens: (n,) ids of validation text.
+        config: method `carried` or `streams`, without a cache.
+        window, thetas, lams: see `CacheConfig`.
+
+    Raises:
+        ConfigError: windows have no running past to keep in a cache.
+    """
+    if config.method == "windows":
+        raise ConfigError("a cache needs a running text; set eval.method: carried or streams")
+    streams = config.batch_size if config.method == "streams" else 1
+    # rows that overlap would make several pasts of one
+    config = config.model_copy(update={"batch_size": streams})
+
+    def read(tokens_BT: Tensor, targets_BT: Tensor, carry: Any) -> tuple[tuple[Tensor, ...], Any]:
+        hidden_BTD, carry = model(tokens_BT, carry)
+        hidden_BTD = hidden_BTD[:, -targets_BT.shape[1] :]
+        return (model.vocabulary.nll(hidden_BTD, targets_BT), hidden_BTD, targets_BT), carry
+
+    kept, *_ = measure(model, tokens, config, read)
+    nll_BT, hidden_BTD, targets_BT = (x.unflatten(0, (streams, -1)) for x in kept)
+    means = [
+        [
+            float(continuous_cache.mix_nll(nll_BT, hidden_BTD, targets_BT, None, cache)[0].mean())
+            for cache in (CacheConfig(window=window, theta=theta, lam=lam) for lam in lams)
+        ]
+        for theta in thetas
+    ]
+    return CacheGrid(float(nll_BT.mean()), np.asarray(means, dtype=np.float32))
 
 
 def baselines(corpus: Corpus, tokens: Tensor) -> dict[str, float]:

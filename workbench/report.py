@@ -39,6 +39,11 @@ ORDER = (
     "loss_by_context",
     "loss_by_position",
     "hardest",
+    "samples",
+    "temperatures",
+    "scored",
+    "cache_grid",
+    "cache_gain",
 )
 """In which order figures appear; others follow by name."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from conftest import SPAN, write_recipe, write_text
+from conftest import DELTA, SPAN, write_recipe, write_text
 from papermill.engines import papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
@@ -94,6 +94,26 @@ def test_plain_papermill_runs_a_notebook_too(tmp_path: Path, span_recipe: Path) 
     assert RunFolder(tmp_path / "run").status()["state"] == "done"
     assert RunFolder(tmp_path / "run").recipe().train.steps == 6
     assert (tmp_path / "run" / "figures" / "training.json").is_file()
+
+
+@pytest.mark.parametrize("restarting", [False, True])
+def test_the_generate_notebook(tmp_path: Path, span_recipe: Path, restarting: bool) -> None:
+    recipe, changes = span_recipe, {"train.steps": 2}
+    if restarting:
+        recipe = write_recipe(tmp_path / "d.yaml", write_text(tmp_path / "d.txt"), DELTA)
+        changes |= {"model.positions": {"kind": "sinusoid"}}
+        changes |= {"eval.method": "windows", "eval.context_len": 8}
+    run = workbench.start(recipe, changes, out=tmp_path / "run")
+    list(run)
+    values = {"run": str(run.folder.path), "length": 20, "text_len": 60, "tune_tokens": 120}
+    values |= {"temperatures": [0.5, 1.0], "thetas": [0.3, 1.0], "lams": [0.1], "window": 30}
+    book, out = demo.BOOKS / "generate.ipynb", tmp_path / "executed.ipynb"
+    papermill.execute_notebook(book, out, values, progress_bar=False, store_widget_state=False)
+    assert figures_in(out) == 3
+    kept = {p.stem for p in (run.folder.path / "figures").iterdir()}
+    assert kept == {"samples", "temperatures", "scored", "cache_grid", "cache_gain"}
+    how = "windows, context_len 16" if restarting else "carried"
+    assert how + "; seed 1" in out.read_text("utf-8")
 
 
 def test_sigterm_saves_a_checkpoint_the_notebook_and_the_status(tmp_path: Path) -> None:

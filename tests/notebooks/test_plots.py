@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from workbench.plots import curves, evaluation, fast_weights, rules, spans, style
+from workbench.plots import curves, evaluation, fast_weights, generation, rules, spans, style
 
 rng = np.random.default_rng(0)
 SPANS = [[3.0, 5.0, 8.0, 12.0], [4.0, 20.0, 0.0, 2.0]]
@@ -76,6 +76,11 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
     "rank_over_time": lambda: rules.rank_over_time(both(matrices)),
     "comparison": lambda: evaluation.comparison_bars({"m": 2.0}, {"unigram": 4.5, "xz": 2.5}),
     "loss_by_context": lambda: evaluation.loss_by_context([1, 4, 16], [4.0, 3.0, 2.9], [0.1] * 3),
+    "surprise": lambda: generation.surprise_by_temperature([0.5, 1.0, 2.0], [1.0, 2.0, 5.0], 2.2),
+    "cache_grid": lambda: generation.cache_grid(
+        [0.1, 1.0], [0.1, 0.2, 0.3], [[2.0, 1.9, 2.2], [2.1, 1.8, 2.3]], 2.0, "word"
+    ),
+    "cache_gain": lambda: generation.cache_gain(rng.random(9000) + 0.1, rng.random(9000)),
     "loss_by_position": lambda: evaluation.loss_by_position(rng.random(300_000)),
 }
 by_figure = pytest.mark.parametrize("name", FIGURES)

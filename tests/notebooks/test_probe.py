@@ -10,9 +10,10 @@ import torch
 
 import workbench
 from workbench import inspect, probe
-from workbench.errors import DataError
+from workbench.errors import ConfigError, DataError
 from workbench.metrics import bits_per_token
 from workbench.models.language_model import LanguageModel
+from workbench.train.config import CacheConfig, EvalConfig
 
 
 @pytest.fixture
@@ -93,3 +94,21 @@ def test_inspect_agrees_with_the_model_on_what_is_read(delta_run: workbench.Run)
     life = inspect.trajectory(inputs, 0, 0)
     reads = torch.einsum("tf,tfv->tv", inputs.q_BTHF[0, :, 0], life.W_TFV)
     assert torch.allclose(reads, life.read_TV, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["carried", "streams"])
+def test_a_grid_of_caches_holds_what_evaluations_give(span_run: workbench.Run, method: str) -> None:
+    model, tokens = span_run.model, span_run.corpus.splits["valid"][:200]
+    config = EvalConfig(method=method, batch_size=3, segment_len=16)
+    grid = probe.cache_grid(model, tokens, config, 40, [0.1, 1.0], [0.05, 0.2, 0.4])
+    # a carried past is one past, in one row
+    plain = workbench.evaluate(model, tokens, config)
+    assert grid.plain_nats == pytest.approx(plain.mean_nats, abs=1e-5)
+    for i, theta in enumerate([0.1, 1.0]):
+        for j, lam in enumerate([0.05, 0.2, 0.4]):
+            cache = CacheConfig(window=40, theta=theta, lam=lam)
+            one = workbench.evaluate(model, tokens, config.model_copy(update={"cache": cache}))
+            assert grid.mean_nats[i, j] == pytest.approx(one.mean_nats, abs=1e-5)
+    with pytest.raises(ConfigError, match="carried or streams"):
+        windows = EvalConfig(method="windows", context_len=4)
+        probe.cache_grid(model, tokens, windows, 40, [1.0], [0.1])

@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from tiny_run import recipe, write_text
 
+import workbench
 from workbench import catalogue, cli
 from workbench.recipe import load_recipe, recipe_names
 
@@ -28,7 +30,8 @@ def test_recipes_as_json(capsys):
             *("name", "family", "dataset", "about", "parameters", "published", "paper", "code")
         }
         for result in entry["published"]:
-            assert set(result) == {"metric", "valid", "test", "source", "unverified"}
+            tables = {"by_pairs", "steps_by_pairs"} if entry["family"] == "retrieval" else set()
+            assert set(result) == {"metric", "valid", "test", "source", "unverified"} | tables
 
 
 @pytest.mark.parametrize("command", [["recipes", "nothing-like-it"], []])
@@ -90,3 +93,29 @@ def test_parameters_are_unknown_where_the_text_decides():
     words = {"data.corpus": {"kind": "text", "path": "a/book.txt", "level": "word"}}
     entry = catalogue.entry(load_recipe("span-python-tiny", words))
     assert (entry.parameters, entry.dataset) == (None, "book")
+
+
+def test_generate_and_score_use_a_run(tmp_path, capsys):
+    text = write_text(tmp_path / "text.txt")
+    run = workbench.start(recipe(text, steps=4), out=tmp_path / "run")
+    list(run)
+    options = ["--prompt", "abc", "--length", "12", "--temperature", "0.7", "--seed", "5"]
+    assert cli.main(["generate", str(run.folder.path), *options, "--top-k", "9"]) == 0
+    told = capsys.readouterr()
+    again = workbench.generate(run, "abc", length=12, temperature=0.7, seed=5, top_k=9)
+    assert told.out == f"abc{again.text}\n" and told.err == "seed 5; carried\n"
+
+    scored = workbench.score(run, text.read_bytes()[:50])
+    part = tmp_path / "part.txt"
+    part.write_bytes(text.read_bytes()[:50])
+    assert cli.main(["score", str(run.folder.path), str(part)]) == 0
+    assert f"{scored.bits_per_character:.4f} bits per character" in capsys.readouterr().out
+    assert cli.main(["score", str(run.folder.path), str(part), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["nats"] for row in rows] == pytest.approx(scored.nll_nats.tolist())
+    assert [row["position"] for row in rows] == list(range(1, 50))
+
+    assert cli.main(["score", str(run.folder.path), "nowhere.txt"]) == 2
+    assert "no file nowhere.txt" in capsys.readouterr().err
+    assert cli.main(["generate", str(tmp_path / "nothing")]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
