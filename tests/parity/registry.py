@@ -8,18 +8,18 @@ from pathlib import Path
 
 import torch
 
-from parity import adaptive_span, fast_weight, fast_weight_synthetic, transformer_xl
-from parity.golden import Comparison, Deviation, Golden, NotBuilt, Unknown
+from parity import adaptive_span, awd_lstm, fast_weight, fast_weight_synthetic, transformer_xl
+from parity.golden import Comparison, Deviation, Golden, Unknown
 
 Run = Callable[[Golden, torch.dtype], Comparison]
 
 RUNS: dict[str, Run] = {
     "transformer-xl/pytorch": transformer_xl.run,
     "adaptive-span": adaptive_span.run,
+    "awd-lstm-lm": awd_lstm.run,
     "lmtool-fwms/src": fast_weight.run,
     "fast-weight-transformers/synthetic": fast_weight_synthetic.run,
 }
-AWD = "awd-lstm-lm"
 
 
 def files(folder: Path) -> list[Path]:
@@ -65,22 +65,7 @@ def family(path: Path) -> str:
 def _run_of(golden: Golden) -> Run:
     """By what the file says of itself; its name means nothing."""
     codebase = golden.meta["codebase"]
-    if codebase.startswith(AWD):
-        raise NotBuilt(_awd_feature(golden))
     for where, run in RUNS.items():
         if codebase.startswith(where):
             return run
     raise Unknown(f"{golden.name}: the code base '{codebase}' is not known")
-
-
-def _awd_feature(golden: Golden) -> str:
-    family = {"LSTM": "AWD-LSTM", "QRNN": "QRNN"}.get(golden.ctor.get("rnn_type", ""))
-    if family is None:
-        raise Unknown(f"{golden.name}: rnn_type {golden.ctor.get('rnn_type')!r}")
-    if "(pointer.py evaluate)" in golden.meta["codebase"]:
-        return f"{family} with a continuous cache"
-    if "n_sgd_steps" in golden.meta:
-        return f"{family} and averaged SGD"
-    if golden.meta.get("criterion", {}).get("splits"):
-        return f"{family} and split softmax"
-    return family

@@ -46,14 +46,14 @@ def widths(ctor: Ctor) -> list[int]:
 def model_config(ctor: Ctor) -> dict[str, Any]:
     """Its constructor's arguments as our slots."""
     check(ctor)
-    p_hidden, *_, last = [ctor.get("dropouth", 0.0)] * ctor["nlayers"] + [0.0]
     stack = []
     for layer, width in enumerate(widths(ctor)):
         mixer: dict[str, Any] = {"kind": ctor["rnn_type"].lower(), "d_hidden": width}
         mixer["p_weight"] = ctor.get("wdrop", 0.0)
         if mixer["kind"] == "qrnn":
             mixer["window"] = 1 if layer else 2
-        p_drop = last if layer == ctor["nlayers"] - 1 else p_hidden
+        # what follows the last layer has a rate of its own
+        p_drop = ctor.get("dropouth", 0.0) if layer < ctor["nlayers"] - 1 else 0.0
         stack.append({"block": {"mixer": mixer, "residual": "none", "p_drop": p_drop}})
     return {
         "d_model": ctor["ninp"],
@@ -69,12 +69,12 @@ def model_config(ctor: Ctor) -> dict[str, Any]:
 
 def vocabulary(ctor: Ctor) -> dict[str, Any]:
     """One softmax, or one of a head and tails where the vocabulary is cut."""
-    common: dict[str, Any] = {"tie_weights": is_tied(ctor)}
-    if not is_tied(ctor) and ctor["nhid"] != ctor["ninp"]:
+    common: dict[str, Any] = {"tie_weights": is_tied(ctor), "scale_embedding": False}
+    if not is_tied(ctor):
         common["d_hidden"] = ctor["nhid"]
     if splits := splits_of(ctor):
-        return {"kind": "split", "cutoffs": splits, **common}
-    return {"kind": "plain", "scale_embedding": False, **common}
+        return {"kind": "split", "splits": splits, "cluster_order": "reversed", **common}
+    return {"kind": "plain", **common}
 
 
 def layer_links(layer: int, ctor: Ctor) -> list[Link]:
@@ -98,15 +98,17 @@ def layer_links(layer: int, ctor: Ctor) -> list[Link]:
 def links(ctor: Ctor) -> list[Link]:
     """Which of its parameters is which of ours."""
     check(ctor)
+    cut = bool(splits_of(ctor))
+    embedding, output = ("embeddings.0", "outputs.0") if cut else ("embedding", "output")
     result = [
-        one("model/encoder.weight", "vocabulary.embedding.weight"),
-        one("model/decoder.bias", "vocabulary.output.bias"),
+        one("model/encoder.weight", f"vocabulary.{embedding}.weight"),
+        one("model/decoder.bias", f"vocabulary.{output}.bias"),
     ]
     if not is_tied(ctor):
-        result.append(one("model/decoder.weight", "vocabulary.output.weight"))
+        result.append(one("model/decoder.weight", f"vocabulary.{output}.weight"))
     for layer in range(ctor["nlayers"]):
         result += layer_links(layer, ctor)
-    if splits_of(ctor):
-        result.append(one("criterion/tail_vectors", "vocabulary.tail_vectors"))
-        result.append(one("criterion/tail_bias", "vocabulary.tail_bias"))
+    if cut:
+        result.append(one("criterion/tail_vectors", "vocabulary.clusters.weight"))
+        result.append(one("criterion/tail_bias", "vocabulary.clusters.bias"))
     return result
