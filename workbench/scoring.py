@@ -104,7 +104,8 @@ def score(
     Raises:
         ConfigError: text for a bare model, or a method that the model cannot be measured by.
         DataError: the text is too short, or has ids that the model does not know.
-        DataMissing, CheckpointError: see `open_source`.
+        DataMissing: text is given, and the run's corpus is not here.
+        CheckpointError: see `open_source`.
     """
     subject = open_source(source, vocabulary)
     ids, ahead = subject.encode(text), subject.encode(before if before is not None else [])
