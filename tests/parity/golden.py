@@ -32,6 +32,8 @@ class OnlyABug(Exception):
 class Golden:
     """One `.npz` file, read without pickle."""
 
+    needs: tuple[str, ...] = ("codebase", "ctor", "recommended_tolerance")
+
     def __init__(self, path: Path):
         self.path, self.name = path, path.stem
         if path.suffix != ".npz":
@@ -41,7 +43,7 @@ class Golden:
         if "meta" not in self.arrays:
             raise Unknown(f"{path.name}: there is no array `meta`, so it is no golden file")
         self.meta: dict[str, Any] = json.loads(str(self.arrays.pop("meta")))
-        for field in ("codebase", "ctor", "recommended_tolerance"):
+        for field in self.needs:
             if field not in self.meta:
                 raise Unknown(f"{path.name}: meta lacks `{field}`")
 

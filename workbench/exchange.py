@@ -1,0 +1,350 @@
+"""Checkpoints of the papers' code as run folders of ours, and back under their names.
+
+    folder = import_checkpoint("model.pt", "runs/xl", recipe="xl-enwik8-base").folder
+    folder.load_model()
+    export_checkpoint("runs/xl", "again.pt")
+
+Nothing of a foreign file is ever run (`workbench.originals.reader`). What the authors' program does
+not write into its file is asked for, with its own default; the answer is in the result, in the
+recipe's notes and in the run folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from workbench.config import dump, load
+from workbench.data.published import SYMBOLS
+from workbench.errors import ConfigError, UnknownOriginal
+from workbench.models.feature_maps import Favor
+from workbench.models.language_model import LanguageModel, ModelConfig
+from workbench.originals.checkpoint import (
+    ADAPTIVE_SPAN,
+    AWD_LSTM,
+    FAST_WEIGHT,
+    MODULES,
+    TRANSFORMER_XL,
+    Original,
+    find,
+)
+from workbench.originals.links import in_their_layout, load_parameters
+from workbench.originals.optimizer import FoundOptimizer, find_optimizer
+from workbench.originals.reader import read
+from workbench.recipe import Recipe, load_recipe
+from workbench.train import checkpoint
+from workbench.train.environment import describe
+from workbench.train.folder import RunFolder, recipe_sha256
+
+LAYOUT, BUFFERS = "original/layout.json", "original/buffers.safetensors"
+"""of an imported run: the original's names, shapes and ties; its buffers"""
+PAPERS = {
+    TRANSFORMER_XL: "arXiv:1901.02860",
+    ADAPTIVE_SPAN: "arXiv:1905.07799",
+    AWD_LSTM: "arXiv:1708.02182",
+    FAST_WEIGHT: "arXiv:2102.11174",
+}
+RULES = {FAST_WEIGHT: TRANSFORMER_XL}
+"""code bases that number symbols as another one does"""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a checkpoint."""
+
+    folder: RunFolder
+    original: Original
+    optimizer: FoundOptimizer | None
+    """the state of an optimizer that the file holds and that was not taken over"""
+
+    def __str__(self) -> str:
+        """For people: what it was, what was taken for what it does not say, what was left."""
+        parameters = sum(p.numel() for p in self.folder.load_model().parameters())
+        lines = [f"{self.original.codebase} model of {parameters:,} parameters: {self.folder.path}"]
+        lines += [f"taken for {k}: {v!r}" for k, v in self.original.asked.items()]
+        if self.optimizer:
+            step = (
+                "" if self.optimizer.step is None else f" after {self.optimizer.step:.0f} updates"
+            )
+            lines.append(f"not taken over: the state of {self.optimizer.kind}{step}")
+        return "\n".join(lines)
+
+
+def import_checkpoint(
+    path: str | Path,
+    out: str | Path,
+    *,
+    recipe: str | Path | None = None,
+    asked: Mapping[str, Any] | None = None,
+    corpus: Mapping[str, Any] | None = None,
+) -> Imported:
+    """Turn a checkpoint of the papers' code into a run folder.
+
+    Args:
+        path: the authors' file: `model.pt` of Transformer-XL, a checkpoint of adaptive-span, the
+            file of AWD-LSTM's `--save`, `best_model.pt` or `latest_model.pt` of lmtool.
+        out: a new folder for the run.
+        recipe: a recipe whose text, training and evaluation the run shall have, and from which what
+            the file does not say (ramp, dropout, ...) is taken; the model is the file's.
+        asked: what the file does not say; see `workbench.originals.checkpoint.ASKED`.
+        corpus: the text, as in a recipe; by default the published one with so many symbols.
+
+    Raises:
+        HostileFile: the file names or does something that weights do not need; nothing was run.
+        CheckpointError: it is torn, or is not what it says.
+        UnknownOriginal: it holds no model of the four code bases, or one that was changed.
+        ConfigError: an option does not fit, or `out` is in use.
+    """
+    base = load_recipe(recipe) if recipe is not None else None
+    if base is not None and not isinstance(base, Recipe):
+        raise ConfigError(f"recipe {base.name} is about no text; give one of a language model")
+    name, value = Path(path).name, read(path)
+    original = find(value, asked)
+    config = _model_config(original, base, asked)
+    plan = _plan(original, config, base, corpus, name)
+    folder = RunFolder(out)
+    if folder.exists():
+        raise ConfigError(f"out: {folder.path} holds a run already; give a new folder")
+    folder.check(plan)
+    model = rebuild(original, config, name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    layout = Layout.of(original)
+    layout.write(folder)
+    checkpoint.save(folder.checkpoints, 0, model, {}, recipe_sha256=recipe_sha256(plan))
+    folder.begin(plan, describe(torch.device("cpu"), {"name": plan.data.dataset}))
+    folder.set_status("done", 0, plan.train.steps, f"imported from {name}")
+    return Imported(folder, original, find_optimizer(value))
+
+
+def _model_config(
+    original: Original, base: Recipe | None, asked: Mapping[str, Any] | None
+) -> ModelConfig:
+    """The file's model; where the file does not say all of it, the recipe's, if one is given."""
+    if base is None or not original.asked or original.codebase != ADAPTIVE_SPAN:
+        return load(ModelConfig, original.model_config(), "model")
+    if asked:
+        raise ConfigError(
+            f"the recipe {base.name} says {', '.join(asked)} too; give the recipe, or the options"
+        )
+    return base.model
+
+
+def _plan(
+    original: Original,
+    config: ModelConfig,
+    base: Recipe | None,
+    corpus: Mapping[str, Any] | None,
+    name: str,
+) -> Recipe:
+    """The recipe of the run: the model, and around it what is known of text and measurement."""
+    notes = f"Weights imported from {name}, written by the authors' {original.codebase} code."
+    if base is not None:
+        data = {**dump(base), "model": dump(config)}
+        data["source"]["notes"] = f"{data['source']['notes']} {notes}".strip()
+        if corpus:
+            data["data"]["corpus"] = dict(corpus)
+        return load(Recipe, data)
+    for key, value in original.asked.items():
+        notes += f" {key}: {value!r}, which the file does not say."
+    carry = original.asked.get("carry") or ("keep" if original.remembers else "reset")
+    average = {ADAPTIVE_SPAN: "of_blocks", AWD_LSTM: "over_tokens"}.get(original.codebase, "exact")
+    text = dict(corpus) if corpus else _corpus(original)
+    length = {"segment_len": original.segment_len, "batch_size": 10}
+    data = {
+        "name": f"imported-{original.codebase}",
+        "about": f"A {original.codebase} model with the authors' weights, from {name}.",
+        "source": {
+            "paper": PAPERS[original.codebase],
+            "notes": f"{notes} How it was trained is not in the file either: train says nothing.",
+        },
+        "data": {"corpus": text, **length},
+        "model": dump(config),
+        "train": {"steps": 1, "optimizer": {"kind": "adam", "lr": 2.5e-4}, "carry": carry},
+        "eval": {"method": "streams", **length, "carry": carry, "average": average},
+    }
+    return load(Recipe, data)
+
+
+def _corpus(original: Original) -> dict[str, Any]:
+    """The published text with so many symbols; where there is none, a name for what is missing."""
+    rule = RULES.get(original.codebase, original.codebase)
+    for (name, whose), n_symbols in SYMBOLS.items():
+        if whose == rule and n_symbols == original.vocab_size:
+            return {"kind": "published", "name": name, "rule": rule}
+    return {"kind": "text", "path": f"the-text-of-{original.vocab_size}-symbols", "level": "word"}
+
+
+def rebuild(original: Original, config: ModelConfig, name: str) -> LanguageModel:
+    """Our model with the original's numbers.
+
+    Args:
+        original: as found.
+        config: of our model; its parameters are those that the original links.
+        name: of the file, for messages.
+
+    Raises:
+        UnknownOriginal, CheckpointError: its parameters or buffers are not what they should be.
+    """
+    left = original.buffers | original.aliases().keys()
+    check_buffers(original)
+    theirs = {n: x for n, x in original.tensors.items() if n not in left}
+    with torch.device("meta"):
+        wanted = sum(p.numel() for p in config.build(original.vocab_size).parameters())
+    there = sum(x.numel() for x in theirs.values())
+    # before any memory is taken for a model that the file cannot fill
+    if wanted != there:
+        raise UnknownOriginal(
+            f"{name}: a model of these arguments has {wanted} parameters, the file has {there}"
+        )
+    model = config.build(original.vocab_size)
+    load_parameters(model, original.links(), theirs, name)
+    for layer, matrix_KM in original.projections.items():
+        for favor in (m for m in model.layers[layer].mixer.modules() if isinstance(m, Favor)):
+            buffer_KM = favor.get_buffer("projection_KM")
+            if buffer_KM.shape != matrix_KM.shape:
+                shapes = f"{tuple(matrix_KM.shape)}, expected {tuple(buffer_KM.shape)}"
+                raise UnknownOriginal(f"{name}: layer {layer} projects features by {shapes}")
+            buffer_KM.copy_(matrix_KM)
+    return model.eval()
+
+
+def check_buffers(original: Original) -> None:
+    """Compare what a model computes again with what it must be.
+
+    Raises:
+        UnknownOriginal: it is another model than it says.
+    """
+    for name in sorted(original.buffers):
+        value = original.tensors[name]
+        n = value.numel()
+        if name.endswith("inv_freq"):
+            right = torch.tensor([10000 ** (-i / n) for i in range(n)])
+        elif name.endswith("mask_template"):
+            right = torch.arange(1.0 - n, 1.0)
+        else:
+            raise UnknownOriginal(f"the checkpoint has an unknown buffer '{name}'")
+        tolerance = 4 * torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+        close = torch.allclose(value.float(), right, rtol=max(tolerance, 1e-5), atol=0.0)
+        if value.dim() != 1 or not close:
+            raise UnknownOriginal(f"the checkpoint's '{name}' is not what this model computes")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an original's state dict looks: what an export repeats.
+
+    Attributes:
+        codebase: see `workbench.originals.checkpoint.MODULES`.
+        ctor: the original constructor's arguments.
+        prefix: of every name.
+        tensors: by name, `shape` and `dtype`, and for a tied one `same_as`, the name of the first.
+        buffers: the values of those that are no parameters.
+    """
+
+    codebase: str
+    ctor: dict[str, Any]
+    prefix: str
+    tensors: dict[str, dict[str, Any]]
+    buffers: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, original: Original) -> Layout:
+        """The layout of a checkpoint that was found."""
+        aliases = original.aliases()
+        tensors: dict[str, dict[str, Any]] = {}
+        for name, value in original.tensors.items():
+            dtype = str(value.dtype).removeprefix("torch.")
+            tensors[name] = {"shape": list(value.shape), "dtype": dtype}
+            if name in aliases:
+                tensors[name]["same_as"] = aliases[name]
+        buffers = {name: original.tensors[name].contiguous() for name in original.buffers}
+        return cls(original.codebase, original.ctor, original.prefix, tensors, buffers)
+
+    @classmethod
+    def at(cls, place: str | Path) -> Layout:
+        """The layout of a run that was imported, or of a checkpoint of the papers' code.
+
+        Raises:
+            ConfigError: the run was not imported.
+            CheckpointError, UnknownOriginal: the file is no such checkpoint.
+        """
+        folder = RunFolder(place)
+        if not folder.exists():
+            return cls.of(find(read(place)))
+        if not (folder.path / LAYOUT).is_file():
+            raise ConfigError(
+                f"{folder.path} was not imported: the original's names and shapes are not known. "
+                "Give as `like` a checkpoint of the same sizes from the original code, or a run "
+                "imported from one"
+            )
+        told = json.loads((folder.path / LAYOUT).read_text("utf-8"))
+        return cls(**told, buffers=safetensors.torch.load_file(folder.path / BUFFERS))
+
+    def write(self, folder: RunFolder) -> None:
+        told = {k: v for k, v in vars(self).items() if k != "buffers"}
+        folder.artefact(LAYOUT).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+        folder.artefact(BUFFERS).write_bytes(
+            safetensors.torch.save({k: v.clone() for k, v in self.buffers.items()})
+        )
+
+
+def export_state_dict(model: LanguageModel, layout: Layout) -> dict[str, Tensor]:
+    """Our model's numbers under the original's names, in its order.
+
+    Tied tensors stand under all their names, buffers are there. AWD-LSTM's names begin with
+    `model/` or `criterion/`.
+
+    Raises:
+        ConfigError: this is another model than the layout's.
+    """
+    links = MODULES[layout.codebase].links(layout.ctor)
+    shapes = {name: torch.Size(about["shape"]) for name, about in layout.tensors.items()}
+    ours = {name: p.detach().cpu() for name, p in model.named_parameters()}
+    try:
+        values = in_their_layout(ours, links, shapes)
+    except (KeyError, RuntimeError) as error:
+        raise ConfigError(
+            f"the model is not that of the given {layout.codebase} layout ({error}); give a "
+            "checkpoint of the same sizes"
+        ) from None
+    if odd := sorted(ours.keys() - {name for link in links for name in link.ours}):
+        raise ConfigError(f"the {layout.codebase} layout has no place for {odd[:4]}")
+    result = {}
+    for name, about in layout.tensors.items():
+        first = about.get("same_as", name)
+        value = layout.buffers[name] if name in layout.buffers else values[first]
+        result[f"{layout.prefix}{name}"] = value.to(getattr(torch, about["dtype"]))
+    return result
+
+
+def export_checkpoint(
+    run: str | Path, path: str | Path, *, which: str = "last", like: str | Path | None = None
+) -> None:
+    """Write a run's weights for the original code: `load_state_dict(torch.load(path))`.
+
+    For AWD-LSTM the file holds `{"model": state dict, "criterion": state dict}`.
+
+    Args:
+        run: a run folder.
+        path: the file to write.
+        which: "last", or "best" by validation loss.
+        like: a checkpoint of the original code with the same sizes, or a run that was imported from
+            one; by default the run itself, which then must have been imported.
+    """
+    layout = Layout.at(like if like is not None else run)
+    model = RunFolder(run).load_model(which)
+    if not isinstance(model, LanguageModel):
+        raise ConfigError(f"{run} holds no language model, and the originals' models are such")
+    flat = export_state_dict(model, layout)
+    parts: dict[str, Any] = {}
+    for name, value in flat.items():
+        part, _, rest = name.rpartition("/")
+        (parts.setdefault(part, {}) if part else parts)[rest] = value
+    torch.save(parts, path)
