@@ -17,7 +17,7 @@ def test_every_recipe_builds_on_the_meta_device(name):
     recipe = load_recipe(name)
     assert recipe.name == name and recipe.about
     with torch.device("meta"):
-        model = recipe.model.build(vocab_size=256)
+        model = recipe.model.build(recipe.data.n_symbols or 256)
     assert model.n_parameters > 0
 
 
