@@ -68,19 +68,22 @@ def run_full_eval(it: Subject) -> None:
 
 
 def run_steps(it: Subject) -> None:
-    """Their training loop: Adagrad that clips each tensor, or SGD with global clipping."""
-    train_meta = it.golden.meta["train"]
+    """Their training loop: Adagrad that clips each tensor, others with global clipping."""
+    meta = it.golden.meta["train"]
+    clips = meta["grad_clip"] > 0
     optimizers: dict[str, dict[str, Any]] = {
-        "adagrad": {"kind": "adagrad", "clip": "per_tensor"},
-        "sgd": {"kind": "sgd", "momentum": train_meta["momentum"]},
+        "adagrad": {"kind": "adagrad", "clip": "per_tensor" if clips else "global"},
+        "sgd": {"kind": "sgd", "momentum": meta["momentum"]},
+        "adam": {"kind": "adam"},
     }
-    if train_meta["optim"] not in optimizers:
-        raise Unknown(f"{it.golden.name}: training with {train_meta}")
+    odd = set(meta) - {"grad_clip", "lr", "lr_warmup", "momentum", "optim"}
+    if odd or meta["optim"] not in optimizers:
+        raise Unknown(f"{it.golden.name}: training with {meta}")
     plan = {
-        "steps": 100,
-        "optimizer": {**optimizers[train_meta["optim"]], "lr": train_meta["lr"]},
-        "schedule": {"kind": "constant", "warmup_steps": train_meta["lr_warmup"]},
-        "clip_norm": train_meta["grad_clip"],
+        "steps": max(1, meta["lr_warmup"]),
+        "optimizer": {**optimizers[meta["optim"]], "lr": meta["lr"]},
+        "schedule": {"kind": "constant", "warmup_steps": meta["lr_warmup"]},
+        "clip_norm": meta["grad_clip"] if clips else None,
     }
 
     def compare_spans(step: int) -> None:

@@ -6,6 +6,8 @@ are [time, batch]; phases whose name ends in `_carry` hand the fast weights from
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,15 +24,16 @@ from workbench.models.mixers.delta_recurrent import DeltaRecurrentState
 from workbench.models.mixers.fast_weight import DrivenFastWeights, FastWeights
 from workbench.models.mixers.recurrent import HiddenState, LSTMState
 from workbench.models.mixers.recurrent_delta import RecurrentDeltaState
-from workbench.originals import fast_weight
+from workbench.originals import fast_weight, transformer_xl
 from workbench.train.config import EvalConfig
 from workbench.train.evaluate import evaluate as measure
 
 COMPLETE = "extra/grad_complete/"
 
 
-def fast_weight_subject(golden: Golden, dtype: torch.dtype) -> Subject:
-    ctor = golden.ctor
+def fast_weight_subject(golden: Golden, dtype: torch.dtype, **changes: Any) -> Subject:
+    """A model of fast weights; `changes` replace arguments of its constructor."""
+    ctor = {**golden.ctor, **changes}
     config, links = fast_weight.model_config(ctor), fast_weight.links(ctor)
     if golden.keys(COMPLETE):
         # the file also holds what the original never computes: gradients of its base weights
@@ -89,7 +92,10 @@ def run(golden: Golden, dtype: torch.dtype) -> Comparison:
         return run_kernel(golden, dtype)
     fast_weight.check(golden.ctor)
     attention = fast_weight.is_attention(golden.ctor)
-    it = (xl.attention_subject if attention else fast_weight_subject)(golden, dtype)
+    build = xl.attention_subject if attention else fast_weight_subject
+    # their evaluations change a clamp only to a positive one; every kind has codes to clamp
+    clamp_len = transformer_xl.clamp(golden.meta) or transformer_xl.clamp(golden.ctor)
+    it = build(golden, dtype, clamp_len=clamp_len)
     if kind == "(model_main.MemTransformerLM)":
         run_phases(it, carried=attention)
     elif kind == "(eval_sliding_window.py)":
@@ -139,6 +145,7 @@ def run_sliding(it: Subject) -> None:
     golden = it.golden
     config = {"method": "windows", "context_len": golden.meta["window"], "batch_size": 16}
     config["n_streams"] = golden.meta["batch"]
+    config["skip_first"] = golden.meta.get("skip_first", False)
     result = measure(
         it.model.eval(), golden.tensor("input/stream"), load(EvalConfig, config, "eval")
     )

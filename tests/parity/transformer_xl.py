@@ -16,7 +16,7 @@ from workbench.carry import Carry
 from workbench.config import load
 from workbench.models import sampled
 from workbench.models.mixers.base import Limits
-from workbench.originals import transformer_xl
+from workbench.originals import fast_weight, transformer_xl
 from workbench.train.config import TrainConfig
 
 
@@ -34,9 +34,10 @@ def compare_memories(compare: Comparison, at: str, carry: Carry) -> None:
 
 def attention_subject(golden: Golden, dtype: torch.dtype, **changes: Any) -> Subject:
     """A model of Transformer-XL's layers; `changes` replace arguments of its constructor."""
-    config = transformer_xl.model_config({**golden.ctor, **changes})
-    links = transformer_xl.links(golden.ctor)
-    it = subject(golden, config, golden.ctor["n_token"], links, dtype)
+    fork = golden.meta["codebase"].startswith("lmtool-fwms")
+    original = fast_weight if fork else transformer_xl
+    config = original.model_config({**golden.ctor, **changes})
+    it = subject(golden, config, golden.ctor["n_token"], original.links(golden.ctor), dtype)
     it.states = compare_memories
     it.limits = Limits(ext_len=golden.ctor.get("ext_len", 0))
     return it
@@ -126,18 +127,30 @@ def run_sampling(golden: Golden, dtype: torch.dtype) -> Comparison:
 
 
 def run_steps(it: Subject) -> None:
-    """Their training loop: Adam, global clipping, warm-up and cosine with their off-by-one."""
-    train_meta = it.golden.meta["train"]
-    if (train_meta["optim"], train_meta["scheduler"]) != ("adam", "cosine"):
-        raise Unknown(f"{it.golden.name}: training with {train_meta}")
+    """Their training loop: any optimizer, global clipping, schedules with their off-by-one."""
+    meta = it.golden.meta["train"]
+    optimizers: dict[str, dict[str, Any]] = {
+        "adam": {"kind": "adam"},
+        "sgd": {"kind": "sgd", "momentum": meta.get("mom", 0.0)},
+        "adagrad": {"kind": "adagrad"},
+    }
+    schedules: dict[str, dict[str, Any]] = {
+        "cosine": {"kind": "cosine", "min_lr": meta.get("eta_min", 0.0)},
+        "inv_sqrt": {"kind": "inverse_sqrt"},
+        "constant": {"kind": "constant"},
+        # lowered by validations, of which the loop has none
+        "dev_perf": {"kind": "plateau"},
+    }
+    known = {"clip", "lr", "max_step", "optim", "scheduler", "warmup_step", "mom", "eta_min"}
+    plateau = {"lr_min", "decay_rate", "patience"}
+    odd = set(meta) - known - plateau
+    if odd or meta["optim"] not in optimizers or meta["scheduler"] not in schedules:
+        raise Unknown(f"{it.golden.name}: training with {meta}")
+    warmup = {"warmup_steps": meta["warmup_step"], "convention": "txl"}
     plan = {
-        "steps": train_meta["max_step"],
-        "optimizer": {"kind": "adam", "lr": train_meta["lr"]},
-        "schedule": {
-            "kind": "cosine",
-            "warmup_steps": train_meta["warmup_step"],
-            "convention": "txl",
-        },
-        "clip_norm": train_meta["clip"],
+        "steps": max(meta["max_step"], meta["warmup_step"]),
+        "optimizer": {**optimizers[meta["optim"]], "lr": meta["lr"]},
+        "schedule": {**schedules[meta["scheduler"]], **warmup},
+        "clip_norm": meta["clip"],
     }
     optimise(it, load(TrainConfig, plan, "train"))

@@ -10,7 +10,14 @@ from torch import nn
 from workbench.config import ConfigError, load
 from workbench.train.config import EvalConfig, StopConfig, TrainConfig, differences
 from workbench.train.optim import SGD, Adagrad, Adam, AdamW, OptimizerConfig
-from workbench.train.schedule import Constant, Cosine, InverseSqrt, ScheduleConfig, StepDecay
+from workbench.train.schedule import (
+    Constant,
+    Cosine,
+    InverseSqrt,
+    Plateau,
+    ScheduleConfig,
+    StepDecay,
+)
 
 # rates of out/step*/lr in the stored runs of the authors' codes
 TXL_STEPS = [0.01, 0.0033333334, 0.006666667, 0.009455033, 0.009045085, 0.008535534]
@@ -30,6 +37,22 @@ def test_rates_of_the_transformer_xl_code() -> None:
 def test_rates_of_the_adaptive_span_code_are_the_standard_ones() -> None:
     assert rates(Constant(warmup_steps=2), 0.2, 5) == pytest.approx(SPAN_SGD, rel=1e-6)
     assert rates(Constant(warmup_steps=3), 0.05, 5) == pytest.approx(SPAN_ADAGRAD, rel=1e-6)
+
+
+@pytest.mark.parametrize(("patience", "min_lr"), [(0, 0.0), (2, 0.02)])
+def test_a_plateau_is_pytorchs_stepped_after_each_validation(patience: int, min_lr: float) -> None:
+    schedule = Plateau(patience=patience, min_lr=min_lr)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.5, patience=patience, min_lr=min_lr
+    )
+    losses = (3 + torch.randn(30, generator=torch.Generator().manual_seed(0))).tolist()
+    losses[6] = losses[5]
+    for n, loss in enumerate(losses, start=1):
+        theirs.step(loss)
+        rate = schedule.lowered(schedule.lr(n, 0.3, 100), losses[:n])
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12, abs=2e-8)
+    assert rate < 0.1, "it has been lowered"
 
 
 def test_txl_inverse_sqrt_is_pytorchs_lambda_stepped_after_each_update() -> None:

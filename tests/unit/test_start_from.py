@@ -67,3 +67,29 @@ def test_faults_are_found_before_anything_is_written(
     with pytest.raises(CheckpointError, match="weights of another model"):
         workbench.start(other, out=out)
     assert not out.exists()
+
+
+def test_the_optimizer_can_be_continued(text: Path, tmp_path: Path) -> None:
+    """Adagrad's sums go on from where they were; the rate is the new one."""
+    slow = {"kind": "adagrad", "lr": 1e-3}
+    first = workbench.start(
+        recipe(text, steps=6, optimizer={**slow, "lr": 0.1}), out=tmp_path / "first"
+    )
+    list(first)
+    origin = {"start_from": str(first.folder.path), "optimizer": slow}
+    saved = checkpoint.load_state(checkpoint.best(first.folder.checkpoints))["optimizer"]["state"]
+    for how in ("fresh", "continued"):
+        run = workbench.start(
+            recipe(text, **{**FINE, **origin, "start_optimizer": how}), out=tmp_path / how
+        )
+        sums = [entry["sum"] for entry in run._trainer.optimizer.state.values()]
+        expected = [entry["sum"] for entry in saved.values()]
+        same = [torch.equal(a, b) for a, b in zip(sums, expected, strict=True)]
+        assert all(same) == (how == "continued")
+        list(run)
+        assert run.folder.records("train")[-1]["lr"] == 1e-3
+    other = {"start_from": str(first.folder.path), "start_optimizer": "continued"}
+    with pytest.raises(ConfigError, match="was trained with adagrad"):
+        workbench.start(recipe(text, **{**FINE, **other}), out=tmp_path / "other")
+    with pytest.raises(ConfigError, match="start_from is null"):
+        recipe(text, start_optimizer="continued")

@@ -101,6 +101,10 @@ def check_combination(ctor: Ctor) -> None:
         raise UnknownOriginal(f"skip_attn_normalization {not normalised} with type {number}")
     if number == 934 and normalised:
         raise Unsupported("a Recurrent Delta net divided by sums of keys before their softmax")
+    if ctor.get("mem_len"):
+        raise Unsupported(f"a memory of past inputs beside fast weights (attention type {number})")
+    if is_quadratic(ctor) and ctor.get("same_length"):
+        raise Unsupported("same_length without memory, which hides every key")
     odd = [name for name in REMOVALS - {"remove_ff"} if ctor.get(name)]
     if number not in BARE and (odd or d_res(ctor) != ctor["d_model"]):
         raise UnknownOriginal(f"{odd or 'd_res'} with attention type {number}")

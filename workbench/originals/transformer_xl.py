@@ -102,7 +102,7 @@ def links(ctor: Ctor) -> list[Link]:
 
 def clamp(ctor: Ctor) -> int:
     """Ours is 0 where theirs is -1."""
-    return max(0, ctor.get("clamp_len", 0))
+    return max(0, ctor.get("clamp_len") or 0)
 
 
 def sinusoid(ctor: Ctor) -> dict[str, Any]:

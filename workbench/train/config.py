@@ -162,6 +162,9 @@ class TrainConfig(Config):
     start_from: str | None = None
     """The folder of another run: begin with the weights of its best checkpoint, to fine-tune them.
     null for weights drawn afresh."""
+    start_optimizer: Literal["fresh", "continued"] = "fresh"
+    """`continued` takes over the statistics of that run's optimizer too, as the adaptive-span code
+    does: Adagrad's sums, whose steps are then small from the start."""
     optimizer: slot(OptimizerConfig)  # type: ignore[valid-type]
     """Such as `{kind: adam, lr: 3.0e-4}`."""
     schedule: slot(ScheduleConfig) = Constant()  # type: ignore[valid-type]
@@ -197,6 +200,10 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         self.schedule.check(self.optimizer.lr, self.steps)
+        if self.start_optimizer == "continued" and self.start_from is None:
+            raise ValueError(
+                "start_optimizer is continued, but start_from is null: name the run to go on from"
+            )
         if self.optimizer.clips == "per_tensor" and self.clip_norm is None:
             raise ValueError(
                 "optimizer.clip is per_tensor, but clip_norm is null: nothing would be clipped; "

@@ -216,7 +216,8 @@ def origin_of(recipe: AnyRecipe) -> checkpoint.Checkpoint | None:
     validated (an imported run); None where weights are drawn afresh.
 
     Raises:
-        ConfigError: it names no run folder, or one without checkpoints.
+        ConfigError: it names no run folder, one without checkpoints, or one whose optimizer
+            cannot be continued.
     """
     if recipe.train.start_from is None:
         return None
@@ -225,6 +226,12 @@ def origin_of(recipe: AnyRecipe) -> checkpoint.Checkpoint | None:
         raise ConfigError(
             f"train.start_from: {folder.path} is not a run folder. Train the recipe that this one "
             "continues first, or give the folder where it was trained"
+        )
+    ours, theirs = recipe.train.optimizer.kind, folder.recipe().train.optimizer.kind
+    if recipe.train.start_optimizer == "continued" and ours != theirs:
+        raise ConfigError(
+            f"train.start_optimizer is continued, but {folder.path} was trained with {theirs}, and "
+            f"this recipe trains with {ours}; write start_optimizer: fresh"
         )
     found = checkpoint.best(folder.checkpoints) or checkpoint.newest(folder.checkpoints)
     if found is None:

@@ -71,6 +71,8 @@ def start(
     if origin is not None:
         checkpoint.load_weights(origin, model)
     trainer = Trainer(model, task.batches(device), recipe.train, recipe.name)
+    if origin is not None and recipe.train.start_optimizer == "continued":
+        trainer.adopt(checkpoint.load_state(origin))
     run = Run(recipe, task, folder, trainer)
     if found is not None:
         run._restore(found)

@@ -8,6 +8,7 @@ Transformer-XL and fast-weight code (arXiv:1901.02860, arXiv:2102.11174) to the 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -41,6 +42,10 @@ class ScheduleConfig(Choice):
         """
         raise TypeError(f"{type(self).__name__} does not define lr(step, base_lr, total_steps)")
 
+    def lowered(self, lr: float, validations: Sequence[float]) -> float:
+        """That rate after what validations have shown so far: their losses, oldest first."""
+        return lr
+
     def check(self, base_lr: float, total_steps: int) -> None:
         """Refuse what cannot be trained with.
 
@@ -73,6 +78,29 @@ class Constant(ScheduleConfig):
             # their loop never writes the full rate back once the warm-up has ended
             share = max(self.warmup_steps - 1, 1) / self.warmup_steps
         return base_lr if share is None else base_lr * share
+
+
+class Plateau(Constant):
+    """As `constant`, lowered whenever validations stop improving (Transformer-XL's `dev_perf`)."""
+
+    kind: Literal["plateau"] = "plateau"  # type: ignore[assignment]
+    factor: float = Field(default=0.5, gt=0, lt=1)
+    """What the rate is multiplied with."""
+    patience: int = Field(default=0, ge=0)
+    """Validations in a row without an improvement (by a share of 1e-4) that are put up with."""
+    min_lr: float = Field(default=0.0, ge=0)
+    """The rate is not lowered beyond it."""
+
+    def lowered(self, lr: float, validations: Sequence[float]) -> float:
+        best, since_best = math.inf, 0
+        for nats in validations:
+            if nats < best * (1 - 1e-4):
+                best, since_best = nats, 0
+                continue
+            since_best += 1
+            if since_best > self.patience:
+                lr, since_best = max(lr * self.factor, min(lr, self.min_lr)), 0
+        return lr
 
 
 class Cosine(ScheduleConfig):

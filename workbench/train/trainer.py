@@ -20,7 +20,7 @@ from workbench import carry as carries
 from workbench import kernels
 from workbench.carry import Carry
 from workbench.data.segments import Batch, Batches
-from workbench.errors import NonFiniteLoss
+from workbench.errors import ConfigError, NonFiniteLoss
 from workbench.models.base import Model
 from workbench.models.mixers.base import Limits
 from workbench.train.averaging import AveragedSGD, non_monotone
@@ -174,7 +174,7 @@ class Trainer:
     def _set_lr(self, batch: Batch) -> None:
         config = self.config
         rate = config.schedule.lr(self.step, config.optimizer.lr, config.steps)
-        self.lr = rate * batch.lr_scale
+        self.lr = config.schedule.lowered(rate, self.validations) * batch.lr_scale
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
 
@@ -278,6 +278,20 @@ class Trainer:
                 "seconds": meters.seconds,
             },
         }
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Take over the statistics of another run's optimizer; rates and settings are our own.
+
+        Raises:
+            ConfigError: that run holds none.
+        """
+        theirs = state.get("optimizer", {}).get("state")
+        if not theirs:
+            raise ConfigError(
+                "train.start_optimizer is continued, but the run of train.start_from holds no "
+                "statistics of an optimizer; write start_optimizer: fresh"
+            )
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": theirs})
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` gave; the weights are the caller's affair."""
