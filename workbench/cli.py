@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import DataMissing, WorkbenchError
+from workbench.errors import ConfigError, DataMissing, WorkbenchError
 
 Commands = Any
 """what argparse's `add_subparsers` returns; its class has no public name"""
@@ -98,7 +98,72 @@ def score_text(given: argparse.Namespace) -> None:
     say(f"{found.bits_per_character:.4f} bits per character")
 
 
-COMMANDS: tuple[Callable[[Commands], None], ...] = (add_recipes, add_generate, add_score)
+def add_import(commands: Commands) -> None:
+    about = "turn a checkpoint of the papers' code into a run folder; nothing of it is executed"
+    parser = commands.add_parser("import-checkpoint", help=about, description=about)
+    parser.add_argument("checkpoint", help="the authors' file, or the name of a published one")
+    parser.add_argument("--out", required=True, help="a new folder for the run")
+    parser.add_argument("--recipe", help="take text, training and evaluation from this recipe")
+    parser.add_argument("--corpus", help="the text, as a recipe says it: {kind: text, path: ...}")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what the file does not say, such as ramp=32; the answer lists what was taken",
+    )
+    parser.add_argument("--url", help="of a published one: where it is to be downloaded from")
+    parser.set_defaults(run=import_checkpoint)
+
+
+def import_checkpoint(given: argparse.Namespace) -> None:
+    """Import a file or a published checkpoint, and say what was taken for what it does not say."""
+    import yaml
+
+    from workbench import exchange
+    from workbench.originals.published import CHECKPOINTS
+
+    if given.checkpoint in CHECKPOINTS and not Path(given.checkpoint).exists():
+        say(str(exchange.import_published(given.checkpoint, given.out, url=given.url)))
+        return
+    try:
+        asked = {k: yaml.safe_load(v) for k, _, v in (pair.partition("=") for pair in given.set)}
+        corpus = yaml.safe_load(given.corpus) if given.corpus else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set and --corpus hold values as in a recipe; {error}") from None
+    imported = exchange.import_checkpoint(
+        given.checkpoint, given.out, recipe=given.recipe, asked=asked, corpus=corpus
+    )
+    say(str(imported))
+
+
+def add_export(commands: Commands) -> None:
+    about = "write a run's weights under the original code's names, for its load_state_dict"
+    parser = commands.add_parser("export-checkpoint", help=about, description=about)
+    parser.add_argument("folder", help="the folder of a run")
+    parser.add_argument("file", help="the file to write")
+    parser.add_argument("--which", choices=("last", "best"), default="last")
+    parser.add_argument(
+        "--like", help="a checkpoint of the original code, or a run imported from one"
+    )
+    parser.set_defaults(run=export_checkpoint)
+
+
+def export_checkpoint(given: argparse.Namespace) -> None:
+    """Export a run."""
+    from workbench import exchange
+
+    exchange.export_checkpoint(given.folder, given.file, which=given.which, like=given.like)
+    say(f"written: {given.file}")
+
+
+COMMANDS: tuple[Callable[[Commands], None], ...] = (
+    add_recipes,
+    add_generate,
+    add_score,
+    add_import,
+    add_export,
+)
 
 
 def say(text: str) -> None:

@@ -1,7 +1,7 @@
 """Checkpoints of the papers' code as run folders of ours, and back under their names.
 
-    folder = import_checkpoint("model.pt", "runs/xl", recipe="xl-enwik8-base").folder
-    folder.load_model()
+    import_checkpoint("model.pt", "runs/xl").folder.load_model()
+    import_published("adaptive-span-enwik8", "runs/span")
     export_checkpoint("runs/xl", "again.pt")
 
 Nothing of a foreign file is ever run (`workbench.originals.reader`). What the authors' program does
@@ -37,6 +37,7 @@ from workbench.originals.checkpoint import (
 )
 from workbench.originals.links import in_their_layout, load_parameters
 from workbench.originals.optimizer import FoundOptimizer, find_optimizer
+from workbench.originals.published import CHECKPOINTS, fetch
 from workbench.originals.reader import read
 from workbench.recipe import Recipe, load_recipe
 from workbench.train import checkpoint
@@ -123,6 +124,22 @@ def import_checkpoint(
     return Imported(folder, original, find_optimizer(value))
 
 
+def import_published(name: str, out: str | Path, *, url: str | None = None) -> Imported:
+    """A checkpoint that its authors published, as a run folder with its experiment's recipe.
+
+    Args:
+        name: see `workbench.originals.published.CHECKPOINTS`.
+        out: a new folder for the run.
+        url: see `workbench.originals.published.fetch`.
+
+    Raises:
+        DataMissing, DataError: the file is not to be had, or is another one than before.
+        and whatever `import_checkpoint` raises.
+    """
+    path = fetch(name, url)
+    return import_checkpoint(path, out, recipe=CHECKPOINTS[name].recipe)
+
+
 def _model_config(
     original: Original, base: Recipe | None, asked: Mapping[str, Any] | None
 ) -> ModelConfig:
@@ -159,7 +176,7 @@ def _plan(
     length = {"segment_len": original.segment_len, "batch_size": 10}
     data = {
         "name": f"imported-{original.codebase}",
-        "about": f"A {original.codebase} model with the authors' weights, from {name}.",
+        "about": f"A model of the {original.codebase} code with its weights, from {name}.",
         "source": {
             "paper": PAPERS[original.codebase],
             "notes": f"{notes} How it was trained is not in the file either: train says nothing.",

@@ -39,6 +39,8 @@ ORDER = (
     "loss_by_context",
     "loss_by_position",
     "hardest",
+    "retrieval_capacity",
+    "retrieval_update",
     "samples",
     "temperatures",
     "scored",

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import plotly.graph_objects as go
 import torch
 
 from workbench.errors import ConfigError, NonFiniteLoss
+from workbench.plots.retrieval import loss_by_pairs
 from workbench.recipe import RetrievalRecipe, load_recipe
 from workbench.train.folder import RunFolder
 from workbench.train.run import start
@@ -59,29 +61,70 @@ def capacity(name: str) -> int | None:
     return feature_map.n_features if feature_map is not None else None
 
 
-def sweep(
-    names: Sequence[str],
-    pairs: Sequence[int],
-    out: str | Path,
-    overrides: Mapping[str, Any] | None = None,
-) -> Iterator[Point]:
-    """Train each recipe at each number of pairs; every point is given when it is done.
+class Sweep:
+    """Several recipes, each trained at several numbers of pairs. Iterate to train.
 
     Args:
-        names: of the recipes.
+        names: of the recipes, by what figures call them.
         pairs: numbers of pairs; empty: those of each recipe's published table.
         out: folder of the run folders, `<out>/<recipe>/<pairs>`; what is there is continued.
         overrides: values at dotted paths for all of them, such as `{"train.steps": 1000}`.
 
+    Attributes:
+        points: the trainings done so far.
+
     Raises:
         ConfigError: a recipe or an override is wrong; nothing has been trained yet.
     """
-    recipes = [
-        retrieval_recipe(name, {**(overrides or {}), "data.n_pairs": n_pairs})
-        for name in names
-        for n_pairs in (pairs or published(name))
-    ]
-    return (train(recipe, Path(out)) for recipe in recipes)
+
+    def __init__(
+        self,
+        names: Mapping[str, str],
+        pairs: Sequence[int],
+        out: str | Path,
+        overrides: Mapping[str, Any] | None = None,
+    ):
+        self.names, self.out = names, Path(out)
+        self.published = {name: published(name) for name in names.values()}
+        self.recipes = [
+            retrieval_recipe(name, {**(overrides or {}), "data.n_pairs": n_pairs})
+            for name in names.values()
+            for n_pairs in (pairs or self.published[name])
+        ]
+        self.points: list[Point] = []
+
+    def __len__(self) -> int:
+        return len(self.recipes)
+
+    def __iter__(self) -> Iterator[Point]:
+        """Fewest pairs first, so that the curves grow side by side; each point when it is done."""
+        self.points = []
+        for recipe in sorted(self.recipes, key=lambda recipe: recipe.data.n_pairs):
+            self.points.append(train(recipe, self.out))
+            yield self.points[-1]
+
+    def measured(self, name: str) -> dict[int, float | None]:
+        """A recipe's loss by number of pairs, as far as it is known."""
+        return {point.n_pairs: point.loss for point in self.points if point.recipe == name}
+
+    def describe(self, point: Point) -> str:
+        """A point in a line, with what is published."""
+        known = self.published[point.recipe].get(point.n_pairs)
+        loss = "none" if point.loss is None else f"{point.loss:.4f}"
+        return (
+            f"{point.recipe} at {point.n_pairs} pairs: loss {loss} (published "
+            f"{'-' if known is None else f'{known:.4f}'}) after {point.steps:,} updates, "
+            f"{point.seconds:.0f} s, ended by {point.reason}"
+        )
+
+    def figure(self, scale: Literal["linear", "log"] = "linear") -> go.Figure:
+        """The curves so far, beside the published ones."""
+        return loss_by_pairs(
+            {word: self.measured(name) for word, name in self.names.items()},
+            {word: self.published[name] for word, name in self.names.items()},
+            {word: capacity(name) for word, name in self.names.items()},
+            scale,
+        )
 
 
 def train(recipe: RetrievalRecipe, out: Path) -> Point:

@@ -96,6 +96,28 @@ def test_plain_papermill_runs_a_notebook_too(tmp_path: Path, span_recipe: Path) 
     assert (tmp_path / "run" / "figures" / "training.json").is_file()
 
 
+def test_the_retrieval_notebook_draws_ours_beside_the_published(tmp_path: Path) -> None:
+    out = tmp_path / "executed.ipynb"
+    values = {
+        "out": str(tmp_path / "runs"),
+        "capacity": ["elu", "softmax"],
+        "update": ["dpfp1-delta"],
+        "capacity_pairs": [3, 20],
+        "update_pairs": [3],
+        "overrides": {"train.steps": 4, "model.d_key": 4},
+    }
+    book = demo.BOOKS / "retrieval.ipynb"
+    papermill.execute_notebook(book, out, values, progress_bar=False, store_widget_state=False)
+    assert figures_in(out) == 2
+    text = out.read_text("utf-8")
+    assert "retrieval-capacity-64-softmax at 20 pairs: loss 0." in text
+    assert "(published 0.0006) after 4 updates" in text
+    kept = json.loads((tmp_path / "runs" / "figures" / "retrieval_capacity.json").read_text())
+    assert [trace["name"] for trace in kept["data"]] == [
+        *("elu", "elu, published", "softmax", "softmax, published")
+    ]
+
+
 @pytest.mark.parametrize("restarting", [False, True])
 def test_the_generate_notebook(tmp_path: Path, span_recipe: Path, restarting: bool) -> None:
     recipe, changes = span_recipe, {"train.steps": 2}

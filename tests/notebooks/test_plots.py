@@ -19,6 +19,7 @@ from workbench.plots import (
     fast_weights,
     generation,
     recipes,
+    retrieval,
     rules,
     spans,
     style,
@@ -38,6 +39,9 @@ def records(count: int = 60) -> list[dict[str, Any]]:
         rows.append(train | {"readings": {"span": [[s * i / count for s in x] for x in SPANS]}})
     rows.append({"kind": "eval", "step": 300, "loss_nats": 2.5})
     return [*rows, {"kind": "eval", "step": 600, "loss_nats": 2.2}]
+
+
+PAIRS = {20: 0.001, 60: 0.4, 40: 0.002, 80: None}
 
 
 def matrices(T: int = len(TEXT), F: int = 16, V: int = 8) -> np.ndarray:
@@ -87,6 +91,9 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
     "rank_over_time": lambda: rules.rank_over_time(both(matrices)),
     "comparison": lambda: evaluation.comparison_bars({"m": 2.0}, {"unigram": 4.5, "xz": 2.5}),
     "loss_by_context": lambda: evaluation.loss_by_context([1, 4, 16], [4.0, 3.0, 2.9], [0.1] * 3),
+    "loss_by_pairs": lambda: retrieval.loss_by_pairs(
+        {"a": PAIRS, "b": {}}, {"a": {20: 0.1, 60: 0.3}}, {"a": 30, "b": None}, "log"
+    ),
     "surprise": lambda: generation.surprise_by_temperature([0.5, 1.0, 2.0], [1.0, 2.0, 5.0], 2.2),
     "cache_grid": lambda: generation.cache_grid(
         [0.1, 1.0], [0.1, 0.2, 0.3], [[2.0, 1.9, 2.2], [2.1, 1.8, 2.3]], 2.0, "word"
@@ -203,6 +210,16 @@ def test_mean_distance_of_a_head_that_looks_three_back() -> None:
     fig = spans.attention_by_distance([(gap == 3).astype(float)[None]])
     shares = dict(zip(fig.data[0].x, fig.data[0].y, strict=True))
     assert shares[3] == 1.0 and shares[4] == 0.0
+
+
+def test_pairs_are_held_up_to_the_first_that_is_not() -> None:
+    assert retrieval.held(PAIRS) == 40 and retrieval.held({20: None, 40: 0.0}) is None
+    fig = FIGURES["loss_by_pairs"]()
+    assert fig.layout.title.text == "Pairs retrieved (loss up to 0.01): a 40"
+    ours, theirs = json.loads(fig.to_json())["data"][:2]
+    assert ours["x"] == [20, 40, 60, 80] and theirs["x"] == [20, 60]
+    assert numbers(ours["y"])[:3] == pytest.approx([0.001, 0.002, 0.4])
+    assert [a.text for a in fig.layout.annotations] == ["a: 30 features"]
 
 
 def test_matrix_slider_shows_one_matrix_at_a_time() -> None:

@@ -154,6 +154,11 @@ def _options(codebase: str, given: dict[str, Any]) -> dict[str, Any]:
     if odd := sorted(set(given) - set(known)):
         names = ", ".join(known) or "none: the file says everything"
         raise ConfigError(f"{codebase} checkpoints do not ask for {odd}; they ask for {names}")
+    for name, value in given.items():
+        kind = type(known[name])
+        right = type(value) is kind or (kind is float and type(value) is int)
+        if not right or (kind is int and value < 1):
+            raise ConfigError(f"{name}: got {value!r}, expected something like {known[name]!r}")
     return known | given
 
 

@@ -1,0 +1,331 @@
+"""Checkpoints of the papers' code as run folders, and back: what the file says, and what not."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from workbench import cli
+from workbench.config import dump, load
+from workbench.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DataMissing,
+    HostileFile,
+    UnknownOriginal,
+)
+from workbench.exchange import Layout, export_checkpoint, import_checkpoint, rebuild
+from workbench.models.language_model import ModelConfig
+from workbench.originals.checkpoint import find
+from workbench.originals.names import Shell
+from workbench.originals.published import CHECKPOINTS, fetch
+from workbench.originals.reader import read
+from workbench.recipe import Recipe
+from workbench.train.folder import RunFolder
+
+GIVEN = Path(__file__).parents[1] / "golden" / "checkpoints"
+SPAN, XL, AWD = (
+    GIVEN / name for name in ("adaspan_enwik8_a.pt", "txl_enwik8_a.model.pt", "awd_lstm_asgd_a.pt")
+)
+
+
+def span_state(vocab_size: int = 28, n_layers: int = 1) -> dict[str, Tensor]:
+    """The state dict of a small adaptive-span model; width 8, two heads, span 12."""
+    draw = torch.Generator().manual_seed(1)
+
+    def some(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    state = {"key_pe": some(1, 4, 12), "in_emb.weight": some(vocab_size, 8)}
+    state |= {"out_emb.weight": some(vocab_size, 8), "out_emb.bias": some(vocab_size)}
+    for layer in range(n_layers):
+        at = f"layers.{layer}"
+        state |= {f"{at}.attn.proj_{p}.weight": some(8, 8) for p in ("query", "key", "val", "out")}
+        mask = f"{at}.attn.attn.adaptive_span._mask"
+        state |= {f"{mask}.current_val": some(2, 1, 1).sigmoid()}
+        state |= {f"{mask}.mask_template": torch.arange(-11.0, 1.0)}
+        state |= {f"{at}.ff.fc1.weight": some(6, 8), f"{at}.ff.fc1.bias": some(6)}
+        state |= {f"{at}.ff.fc2.weight": some(8, 6), f"{at}.ff.fc2.bias": some(8)}
+        state |= {f"{at}.norm{i}.{p}": some(8) for i in (1, 2) for p in ("weight", "bias")}
+    return state
+
+
+def saved(state: dict[str, Tensor], path: Path) -> Path:
+    wrapped = {f"module.{name}": value for name, value in state.items()}
+    torch.save({"iter_no": 3, "model": wrapped, "logger": {}, "optimizer": {}}, path)
+    return path
+
+
+def test_what_a_whole_module_says_is_in_the_recipe(tmp_path: Path) -> None:
+    imported = import_checkpoint(XL, tmp_path / "run")
+    recipe = imported.folder.recipe()
+    assert isinstance(recipe, Recipe)
+    assert recipe.data.segment_len == 9
+    assert recipe.model.p_embedding == recipe.model.p_output == 0.1
+    mixer = recipe.model.block_configs()[0].mixer
+    assert dump(mixer)["p_attention"] == 0.05
+    assert dump(mixer)["memory_len"] == 9
+    assert recipe.train.carry == "keep"
+    assert "txl_enwik8_a.model.pt" in recipe.source.notes
+    assert imported.folder.status()["state"] == "done"
+
+
+def test_the_text_is_told_by_the_number_of_symbols(tmp_path: Path) -> None:
+    known = import_checkpoint(saved(span_state(28), tmp_path / "a.pt"), tmp_path / "a")
+    corpus = known.folder.recipe().data.corpus
+    assert dump(corpus) == {"kind": "published", "name": "text8", "rule": "adaptive-span"}
+    other = import_checkpoint(saved(span_state(29), tmp_path / "b.pt"), tmp_path / "b")
+    assert "29" in dump(other.folder.recipe().data.corpus)["path"]
+    own = {"kind": "text", "path": "mine.txt"}
+    given = import_checkpoint(tmp_path / "b.pt", tmp_path / "c", corpus=own)
+    assert dump(given.folder.recipe().data.corpus)["path"] == "mine.txt"
+
+
+def test_what_the_file_does_not_say_is_asked_for_and_told(tmp_path: Path) -> None:
+    path = saved(span_state(), tmp_path / "a.pt")
+    imported = import_checkpoint(path, tmp_path / "a", asked={"ramp": 5, "dropout": 0.2})
+    recipe = imported.folder.recipe()
+    mixer = dump(recipe)["model"]["stack"][0]["block"]["mixer"]
+    assert mixer["span"]["ramp"] == 5
+    assert "ramp: 5" in recipe.source.notes
+    assert "span_init: 0.0" in recipe.source.notes
+    assert "taken for ramp: 5" in str(imported)
+    with pytest.raises(ConfigError, match="they ask for block_size, ramp"):
+        import_checkpoint(path, tmp_path / "b", asked={"window": 5})
+    with pytest.raises(ConfigError, match="ramp: got 'wide'"):
+        import_checkpoint(path, tmp_path / "b", asked={"ramp": "wide"})
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_recipe_gives_text_training_and_what_the_file_does_not_say(tmp_path: Path) -> None:
+    path = saved(span_state(), tmp_path / "a.pt")
+    plain = import_checkpoint(path, tmp_path / "a", asked={"ramp": 7}).folder
+    recipe = import_checkpoint(path, tmp_path / "b", recipe=plain.path / "recipe.yaml").folder
+    assert dump(recipe.recipe())["model"] == dump(plain.recipe())["model"]
+    with pytest.raises(ConfigError, match="give the recipe, or the options"):
+        import_checkpoint(path, tmp_path / "c", recipe="span-python-tiny", asked={"ramp": 7})
+    with pytest.raises(UnknownOriginal, match="parameters"):
+        import_checkpoint(path, tmp_path / "c", recipe="span-python-tiny")
+    # a whole module says all of its model: the recipe's is not taken
+    xl = import_checkpoint(XL, tmp_path / "d", recipe="span-python-tiny").folder.recipe()
+    assert xl.model.d_model == 18
+    assert xl.train.steps == 300
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="nothing was written"):
+        import_checkpoint(XL, tmp_path / "run")
+    import_checkpoint(XL, tmp_path / "other")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        import_checkpoint(AWD, tmp_path / "other")
+
+
+def test_an_optimizers_file_is_told_from_a_models(tmp_path: Path) -> None:
+    with pytest.raises(UnknownOriginal, match="an optimizer's state, and no model"):
+        import_checkpoint(GIVEN / "txl_enwik8_a.optimizer.pt", tmp_path / "run")
+    assert "not taken over: the state of asgd after 317" in str(
+        import_checkpoint(AWD, tmp_path / "awd")
+    )
+
+
+CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
+    "missing": (lambda s: s.pop("layers.0.norm1.bias"), "lacks the parameters"),
+    "unknown": (lambda s: s.update(extra=torch.ones(3)), "'extra' is neither"),
+    "another copy": (
+        lambda s: s.update(
+            {
+                "layers.0.attn.attn.persistent_memory.adaptive_span._mask.current_val": torch.ones(
+                    2, 1, 1
+                )
+            }
+        ),
+        "neither a known parameter",
+    ),
+    "another mask": (
+        lambda s: s["layers.0.attn.attn.adaptive_span._mask.mask_template"].add_(1),
+        "is not what this model computes",
+    ),
+    "another shape": (lambda s: s.update({"out_emb.bias": torch.ones(27)}), "parameters"),
+    "another program": (lambda s: s.pop("key_pe"), "another program"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_model_is_refused(change: str, tmp_path: Path) -> None:
+    state = span_state()
+    alter, words = CHANGES[change]
+    alter(state)
+    with pytest.raises(UnknownOriginal, match=words):
+        import_checkpoint(saved(state, tmp_path / "a.pt"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_claimed_sizes_take_no_memory() -> None:
+    model = read(XL)
+    for name, value in {"n_head": 10**6, "d_model": 10**6, "n_token": 10**9}.items():
+        before = model.state[name]
+        model.state[name] = value
+        original = find(model)
+        with pytest.raises((UnknownOriginal, ConfigError)):
+            rebuild(original, load(ModelConfig, original.model_config(), "model"), "xl")
+        model.state[name] = before
+    model.state["mem_len"] = 2**40
+    with pytest.raises(CheckpointError, match="mem_len"):
+        find(model)
+
+
+def test_modules_in_circles_are_refused() -> None:
+    model = read(XL)
+    below: dict[str, Any] = model.state["_modules"]
+    twin = Shell("torch.nn.modules.container.Sequential")
+    below["loop"] = twin
+    twin.state["_modules"] = {"a": twin, "b": twin}
+    with pytest.raises(HostileFile, match="parts"):
+        find(model)
+
+
+def test_other_modules_are_named(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pt")
+    with pytest.raises(UnknownOriginal, match=r"torch\.nn\.modules\.linear\.Linear"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "run")
+    torch.save([], tmp_path / "b.pt")
+    with pytest.raises(UnknownOriginal, match="a list"):
+        import_checkpoint(tmp_path / "b.pt", tmp_path / "run")
+
+
+def test_a_bare_or_a_wrapped_model_is_the_same_model() -> None:
+    """Older revisions of AWD-LSTM saved the model alone; DataParallel may stand around one."""
+    listed = find(read(AWD))
+    bare = find(read(AWD)[0])
+    assert bare.ctor | {"splits": listed.ctor["splits"]} == listed.ctor
+    wrapper = Shell("torch.nn.parallel.data_parallel.DataParallel")
+    wrapper.state["_modules"] = {"module": read(XL)}
+    assert find(wrapper).ctor == find(read(XL)).ctor
+    assert find(wrapper).prefix == "module."
+
+
+def test_export_writes_what_the_original_loads(tmp_path: Path) -> None:
+    path = saved(span_state(), tmp_path / "a.pt")
+    import_checkpoint(path, tmp_path / "run")
+    export_checkpoint(tmp_path / "run", tmp_path / "out.pt")
+    back = torch.load(tmp_path / "out.pt", weights_only=True)
+    want = torch.load(path, weights_only=True)["model"]
+    assert list(back) == list(want)
+    assert all(torch.equal(back[name], want[name]) for name in want)
+    # what was exported is imported again
+    again = import_checkpoint(tmp_path / "out.pt", tmp_path / "again").folder
+    assert torch.equal(
+        again.load_model().state_dict()["vocabulary.output.bias"], want["module.out_emb.bias"]
+    )
+
+
+def test_export_of_two_modules_keeps_them_apart(tmp_path: Path) -> None:
+    import_checkpoint(AWD, tmp_path / "run")
+    export_checkpoint(tmp_path / "run", tmp_path / "out.pt")
+    back = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert list(back) == ["model"]
+    assert torch.equal(back["model"]["decoder.weight"], back["model"]["encoder.weight"])
+
+
+def test_export_takes_another_files_layout(tmp_path: Path) -> None:
+    import_checkpoint(saved(span_state(), tmp_path / "a.pt"), tmp_path / "a")
+    folder = RunFolder(tmp_path / "a")
+    (folder.path / "original" / "layout.json").unlink()
+    with pytest.raises(ConfigError, match="was not imported"):
+        export_checkpoint(folder.path, tmp_path / "out.pt")
+    export_checkpoint(folder.path, tmp_path / "out.pt", like=tmp_path / "a.pt")
+    assert Layout.at(tmp_path / "out.pt").ctor == Layout.at(tmp_path / "a.pt").ctor
+    larger = saved(span_state(n_layers=2), tmp_path / "b.pt")
+    with pytest.raises(ConfigError, match="not that of"):
+        export_checkpoint(folder.path, tmp_path / "c.pt", like=larger)
+    wider = saved(span_state(31), tmp_path / "d.pt")
+    with pytest.raises(ConfigError, match="not that of"):
+        export_checkpoint(folder.path, tmp_path / "c.pt", like=wider)
+    assert not (tmp_path / "c.pt").exists()
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = str(tmp_path / "run"), str(tmp_path / "out.pt")
+    assert cli.main(["import-checkpoint", str(SPAN), "--out", run, "--set", "ramp=8"]) == 0
+    assert "taken for ramp: 8" in capsys.readouterr().out
+    assert cli.main(["export-checkpoint", run, out]) == 0
+    assert read(out).keys() == read(SPAN)["model"].keys()
+    (tmp_path / "bad.pt").write_bytes(b"cos\nsystem\n.")
+    assert cli.main(["import-checkpoint", str(tmp_path / "bad.pt"), "--out", run]) == 2
+    assert "os.system" in capsys.readouterr().err
+    assert cli.main(["import-checkpoint", str(SPAN), "--out", run, "--set", "ramp=["]) == 2
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a folder with `text8.pt`, on this machine."""
+    (tmp_path / "www").mkdir()
+    saved(span_state(), tmp_path / "www" / "text8.pt")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, directory=str(tmp_path / "www"), **named)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}/"
+        running.shutdown()
+        thread.join()
+
+
+def test_published_checkpoints_are_fetched_once(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
+    path = fetch("adaptive-span-text8", server)
+    assert path.read_bytes() == (tmp_path / "www" / "text8.pt").read_bytes()
+    assert find(read(path)).vocab_size == 28
+    # from now on without an address, and as long as it is this file
+    assert fetch("adaptive-span-text8") == path
+    saved(span_state(29), path)
+    with pytest.raises(DataError, match="as at its first use"):
+        fetch("adaptive-span-text8")
+    path.unlink()
+    saved(span_state(29), tmp_path / "www" / "text8.pt")
+    with pytest.raises(DataMissing, match="hash"):
+        fetch("adaptive-span-text8", server)
+
+
+def test_without_a_network_the_message_says_what_to_put_where(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
+    place = tmp_path / "data" / "checkpoints" / "adaptive-span" / "enwik8.pt"
+    with pytest.raises(DataMissing) as caught:
+        fetch("adaptive-span-enwik8")
+    assert f"put the authors' file enwik8.pt at {place}" in str(caught.value)
+    with pytest.raises(DataMissing, match="404"):
+        fetch("adaptive-span-enwik8", server)
+    with pytest.raises(ConfigError, match="Did you mean 'adaptive-span-enwik8'"):
+        fetch("adaptive-span-enwick8")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    saved(span_state(), place)
+    assert fetch("adaptive-span-enwik8") == place
+
+
+def test_every_published_checkpoint_has_its_recipe() -> None:
+    assert sorted(c.file for c in CHECKPOINTS.values()) == [
+        "enwik8.pt",
+        "enwik8_large.pt",
+        "text8.pt",
+        "text8_large.pt",
+    ]
