@@ -85,7 +85,8 @@ def generate(
     Raises:
         ConfigError: a parameter is out of range, or text is given to a bare model.
         DataError: symbols or ids that the model does not know.
-        DataMissing, CheckpointError: see `open_source`.
+        DataMissing: text is given, and the run's corpus is not here.
+        CheckpointError: see `open_source`.
     """
     plan = Plan(length, temperature, top_k, top_p, (), secrets.randbits(62))
     plan.check(samples)

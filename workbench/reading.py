@@ -20,7 +20,7 @@ from workbench.carry import Carry
 from workbench.config import load
 from workbench.data.corpus import Corpus
 from workbench.data.vocabulary import UNKNOWN, Vocabulary, printable
-from workbench.errors import ConfigError, DataError
+from workbench.errors import ConfigError, DataError, DataMissing
 from workbench.models.base import Model
 from workbench.models.language_model import LanguageModel
 from workbench.models.mixers.base import Limits
@@ -55,17 +55,18 @@ class Subject(NamedTuple):
     model: LanguageModel
     recipe: Recipe | None
     vocabulary: Vocabulary | None
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+    missing: DataMissing | None = None
+    """why a run has no vocabulary: its corpus is not here"""
 
     def symbols(self) -> Vocabulary:
         """The vocabulary.
 
         Raises:
             ConfigError: a bare model came without one.
+            DataMissing: the corpus of a run, which has it, is not here.
         """
+        if self.missing is not None:
+            raise self.missing
         if self.vocabulary is None:
             raise ConfigError(
                 "got text, but a bare model knows ids only; give vocabulary=corpus.vocabulary, a "
@@ -132,13 +133,15 @@ def open_source(source: Source, vocabulary: Vocabulary | Corpus | None = None) -
         source: a model, a run, or the folder of one (its last checkpoint, on the recipe's device).
         vocabulary: of a bare model, or instead of the run's own.
 
+    Without the run's corpus, which has its vocabulary, the model knows ids only.
+
     Raises:
         ConfigError, CheckpointError: no run of a text in the folder, or no checkpoint yet.
-        DataMissing: the run's corpus, which has its vocabulary, is gone.
     """
     given = vocabulary.vocabulary if isinstance(vocabulary, Corpus) else vocabulary
     if isinstance(source, LanguageModel):
         return Subject(source, None, given)
+    missing = None
     if isinstance(source, Opened):
         recipe, model = of_text(source.recipe), source.model
         given = given or source.corpus.vocabulary
@@ -146,9 +149,12 @@ def open_source(source: Source, vocabulary: Vocabulary | Corpus | None = None) -
         folder = source if isinstance(source, RunFolder) else RunFolder(source)
         recipe = of_text(folder.recipe())
         model = folder.load_model().to(choose_device(recipe.train.device))
-        given = given or recipe.data.corpus.open().vocabulary
+        try:
+            given = given or recipe.data.corpus.open().vocabulary
+        except DataMissing as error:
+            missing = error
     assert isinstance(model, LanguageModel), "what the recipe of a text builds"
-    return Subject(model, recipe, given)
+    return Subject(model, recipe, given, missing)
 
 
 def reading(subject: Subject, context_len: int | None = None) -> EvalConfig:

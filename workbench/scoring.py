@@ -77,7 +77,7 @@ def score(
     source: Source,
     text: Text,
     *,
-    before: Text | None = None,
+    before: Text = "",
     config: EvalConfig | None = None,
     log_probs: bool = False,
     alternatives: int = 0,
@@ -104,10 +104,10 @@ def score(
     Raises:
         ConfigError: text for a bare model, or a method that the model cannot be measured by.
         DataError: the text is too short, or has ids that the model does not know.
-        DataMissing, CheckpointError: see `open_source`.
+        DataMissing, CheckpointError: text without the run's corpus; see `open_source`.
     """
     subject = open_source(source, vocabulary)
-    ids, ahead = subject.encode(text), subject.encode(before if before is not None else [])
+    ids, ahead = subject.encode(text), subject.encode(before)
     config = config or reading(subject)
     if alternatives < 0:
         raise ConfigError(f"alternatives: got {alternatives}, expected 0 or more")

@@ -4,6 +4,7 @@ What generation reads on, token by token, is what one pass over the whole text g
 """
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from workbench.carry import flatten
 from workbench.config import load
 from workbench.models.language_model import LanguageModel, ModelConfig
 from workbench.models.mixers.base import Limits, MixerConfig
+from workbench.models.vocabulary import VocabularyConfig
 from workbench.reading import Reader
-from workbench.train.config import EvalConfig
+from workbench.train.config import CacheConfig, EvalConfig
 
 C, D, LENGTH, CONTEXT = 11, 16, 24, 64
 CASES = [
@@ -26,9 +28,10 @@ CASES = [
 every_mixer = pytest.mark.parametrize("config", CASES)
 
 
-def build(mixer: MixerConfig) -> LanguageModel:
+def build(mixer: MixerConfig | dict[str, Any], **more: Any) -> LanguageModel:
     """Two layers of the mixer, in training mode: whoever reads must know better."""
-    data = {"d_model": D, "stack": [{"block": {"mixer": mixer}, "repeat": 2}], "p_embedding": 0.5}
+    stack = [{"block": {"mixer": mixer}, "repeat": 2}]
+    data = {"d_model": D, "stack": stack, "p_embedding": 0.5, **more}
     torch.manual_seed(4)
     model = load(ModelConfig, data).build(C).double()
     for parameter in model.parameters():
@@ -130,6 +133,33 @@ def test_where_position_codes_restart_the_window_is_read_again(where: str) -> No
     # positions at once, gives them other codes than windows that end there
     full = 0 if where == "ascending" else 3
     assert scored.nll_nats.tolist()[full:] == pytest.approx(costs[full:], abs=1e-10)
+
+
+VOCABULARIES: dict[str, dict[str, Any]] = {
+    "plain": {"d_embed": 6, "tie_projections": True, "sampled": {"n_samples": 4}},
+    "adaptive": {"cutoffs": [4, 7], "div_val": 2, "cluster_order": "reversed"},
+    "split": {"splits": [3, 8]},
+}
+
+
+@pytest.mark.parametrize("kind", VocabularyConfig.registry)
+def test_every_vocabulary_is_read_from_and_scored(kind: str) -> None:
+    xl = {"kind": "attention", "n_heads": 2, "d_head": 4, "memory_len": CONTEXT}
+    model, ids = build(xl, vocabulary={"kind": kind, **VOCABULARIES[kind]}), tokens()
+    reader = Reader(model, EvalConfig(context_len=CONTEXT))
+    got = torch.cat([reader.read(one) for one in ids[None].split(1, dim=1)])
+    expected = whole(model, ids)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(got.exp().sum(-1), torch.ones(LENGTH, dtype=torch.float64))
+    nats = -expected[:-1].gather(1, ids[1:, None])[:, 0]
+    torch.testing.assert_close(score(model.train(), ids).nll_nats, nats, rtol=0, atol=1e-10)
+    cache = CacheConfig(window=9, theta=0.3, lam=0.2)
+    mixed = [
+        score(model, ids, config=EvalConfig(cache=cache), log_probs=all_).nll_nats
+        for all_ in (False, True)
+    ]
+    torch.testing.assert_close(*mixed, rtol=0, atol=1e-10)
+    assert (mixed[0] - nats).abs().max() > 1e-3
 
 
 def test_a_token_costs_the_same_however_long_the_text_is() -> None:

@@ -14,7 +14,7 @@ import workbench
 from workbench import generate
 from workbench.config import load
 from workbench.data.vocabulary import ByteVocabulary, CharVocabulary, WordVocabulary
-from workbench.errors import ConfigError, DataError
+from workbench.errors import ConfigError, DataError, DataMissing
 from workbench.generation import draw, sharpened
 from workbench.models.language_model import LanguageModel, ModelConfig
 from workbench.train.run import Run
@@ -222,3 +222,18 @@ def test_a_model_without_memory_remembers_a_segment(tmp_path: Path) -> None:
     begun = workbench.start(recipe(text, model=shape, steps=4), out=tmp_path / "run")
     written = generate(begun, "abc", length=3)
     assert written.settings == "carried, context_len 7", "the recipe's segment_len"
+
+
+def test_a_run_without_its_text_still_knows_ids(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text.txt")
+    begun = workbench.start(recipe(text, steps=4), out=tmp_path / "run")
+    list(begun)
+    text.unlink()
+    written = generate(tmp_path / "run", [97, 98], length=4, seed=1)
+    assert written.ids == generate(begun, "ab", length=4, seed=1).ids
+    with pytest.raises(DataMissing, match="is not there"):
+        generate(tmp_path / "run", "ab")
+    with pytest.raises(DataMissing, match="is not there"):
+        written.text  # noqa: B018
+    spelt = generate(tmp_path / "run", "ab", length=4, seed=1, vocabulary=ByteVocabulary())
+    assert spelt.ids == written.ids and spelt.text

@@ -238,9 +238,9 @@ def test_step_decay_divides_after_the_given_updates() -> None:
     schedule = StepDecay(after=(3, 5), warmup_steps=2)
     rates = [schedule.lr(step, 8.0, 10) for step in range(7)]
     assert rates == [4.0, 8.0, 8.0, 0.8, 0.8, 0.08, 0.08]
-    for after in ((5, 3), (3, 100), (0, 4)):
+    for after in ((5, 3), (3, 3), (0, 4)):
         plan = {**PLAIN, "schedule": {"kind": "step_decay", "after": after}}
-        with pytest.raises(ConfigError, match="ascend between"):
+        with pytest.raises(ConfigError, match="ascend from above"):
             load(TrainConfig, plan, "train")
 
 

@@ -9,7 +9,7 @@ from tiny_run import recipe, write_text
 import workbench
 from workbench.errors import CheckpointError, ConfigError
 from workbench.recipe import Recipe
-from workbench.train import checkpoint
+from workbench.train import checkpoint, config
 from workbench.train.folder import RunFolder
 
 FINE = {"steps": 4, "optimizer": {"kind": "sgd", "lr": 1e-3}, "schedule": {"kind": "constant"}}
@@ -67,6 +67,27 @@ def test_faults_are_found_before_anything_is_written(
     with pytest.raises(CheckpointError, match="weights of another model"):
         workbench.start(other, out=out)
     assert not out.exists()
+
+
+def test_fine_tuning_averages_from_the_first_update_and_stops_at_the_sign(
+    text: Path, trained: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "non_monotone", lambda before, now, n: len(before) == n)
+    asked = fine(
+        text, trained, optimizer={"kind": "asgd", "lr": 0.3}, stop={"nonmono": 2}, steps=50,
+        eval_every=4, checkpoint_every=4, log_every=4,
+    )  # fmt: skip
+    run = workbench.start(asked, out=tmp_path / "run")
+    told = list(run)
+    assert [(r.step, r.averaged_from) for r in told if r.kind == "eval"] == [
+        (4, 0),
+        (8, 0),
+        (12, 0),
+    ]
+    assert told[-1].reason == "nonmono" and told[-1].step == 12
+    assert run.folder.status()["state"] == "done"
+    assert list(workbench.start(asked, out=tmp_path / "run")) == []
+    assert run.folder.load_model("best").n_parameters == run.model.n_parameters
 
 
 def test_the_optimizer_can_be_continued(text: Path, tmp_path: Path) -> None:
