@@ -46,11 +46,10 @@ def run_generator(golden: Golden, dtype: torch.dtype, compare: Comparison) -> No
     source = Sequences(ctor["n_keys"], ctor["seq_len"], ctor["replace"], golden.meta["numpy_seed"])
 
     def compare_samples(at: str, samples: list[Any]) -> None:
-        made = questions(samples)
-        pairs = made.tokens_BT[:, :-1].unflatten(1, (-1, 2))
-        compare.out(f"{at}/x", pairs.transpose(1, 2))
-        compare.out(f"{at}/q", made.tokens_BT[:, -1:])
-        compare.out(f"{at}/y", made.targets_BQ)
+        tokens_BT, targets_BQ = questions(samples)
+        compare.out(f"{at}/x", tokens_BT[:, :-1].unflatten(1, (-1, 2)).transpose(1, 2))
+        compare.out(f"{at}/q", tokens_BT[:, -1:])
+        compare.out(f"{at}/y", targets_BQ)
 
     for i in range(sum(key.endswith("/q") for key in golden.keys("out/batch"))):
         samples = [source.sample() for _ in range(golden.meta["batch"])]

@@ -43,15 +43,24 @@ def test_update_writes_twice_as_many_and_asks_for_what_is_frequent():
 
 
 def test_the_last_value_of_a_key_is_asked_for():
-    made = questions(
+    tokens_BT, targets_BQ = questions(
         [
-            (np.array([2, 0, 2, 1]), np.array([5, 6, 7, 8]), np.array([0, 1, 2])),
-            (np.array([1, 1, 1, 1]), np.array([5, 6, 7, 5]), np.array([1])),
+            (np.array([2, 0, 2, 1]), np.array([5, 6, 7, 8]), np.array([0, 2])),
+            (np.array([1, 1, 1, 1]), np.array([5, 6, 7, 5]), np.array([1, 1])),
         ]
     )
-    assert made.tokens_BT[0].tolist() == [2, 5, 0, 6, 2, 7, 1, 8, 0, 1, 2]
-    assert made.targets_BQ.tolist() == [[6, 8, 7], [5, 5, 5]]
-    assert made.asked_BQ.tolist() == [[True, True, True], [True, False, False]]
+    assert tokens_BT[0].tolist() == [2, 5, 0, 6, 2, 7, 1, 8, 0, 2]
+    assert targets_BQ.tolist() == [[6, 7], [5, 5]]
+
+
+def test_a_validation_asks_every_key_of_new_sequences():
+    task = open_task(load_recipe(TINY, {"eval.n_sequences": 2, "data.replace": False}))
+    model = task.recipe.model.build(task.vocab_size).eval()
+    first = task.validate(model, 10)
+    assert first.targets == 2 * 8 and task.validate(model, 10) == first
+    assert task.validate(model, 20).loss_nats != first.loss_nats
+    few = open_task(load_recipe(TINY, {"eval.n_sequences": 3, "eval.max_queries": 2}))
+    assert few.validate(model, 10).targets == 3 * 2
 
 
 def test_batches_continue_where_they_were():

@@ -10,7 +10,7 @@ Paper: arXiv:2102.11174 section 6.1. Shapes: B sequences, T tokens, Q queries of
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -87,28 +87,17 @@ def last_values(keys: Ids, values: Ids, queries: Ids) -> Ids:
     return np.array([latest[q] for q in queries.tolist()], dtype=np.int64)
 
 
-class Questions(NamedTuple):
-    """Sequences with their queries, as a model reads them."""
+def questions(samples: list[tuple[Ids, Ids, Ids]]) -> tuple[Tensor, Tensor]:
+    """Lay (keys, values, queries) of sequences of one shape side by side, as a model reads them.
 
-    tokens_BT: Tensor
-    """key, value, key, value, ..., then the queries' keys; int64"""
-    targets_BQ: Tensor
-    """the value of each query's key"""
-    asked_BQ: Tensor
-    """False where a sequence has fewer queries than others and was filled up"""
-
-
-def questions(samples: list[tuple[Ids, Ids, Ids]]) -> Questions:
-    """Lay (keys, values, queries) of sequences of one length side by side."""
-    n_queries = max(len(queries) for _, _, queries in samples)
-    tokens, targets, asked = [], [], []
+    Returns:
+        tokens (B, T): key, value, key, value, ..., then the queries' keys; and targets (B, Q).
+    """
+    tokens, targets = [], []
     for keys, values, queries in samples:
-        # repeats a query that is there; `asked` says that it does not count
-        padded = np.resize(queries, n_queries)
-        tokens.append(np.concatenate([np.stack([keys, values], 1).reshape(-1), padded]))
-        targets.append(last_values(keys, values, padded))
-        asked.append(np.arange(n_queries) < len(queries))
-    return Questions(*(torch.from_numpy(np.stack(x)) for x in (tokens, targets, asked)))
+        tokens.append(np.concatenate([np.stack([keys, values], axis=1).reshape(-1), queries]))
+        targets.append(last_values(keys, values, queries))
+    return torch.from_numpy(np.stack(tokens)), torch.from_numpy(np.stack(targets))
 
 
 class RetrievalBatches:
@@ -123,8 +112,9 @@ class RetrievalBatches:
     def next(self) -> Batch:
         """A batch of new sequences; nothing is carried from one to the next."""
         samples = [self.sequences.sample() for _ in range(self.batch_size)]
-        batch = questions([(keys, values, np.array([query])) for keys, values, query in samples])
-        return Batch(batch.tokens_BT.to(self.device), batch.targets_BQ.to(self.device), True, 1.0)
+        asked = [(keys, values, np.array([query])) for keys, values, query in samples]
+        tokens_BT, targets_BQ = (x.to(self.device) for x in questions(asked))
+        return Batch(tokens_BT, targets_BQ, True, 1.0)
 
     def state(self) -> dict[str, Any]:
         """The generator's, as a tensor and a number for a checkpoint."""

@@ -115,16 +115,18 @@ class RetrievalTask(Task):
         """Every model can be asked."""
 
     def validate(self, model: Model, step: int) -> Measured:
-        """New sequences, which depend on the seed and the step alone."""
-        config = self.recipe.eval
+        """New sequences, which depend on the seed and the step alone; each is a pass of its own,
+        so that a map that draws at every pass is measured over as many draws."""
+        config, device = self.recipe.eval, next(model.parameters()).device
         source = self.recipe.data.sequences(self.recipe.train.seed, step)
-        drawn = [source.all_queries() for _ in range(config.n_sequences)]
-        asked = questions([(k, v, queries[: config.max_queries]) for k, v, queries in drawn])
-        device = next(model.parameters()).device
-        tokens_BT, targets_BQ, asked_BQ = (x.to(device) for x in asked)
         model.eval()
-        with torch.no_grad():
-            nll_BQ, _ = model.nll(tokens_BT, targets_BQ, ())
+        losses = []
+        for _ in range(config.n_sequences):
+            keys, values, queries = source.all_queries()
+            asked = questions([(keys, values, queries[: config.max_queries])])
+            tokens_BT, targets_BQ = (x.to(device) for x in asked)
+            with torch.no_grad():
+                losses.append(model.nll(tokens_BT, targets_BQ, ())[0].flatten())
+        nats = torch.cat(losses)
         settings = f"queries, n_sequences {config.n_sequences}, max_queries {config.max_queries}"
-        loss_nats = float(nll_BQ[asked_BQ].mean())
-        return Measured(loss_nats, int(asked_BQ.sum()), "queries", settings=settings)
+        return Measured(float(nats.mean()), len(nats), "queries", settings=settings)
