@@ -53,14 +53,15 @@ def entries(words: Sequence[str] = ()) -> list[Entry]:
 
 
 def entry(recipe: AnyRecipe) -> Entry:
-    """One recipe in brief; its model is built without memory to count its parameters."""
+    """One recipe in brief; where its source counts no parameters, its model is built without memory
+    to count them."""
     source = recipe.source
     return Entry(
         name=recipe.name,
         family=family(recipe.name),
         dataset=recipe.data.dataset,
         about=recipe.about,
-        parameters=count_parameters(recipe),
+        parameters=source.parameters or count_parameters(recipe),
         published=[published(result) for result in source.results],
         paper=source.paper,
         code=source.code,

@@ -235,3 +235,11 @@ def test_positions_and_normalised_residuals_do_not_meet():
     quirk = {"mixer": dict(XL, normed_queries=False), "positions": CODES[0]}
     with pytest.raises(ConfigError, match="normed_queries"):
         load(BlockConfig, quirk)
+
+
+def test_both_norms_take_the_epsilon():
+    block = {"mixer": XL, "channel": FFN, "norm_eps": 1e-12}
+    (layer,) = build_model(
+        load(ModelConfig, {"d_model": 8, "stack": [{"block": block}]}), 11
+    ).layers
+    assert layer.mixer_norm.eps == layer.channel_norm.eps == 1e-12

@@ -1,13 +1,17 @@
 """Vocabularies: distributions, clusters, ties, sampling, and what they cost."""
 
 import math
+import random
+from collections import Counter
 from itertools import pairwise, product
 
 import pytest
 import torch
+from tiny_run import recipe as tiny_recipe
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import workbench
 from workbench.config import load
 from workbench.errors import ConfigError
 from workbench.models import sampled
@@ -16,6 +20,7 @@ from workbench.models.language_model import ModelConfig, build_model
 from workbench.models.vocabulary import VocabularyConfig
 from workbench.originals import ends
 from workbench.originals.links import load_parameters
+from workbench.train.records import EvalRecord
 
 D, C = 8, 30
 CUTS = {"kind": "adaptive", "cutoffs": [6, 14, 20]}
@@ -270,6 +275,39 @@ def test_automatic_splits_are_the_originals():
     assert automatic_splits(33_278) == automatic_splits(75_000) == ()
     assert automatic_splits(267_735) == (2_800, 20_000, 76_000)
     assert automatic_splits(793_470) == (4_200, 35_000, 180_000)
+
+
+# ---- in a run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        {"kind": "adaptive", "cutoffs": [4, 12], "div_val": 2, "cluster_order": "reversed"},
+        {"kind": "split", "splits": [4, 12]},
+        {"kind": "plain", "d_embed": 4, "sampled": {"n_samples": 8}},
+    ],
+    ids=lambda v: v["kind"],
+)
+def test_words_are_learned(vocabulary, tmp_path):
+    # after each word mostly one of two
+    draw, words, text = random.Random(0), [f"w{i}" for i in range(30)], [0]
+    while len(text) < 4000:
+        text.append((text[-1] * 2 + draw.randrange(2)) % 30 if draw.random() < 0.9 else 0)
+    path = tmp_path / "words.txt"
+    path.write_text(" ".join(words[i] for i in text))
+    mixer = {"kind": "attention", "n_heads": 2, "d_head": 4, "memory_len": 4}
+    stack = [{"block": {"mixer": mixer}}]
+    sizes = {"d_model": 8, "stack": stack, "vocabulary": vocabulary}
+    fast = {"optimizer": {"kind": "adam", "lr": 2e-2}, "steps": 80, "eval_every": 80}
+    recipe = tiny_recipe(path, sizes, **fast, eval_tokens=200)
+    corpus = recipe.data.corpus.model_copy(update={"level": "word"})
+    data = recipe.data.model_copy(update={"corpus": corpus, "segment_len": 16, "batch_size": 8})
+    run = workbench.start(recipe.model_copy(update={"data": data}), out=tmp_path / "run")
+    valid = [record.loss_nats for record in run if isinstance(record, EvalRecord)]
+    shares = [count / len(text) for count in Counter(text).values()]
+    without_context = -sum(share * math.log(share) for share in shares)
+    assert valid[-1] < 0.85 * without_context
 
 
 # ---- refusals ------------------------------------------------------------------------------------

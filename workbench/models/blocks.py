@@ -6,6 +6,7 @@ Shapes: B batch, T segment, D model width.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -37,6 +38,8 @@ class BlockConfig(Config):
     """false: the sequence mixer's branch goes without LayerNorm; the channel mixer's keeps it"""
     mixer_residual: bool = True
     """false: the sequence mixer's branch replaces its input; the channel mixer's adds to it"""
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    """added to the variance in both LayerNorms; 1e-12 in TensorFlow's"""
     p_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """dropout of what each of the two branches adds"""
 
@@ -74,9 +77,10 @@ class Block(nn.Module):
         self.d_out = self.mixer.d_out
         normed = self.d_out if config.residual == "post_norm" else d_model
         has_norm = config.mixer_norm and not bare
-        self.mixer_norm = nn.LayerNorm(normed) if has_norm else nn.Identity()
+        norm = partial(nn.LayerNorm, eps=config.norm_eps)
+        self.mixer_norm = norm(normed) if has_norm else nn.Identity()
         self.channel = config.channel.build(self.d_out)
-        self.channel_norm = nn.LayerNorm(self.d_out) if self.channel is not None else None
+        self.channel_norm = norm(self.d_out) if self.channel is not None else None
         self.drop = dropout(drop, config.p_drop)
         if self.adds_input and self.d_out != d_model:
             raise ConfigError(
