@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from workbench.config import dump
 from workbench.errors import ConfigError
+from workbench.models.language_model import LanguageModel
+from workbench.models.retrieval import RetrievalModel
 from workbench.recipe import AnyRecipe, Result, load_recipe, recipe_names
 
 DATASETS = "enwik8|text8|wt103|wt2|ptbc|ptb|lm1b|python|books"
@@ -81,11 +84,32 @@ def family(name: str) -> str:
 
 def count_parameters(recipe: AnyRecipe) -> int | None:
     """Trainable numbers of the recipe's model; None where only the text knows its symbols."""
+    model = unfilled(recipe)
+    return None if model is None else model.n_parameters
+
+
+def unfilled(recipe: AnyRecipe) -> LanguageModel | RetrievalModel | None:
+    """The recipe's model without its numbers; None where only the text knows its symbols."""
     n_symbols = recipe.data.n_symbols
     if n_symbols is None:
         return None
     with torch.device("meta"):
-        return recipe.model.build(n_symbols).n_parameters
+        return recipe.model.build(n_symbols)
+
+
+def parts(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Trainable numbers: part of the model -> layer -> how many.
+
+    A part of the whole model, such as the vocabulary, stands under its own name instead of a
+    layer; a tensor that layers share counts once, in the first of them.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for name, parameter in model.named_parameters():
+        whole, *inside = name.split(".")
+        where, part = inside[:2] if whole == "blocks" else (whole, whole)
+        numbers = found.setdefault("norms" if part.endswith("_norm") else part, {})
+        numbers[where] = numbers.get(where, 0) + parameter.numel() * parameter.requires_grad
+    return found
 
 
 def figure(published: Sequence[dict[str, Any]]) -> str:
@@ -99,6 +123,17 @@ def figure(published: Sequence[dict[str, Any]]) -> str:
             (fewest, first), (most, last) = pairs[0], pairs[-1]
             return f"{first:g} to {last:g} {result['metric']} ({fewest} to {most} pairs)"
     return "-"
+
+
+def row(e: Entry) -> dict[str, str | int | None]:
+    """An entry as the columns of a table."""
+    return {
+        "recipe": e.name,
+        "dataset": e.dataset,
+        "parameters": e.parameters,
+        "published": figure(e.published),
+        "about": e.about,
+    }
 
 
 def table(found: Sequence[Entry]) -> str:

@@ -138,6 +138,19 @@ def test_the_generate_notebook(tmp_path: Path, span_recipe: Path, restarting: bo
     assert how + "; seed 1" in out.read_text("utf-8")
 
 
+@pytest.mark.parametrize("name", ["delta-python-tiny", "retrieval-update-tiny", "words"])
+def test_the_recipes_notebook(tmp_path: Path, name: str) -> None:
+    values: dict[str, object] = {"recipe": name, "words": "tiny"}
+    if name == "words":
+        values["recipe"] = "span-python-tiny"
+        values["overrides"] = {"data.corpus": {"kind": "text", "path": "a.txt", "level": "word"}}
+    book, out = demo.BOOKS / "recipes.ipynb", tmp_path / "executed.ipynb"
+    papermill.execute_notebook(book, out, values, progress_bar=False, store_widget_state=False)
+    assert figures_in(out) == (name != "words")
+    page = out.read_text("utf-8")
+    assert 'data-v=\\"span-python-tiny\\"' in page and "name: " + str(values["recipe"]) in page
+
+
 def test_sigterm_saves_a_checkpoint_the_notebook_and_the_status(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text.txt")
     recipe = write_recipe(tmp_path / "long.yaml", text, SPAN, steps=1_000_000, eval_every=999_999)

@@ -18,6 +18,7 @@ from workbench.plots import (
     evaluation,
     fast_weights,
     generation,
+    recipes,
     retrieval,
     rules,
     spans,
@@ -26,6 +27,7 @@ from workbench.plots import (
 
 rng = np.random.default_rng(0)
 SPANS = [[3.0, 5.0, 8.0, 12.0], [4.0, 20.0, 0.0, 2.0]]
+PARTS = {"vocabulary": {"vocabulary": 50}, "mixer": {str(i): 100 for i in range(36)}}
 TEXT = list("def f(x):\n    return x <b>bold</b> & more of the text that is read here")
 
 
@@ -61,6 +63,7 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
     "training": lambda: curves.training(records()),
     "training, nothing yet": lambda: curves.training([]),
     "span_over_training": lambda: curves.span_over_training(records(5000)),
+    "parameters_by_part": lambda: recipes.parameters_by_part(PARTS, "a-recipe"),
     "span_bars": lambda: spans.span_bars(SPANS),
     "span_bars log": lambda: spans.span_bars(SPANS, "log"),
     "span_bars dynamic": lambda: spans.span_bars(SPANS, spread=SPANS),
@@ -258,6 +261,14 @@ def test_coloured_text_escapes_the_corpus() -> None:
     assert "<script>" not in page and "&lt;script&gt;" in page and "&amp;" in page
     assert "#ffffff" in page and "#e06a1b" in page  # 0 bits, and 8 or more
     assert "p = 0.5" in page and "↵</span>\n" in page
+
+
+def test_the_table_of_recipes_sorts_numbers_and_escapes_words() -> None:
+    rows = [{"recipe": "a<b", "parameters": 1_000_000}, {"recipe": "c", "parameters": None}]
+    page = recipes.recipe_table(rows)
+    assert "a&lt;b" in page and "a<b" not in page and page.count("onclick=") == 2
+    assert 'data-v="1000000">1,000,000</td>' in page and 'data-v="">-</td>' in page
+    assert "src=" not in page and "<script" not in page
 
 
 def test_text_of_the_corpus_cannot_style_a_figure() -> None:

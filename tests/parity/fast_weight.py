@@ -20,6 +20,7 @@ from workbench.config import load
 from workbench.metrics import perplexity
 from workbench.models.feature_maps import Favor
 from workbench.models.language_model import LanguageModel
+from workbench.models.mixers.deep_delta import DeltaMLPState
 from workbench.models.mixers.delta_recurrent import DeltaRecurrentState
 from workbench.models.mixers.fast_weight import DrivenFastWeights, FastWeights
 from workbench.models.mixers.recurrent import HiddenState, LSTMState
@@ -41,6 +42,7 @@ def fast_weight_subject(golden: Golden, dtype: torch.dtype, **changes: Any) -> S
     it = subject(golden, config, ctor["n_token"], links, dtype)
     it.states = compare_states
     it.before_segment = lambda model, tag, segment: set_projections(golden, model, tag, segment)
+    it.before_segment(it.model, "eval", 0)
     return it
 
 
@@ -49,6 +51,10 @@ def compare_states(compare: Comparison, at: str, carry: Carry) -> None:
     if not compare.golden.keys(f"{at}/mems/"):
         return
     for layer, state in enumerate(carry):
+        if isinstance(state, DeltaMLPState):
+            why = "their Delta MLP returns a tuple that it never reads, and starts afresh"
+            compare.leave_out(f"{at}/mems/{layer}/*", why)
+            continue
         for j, value in enumerate(in_their_order(state)):
             for key in (f"{at}/mems/{layer}/{j}", f"{at}/mems/{layer}"):
                 if key in compare.golden:
@@ -74,10 +80,10 @@ def in_their_order(state: State) -> list[Tensor]:
 
 def set_projections(golden: Golden, model: LanguageModel, tag: str, segment: int) -> None:
     """FAVOR+: the random matrices that the original drew, one a layer (and training segment)."""
+    training = tag.startswith("train")
+    at = f"extra/{tag}/seg{segment}" if training else "extra/eval"
     for layer, block in enumerate(model.layers):
         for favor in (m for m in block.mixer.modules() if isinstance(m, Favor)):
-            training = tag.startswith("train")
-            at = f"extra/{tag}/seg{segment}" if training else "extra/eval"
             matrix = golden.tensor(f"{at}/proj_matrix/{layer}")
             # training draws a new one at each forward pass, evaluation uses what it finds
             favor.draw = lambda matrix=matrix: matrix

@@ -285,14 +285,3 @@ def links(ctor: Ctor) -> list[Link]:
         result += [link for link in around if not link.theirs[0].startswith(tuple(absent))]
         result += mixer_links(layer, ctor)
     return result
-
-
-def buffer_links(ctor: Ctor) -> list[Link]:
-    """FAVOR+'s last drawn matrices: plain attributes of the original's layers, buffers of ours."""
-    if ctor["attn_type"] not in KINDS or KINDS[ctor["attn_type"]].feature_map != "favor":
-        return []
-    ours = "mixer.feature_map.projection_KM"
-    return [
-        one(f"layers.{layer}.dec_attn.proj_matrix", f"blocks.{layer}.{ours}")
-        for layer in range(ctor["n_layer"])
-    ]
