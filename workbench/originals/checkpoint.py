@@ -173,6 +173,9 @@ def _transformer(codebase: str, model: Shell, prefix: str, given: dict[str, Any]
     ctor: dict[str, Any] = {name: attribute(model, name, int) for name in sizes}
     ctor |= {name: attribute(model, name, int) for name in ("attn_type", "clamp_len")}
     ctor["n_layer"] = len(layers)
+    if ctor["d_embed"] == ctor["d_model"]:
+        # as the original's default: not another width
+        del ctor["d_embed"]
     ctor["dropout"] = attribute(below(model, "drop"), "p", float)
     if "dropatt" in attention.state.get("_modules", {}):
         ctor["dropatt"] = attribute(below(attention, "dropatt"), "p", float)
