@@ -128,6 +128,13 @@ class Recipe(Experiment):
         for name, config in (("eval", self.eval), ("train.valid", self.train.valid)):
             if config is not None and config.method == "carried":
                 self._can_be_carried(name, config)
+        valid = self.train.valid or self.eval
+        if self.train.eval_tokens < valid.least_tokens:
+            raise ValueError(
+                f"train.eval_tokens is {self.train.eval_tokens}, but a validation by "
+                f"{valid.describe()} needs at least {valid.least_tokens}; write so many, or give "
+                "train.valid a smaller batch_size"
+            )
         self._attention_fits()
         return self
 

@@ -12,9 +12,10 @@ import workbench
 from workbench import kernels, retrieval
 from workbench.config import load
 from workbench.data.retrieval import RetrievalBatches, RetrievalConfig, questions
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, UnknownOriginal
 from workbench.models.feature_maps import FavorConfig
 from workbench.models.retrieval import read_clipped, read_delta, read_sum
+from workbench.originals import fast_weight_synthetic as synthetic
 from workbench.recipe import RetrievalRecipe, load_recipe
 from workbench.train.config import StopConfig
 from workbench.train.folder import RunFolder
@@ -76,7 +77,7 @@ def test_sum_reads_what_the_op_writes():
     q, k, v, _ = memory()
     _, W = kernels.sum_rule(k[:, :, None], k[:, :, None], v[:, :, None], k.new_zeros(2, 1, 6, 4))
     expected = q @ W[:, 0] / (q @ k.sum(1)[..., None])
-    torch.testing.assert_close(read_sum(q, k, v), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(read_sum(q, k, v.argmax(-1), 4), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_delta_replaces_where_sum_piles_up():
@@ -85,7 +86,7 @@ def test_delta_replaces_where_sum_piles_up():
     v = torch.eye(3)[None]
     q = k[:, :1]
     torch.testing.assert_close(read_delta(q, k, v, torch.ones(1, 3, 1))[0, 0], v[0, 2])
-    torch.testing.assert_close(read_sum(q, k, v)[0, 0], torch.tensor([0.5, 0.0, 0.5]))
+    torch.testing.assert_close(read_sum(q, k, v.argmax(-1), 3)[0, 0], torch.tensor([0.5, 0.0, 0.5]))
 
 
 def test_the_clipped_rule_step_by_step():
@@ -114,6 +115,20 @@ def test_favor_columns_are_orthogonal_and_drawn_at_every_pass():
     u = x @ favor.projection_KM
     expected = torch.cat([u, -u]).sub(x.square().sum() / 2).exp() / 20**0.5
     torch.testing.assert_close(favor(x), expected)
+
+
+def test_the_originals_arguments_are_understood_or_refused():
+    ctor = {"attention_type": "tanh", "update_rule": "fwm", "arg": 0, "n_keys": 5, "n_values": 5}
+    ctor |= {"hidden_size": 4, "embedding_size": 7}
+    assert synthetic.model_config(ctor)["feature_map"] == {"kind": "tanh"}
+    for odd in (
+        {"n_values": 6},
+        {"attention_type": "cosine"},
+        {"update_rule": "hebb"},
+        {"bias": 1},
+    ):
+        with pytest.raises(UnknownOriginal, match="retrieval model: "):
+            synthetic.model_config(ctor | odd)
 
 
 @pytest.mark.parametrize(

@@ -109,16 +109,16 @@ class RetrievalModel(Model):
         keys_BT, values_BT = pairs_BT2[..., 0], pairs_BT2[..., 1] - self.n_pairs
         k_BTK = self._of_pairs(self.key, keys_BT, values_BT)
         q_BQK = F.embedding(queries_BQ, self.query(self.embedding.weight))
-        v_BTV = self._one_hot(values_BT)
         if self.feature_map is None:
-            return F.scaled_dot_product_attention(q_BQK, k_BTK, v_BTV)
+            scores_BQT = q_BQK @ k_BTK.mT / math.sqrt(self.config.d_key)
+            return at_values(scores_BQT.softmax(-1), values_BT, self.n_pairs)
         self.feature_map.begin_segment()
         q_BQF, k_BTF = self.feature_map(q_BQK), self.feature_map(k_BTK)
         if self.strength is None:
-            return read_sum(q_BQF, k_BTF, v_BTV)
+            return read_sum(q_BQF, k_BTF, values_BT, self.n_pairs)
         beta_BT1 = self._of_pairs(self.strength, keys_BT, values_BT).sigmoid()
         read = read_delta if self.config.rule == "delta" else read_clipped
-        return read(q_BQF, k_BTF, v_BTV, beta_BT1)
+        return read(q_BQF, k_BTF, self._one_hot(values_BT), beta_BT1)
 
     def _of_pairs(self, layer: nn.Linear, keys_BT: Tensor, values_BT: Tensor) -> Tensor:
         """`layer([onehot(value), e(key)])`, by looking up what it makes of each symbol."""
@@ -127,14 +127,23 @@ class RetrievalModel(Model):
         return F.embedding(keys_BT, of_keys) + F.embedding(values_BT, by_value.T)
 
     def _one_hot(self, values: Tensor) -> Tensor:
-        weight = self.embedding.weight
-        return torch.eye(self.n_pairs, dtype=weight.dtype, device=weight.device)[values]
+        # faster than rows of an identity, and in the type of the weights, unlike F.one_hot
+        zeros = self.embedding.weight.new_zeros(*values.shape, self.n_pairs)
+        return zeros.scatter_(-1, values[..., None], 1.0)
 
 
-def read_sum(q_BQF: Tensor, k_BTF: Tensor, v_BTV: Tensor) -> Tensor:
+def at_values(weights_BQT: Tensor, values_BT: Tensor, n_values: int) -> Tensor:
+    """`weights v` for values v that are one-hot vectors of `values_BT`, which are never built."""
+    places_BQT = values_BT[:, None].expand_as(weights_BQT)
+    zeros_BQV = weights_BQT.new_zeros(*weights_BQT.shape[:2], n_values)
+    return zeros_BQV.scatter_add(-1, places_BQT, weights_BQT)
+
+
+def read_sum(q_BQF: Tensor, k_BTF: Tensor, values_BT: Tensor, n_values: int) -> Tensor:
     """The sum rule, normalised by the sum of all keys. Few ask, so W itself is never built."""
     scores_BQT = q_BQF @ k_BTF.mT
-    return scores_BQT @ v_BTV / (scores_BQT.sum(-1, keepdim=True) + READ_EPSILON)
+    y_BQV = at_values(scores_BQT, values_BT, n_values)
+    return y_BQV / (scores_BQT.sum(-1, keepdim=True) + READ_EPSILON)
 
 
 def read_delta(q_BQF: Tensor, k_BTF: Tensor, v_BTV: Tensor, beta_BT1: Tensor) -> Tensor:
