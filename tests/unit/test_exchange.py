@@ -14,6 +14,7 @@ from torch import Tensor
 
 from workbench import cli
 from workbench.config import dump, load
+from workbench.data.segments import Segments
 from workbench.errors import (
     CheckpointError,
     ConfigError,
@@ -25,11 +26,15 @@ from workbench.errors import (
 from workbench.exchange import Layout, export_checkpoint, import_checkpoint, rebuild
 from workbench.models.language_model import ModelConfig
 from workbench.originals.checkpoint import find
+from workbench.originals.links import in_their_layout
 from workbench.originals.names import Shell
 from workbench.originals.published import CHECKPOINTS, fetch
 from workbench.originals.reader import read
 from workbench.recipe import Recipe
+from workbench.train import checkpoint
+from workbench.train.config import TrainConfig
 from workbench.train.folder import RunFolder
+from workbench.train.trainer import Trainer
 
 GIVEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 SPAN, XL, AWD = (
@@ -133,8 +138,61 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
 def test_an_optimizers_file_is_told_from_a_models(tmp_path: Path) -> None:
     with pytest.raises(UnknownOriginal, match="an optimizer's state, and no model"):
         import_checkpoint(GIVEN / "txl_enwik8_a.optimizer.pt", tmp_path / "run")
-    assert "not taken over: the state of asgd after 317" in str(
-        import_checkpoint(AWD, tmp_path / "awd")
+    told = str(import_checkpoint(AWD, tmp_path / "awd"))
+    assert "not taken over: the statistics of asgd after 317" in told
+
+
+@pytest.mark.parametrize(
+    ("file", "other", "key"),
+    [
+        (SPAN, None, "sum"),
+        (XL, "txl_enwik8_a.optimizer.pt", "exp_avg_sq"),
+        (GIVEN / "awd_qrnn_adam_a.legacy.pt", None, "exp_avg"),
+        (GIVEN / "fwms_deltalstm_a.best_model.pt", "fwms_deltalstm_a.best_opt.pt", "exp_avg"),
+    ],
+    ids=["span", "xl", "awd", "fast-weight"],
+)
+def test_statistics_of_an_optimizer_go_where_their_parameters_go(
+    file: Path, other: str | None, key: str, tmp_path: Path
+) -> None:
+    optimizer = None if other is None else GIVEN / other
+    imported = import_checkpoint(file, tmp_path / "run", optimizer=optimizer)
+    assert imported.statistics
+    assert imported.optimizer is not None
+    model = imported.folder.load_model()
+    newest = checkpoint.newest(imported.folder.checkpoints)
+    assert newest is not None
+    state = checkpoint.load_state(newest)["optimizer"]["state"]
+    ours = {}
+    for index, (name, parameter) in enumerate(model.named_parameters()):
+        assert state[index][key].shape == parameter.shape
+        ours[name] = state[index][key]
+    # back in the original's layout, these are the numbers that the optimizer had
+    shapes = {name: x.shape for name, x in imported.original.tensors.items()}
+    back = in_their_layout(ours, imported.original.links(), shapes)
+    theirs = [entry[key] for entry in imported.optimizer.entries if entry]
+    assert len(theirs) == len(back)
+    assert all(any(torch.equal(x, y) for y in theirs) for x in back.values())
+
+
+def test_a_run_goes_on_with_imported_statistics(tmp_path: Path) -> None:
+    folder = import_checkpoint(SPAN, tmp_path / "run").folder
+    data = torch.randint(38, (2, 41))
+    trainer = Trainer(
+        folder.load_model(),
+        Segments(data.flatten(), 2, 10),
+        load(TrainConfig, {"steps": 1, "optimizer": {"kind": "adagrad", "lr": 0.07}}),
+        "imported",
+    )
+    newest = checkpoint.newest(folder.checkpoints)
+    assert newest is not None
+    trainer.adopt(checkpoint.load_state(newest))
+    before = [s["sum"].sum().item() for s in trainer.optimizer.state.values()]
+    assert min(before) >= 0 and max(before) > 0
+    trainer.update()
+    assert all(
+        s["sum"].sum().item() >= b
+        for s, b in zip(trainer.optimizer.state.values(), before, strict=True)
     )
 
 
