@@ -16,6 +16,7 @@ from workbench.config import dump
 from workbench.errors import ConfigError, DataError, DataMissing
 from workbench.exchange import import_checkpoint, import_published
 from workbench.models.language_model import LanguageModel
+from workbench.originals import published
 from workbench.originals.checkpoint import find
 from workbench.originals.published import CHECKPOINTS, Published, fetch
 from workbench.originals.reader import read
@@ -66,9 +67,11 @@ def test_without_a_network_the_message_says_what_to_put_where(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(published, "HOST", "http://127.0.0.1:9/")
     place = tmp_path / "data" / "checkpoints" / "adaptive-span" / "enwik8.pt"
     with pytest.raises(DataMissing) as caught:
         fetch("adaptive-span-enwik8")
+    assert "got no file from http://127.0.0.1:9/enwik8.pt" in str(caught.value)
     assert f"put the authors' file enwik8.pt at {place}" in str(caught.value)
     with pytest.raises(DataMissing, match="404"):
         fetch("adaptive-span-enwik8", server)
