@@ -112,6 +112,7 @@ def add_import(commands: Commands) -> None:
         metavar="NAME=VALUE",
         help="what the file does not say, such as ramp=32; the answer lists what was taken",
     )
+    parser.add_argument("--optimizer", help="the file of its optimizer, where that is another one")
     parser.add_argument("--url", help="of a published one: where it is to be downloaded from")
     parser.set_defaults(run=import_checkpoint)
 
@@ -132,7 +133,12 @@ def import_checkpoint(given: argparse.Namespace) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f"--set and --corpus hold values as in a recipe; {error}") from None
     imported = exchange.import_checkpoint(
-        given.checkpoint, given.out, recipe=given.recipe, asked=asked, corpus=corpus
+        given.checkpoint,
+        given.out,
+        recipe=given.recipe,
+        asked=asked,
+        corpus=corpus,
+        optimizer=given.optimizer,
     )
     say(str(imported))
 

@@ -36,7 +36,7 @@ from workbench.originals.checkpoint import (
     find,
 )
 from workbench.originals.links import in_their_layout, load_parameters
-from workbench.originals.optimizer import FoundOptimizer, find_optimizer
+from workbench.originals.optimizer import FoundOptimizer, find_optimizer, statistics
 from workbench.originals.published import CHECKPOINTS, fetch
 from workbench.originals.reader import read
 from workbench.recipe import Recipe, load_recipe
@@ -63,18 +63,26 @@ class Imported:
     folder: RunFolder
     original: Original
     optimizer: FoundOptimizer | None
-    """the state of an optimizer that the file holds and that was not taken over"""
+    """the optimizer in the file"""
+    recipe: str | None
+    """the recipe that said what the file does not say of the model, if one was given"""
+    statistics: bool
+    """its running statistics were taken over, for a run that starts from this one"""
 
     def __str__(self) -> str:
         """For people: what it was, what was taken for what it does not say, what was left."""
         parameters = sum(p.numel() for p in self.folder.load_model().parameters())
         lines = [f"{self.original.codebase} model of {parameters:,} parameters: {self.folder.path}"]
-        lines += [f"taken for {k}: {v!r}" for k, v in self.original.asked.items()]
-        if self.optimizer:
+        if self.recipe and self.original.asked:
+            lines.append(f"taken for {', '.join(self.original.asked)}: what {self.recipe} says")
+        else:
+            lines += [f"taken for {k}: {v!r}" for k, v in self.original.asked.items()]
+        if self.optimizer and self.optimizer.state_keys:
             step = (
                 "" if self.optimizer.step is None else f" after {self.optimizer.step:.0f} updates"
             )
-            lines.append(f"not taken over: the state of {self.optimizer.kind}{step}")
+            taken = "taken over" if self.statistics else "not taken over"
+            lines.append(f"{taken}: the statistics of {self.optimizer.kind}{step}")
         return "\n".join(lines)
 
 
@@ -85,6 +93,7 @@ def import_checkpoint(
     recipe: str | Path | None = None,
     asked: Mapping[str, Any] | None = None,
     corpus: Mapping[str, Any] | None = None,
+    optimizer: str | Path | None = None,
 ) -> Imported:
     """Turn a checkpoint of the papers' code into a run folder.
 
@@ -96,6 +105,9 @@ def import_checkpoint(
             the file does not say (ramp, dropout, ...) is taken; the model is the file's.
         asked: what the file does not say; see `workbench.originals.checkpoint.ASKED`.
         corpus: the text, as in a recipe; by default the published one with so many symbols.
+        optimizer: the file of its optimizer, where that is another one (Transformer-XL, lmtool).
+            Running statistics of Adam, Adagrad and SGD are taken over for a run that begins with
+            `train: {start_from: <out>, start_optimizer: continued}`.
 
     Raises:
         HostileFile: the file names or does something that weights do not need; nothing was run.
@@ -118,10 +130,15 @@ def import_checkpoint(
     folder.path.mkdir(parents=True, exist_ok=True)
     layout = Layout.of(original)
     layout.write(folder)
-    checkpoint.save(folder.checkpoints, 0, model, {}, recipe_sha256=recipe_sha256(plan))
+    moving = find_optimizer(value if optimizer is None else read(optimizer))
+    names = [name for name, _ in model.named_parameters()]
+    kept = statistics(original, moving, names) if moving else None
+    state = {"optimizer": {"state": kept or {}}}
+    checkpoint.save(folder.checkpoints, 0, model, state, recipe_sha256=recipe_sha256(plan))
     folder.begin(plan, describe(torch.device("cpu"), {"name": plan.data.dataset}))
     folder.set_status("done", 0, plan.train.steps, f"imported from {name}")
-    return Imported(folder, original, find_optimizer(value))
+    said = base.name if base is not None and config is base.model else None
+    return Imported(folder, original, moving, said, bool(kept))
 
 
 def import_published(name: str, out: str | Path, *, url: str | None = None) -> Imported:

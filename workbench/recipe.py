@@ -31,6 +31,9 @@ from workbench.train.config import EvalConfig, RetrievalEvalConfig, TrainConfig
 # mixers with a feature map, whose random features the state may outlive
 MAPPED = (FastWeightConfig, DeltaRNNConfig)
 
+# the compiled parser where there is one, ten times as fast; both make plain data only
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 class Result(Config):
     """One published figure."""
@@ -68,6 +71,8 @@ class Source(Config):
     """the published figures, the best known first"""
     parameters: Annotated[int, Field(gt=0)] | None = None
     """trainable numbers of the original model, counted by building it; a test compares ours"""
+    criterion_parameters: Annotated[int, Field(ge=0)] = 0
+    """further ones that the original keeps in its loss function, and we in the vocabulary"""
     notes: str = ""
     """what differs from the source, or what to know about it"""
 
@@ -128,6 +133,13 @@ class Recipe(Experiment):
         for name, config in (("eval", self.eval), ("train.valid", self.train.valid)):
             if config is not None and config.method == "carried":
                 self._can_be_carried(name, config)
+        valid = self.train.valid or self.eval
+        if self.train.eval_tokens < valid.least_tokens:
+            raise ValueError(
+                f"train.eval_tokens is {self.train.eval_tokens}, but a validation by "
+                f"{valid.describe()} needs at least {valid.least_tokens}; write so many, or give "
+                "train.valid a smaller batch_size"
+            )
         self._attention_fits()
         return self
 
@@ -240,7 +252,7 @@ def _read(name: str | Path) -> dict[str, Any]:
             raise ConfigError(f"there is no recipe '{name}'. {hint}Recipes: {', '.join(names)}.")
         text = (resources.files("workbench") / "recipes" / f"{name}.yaml").read_text("utf-8")
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"recipe '{name}' is not YAML: {error}") from None
     if not isinstance(data, dict):

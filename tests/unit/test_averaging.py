@@ -180,6 +180,19 @@ def test_a_run_averages_from_the_trigger_on(text: Path, tmp_path: Path, early: N
     assert torch.equal(again.model.get_parameter(name), model.get_parameter(name))
 
 
+def test_validations_of_a_run_pull_the_trigger(text: Path, tmp_path: Path) -> None:
+    run = workbench.start(
+        recipe(text, **{**RUN, "optimizer": {**ASGD, "nonmono": 2}}), out=tmp_path / "run"
+    )
+    for nats in (3.0, 2.0, 2.5, 1.0, 1.9):
+        run._trainer.validated(nats)
+        assert run._trainer.averaged_from is None and not run._trainer.optimizer.averaging
+    run._trainer.validated(2.1)
+    assert run._trainer.averaged_from == 0 and run._trainer.optimizer.averaging
+    run._trainer.validated(9.0)
+    assert run._trainer.validations[-3:] == [1.9, 2.1, 9.0]
+
+
 @pytest.mark.parametrize("stop", [7, 8, 9, 14])
 @pytest.mark.parametrize("convention", ["standard", "awd"])
 def test_a_run_stopped_around_the_trigger_continues_bit_for_bit(

@@ -1,5 +1,6 @@
 """What AWD-LSTM and QRNN add to a model: dropout over segments, penalties, widths, pooling."""
 
+import itertools
 import math
 
 import pytest
@@ -193,3 +194,20 @@ def test_splits_are_taken_as_given_or_as_the_criterion_keeps_them() -> None:
     assert (
         awd_lstm.model_config({**CTOR, "splits": [0, 100000000]})["vocabulary"]["kind"] == "plain"
     )
+
+
+@pytest.mark.parametrize("kind", awd_lstm.CELLS)
+def test_every_parameter_is_linked_once_and_trained(kind: str) -> None:
+    options = itertools.product((1, 3), (True, False), ((), (4,), (3, 7)), (0.0, 0.5))
+    for n_layers, tied, splits, wdrop in options:
+        ctor = {**CTOR, "rnn_type": kind, "nlayers": n_layers, "tie_weights": tied}
+        ctor |= {"splits": splits, "wdrop": wdrop}
+        model = awd(ctor)
+        linked = [name for link in awd_lstm.links(ctor) for name in link.ours]
+        assert sorted(linked) == sorted(name for name, _ in model.named_parameters())
+        theirs = {name for link in awd_lstm.links(ctor) for name in link.theirs}
+        assert any("_raw" in name for name in theirs) == (kind == "QRNN" or wdrop > 0)
+        tokens_BT = torch.arange(11)[None].repeat(2, 2)
+        nll_BT, _ = model.nll(tokens_BT[:, :-1], tokens_BT[:, 1:], model.initial_carry(2))
+        nll_BT.sum().backward()
+        assert all(p.grad.abs().sum() > 0 for p in model.parameters())

@@ -10,7 +10,8 @@ import pytest
 import torch
 from crafted import BUILD, NEWOBJ, call, name, number, old, storage, tensor, text, these, zipped
 
-from workbench.errors import CheckpointError
+from workbench.errors import CheckpointError, UnknownOriginal
+from workbench.originals.checkpoint import find
 from workbench.originals.names import Shell
 from workbench.originals.reader import read
 
@@ -127,8 +128,13 @@ def test_damage_is_told_as_such(path: Path, tmp_path: Path) -> None:
             data[chance.randrange(max(1, min(len(data), 4000)))] = chance.randrange(256)
         torn.write_bytes(data)
         try:
-            read(torn)
+            value = read(torn)
         except CheckpointError as error:
             refused += 1
             assert path.name in str(error)
+            continue
+        try:
+            find(value).aliases()
+        except (CheckpointError, UnknownOriginal):
+            refused += 1
     assert refused > 0

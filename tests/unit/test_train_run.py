@@ -386,7 +386,9 @@ def test_validation_has_settings_of_its_own(text: Path, tmp_path: Path) -> None:
     assert run.recipe.train.valid is not None
     got = workbench.evaluate(run.model, tokens, run.recipe.train.valid)
     assert got.mean_nats == pytest.approx(record.loss_nats, abs=1e-6)
-    with pytest.raises(DataError, match="for 50 streams"):
-        short = recipe(text, valid={**valid, "batch_size": 50})
+    with pytest.raises(ConfigError, match=r"eval_tokens is 60, but .* needs at least 100"):
+        recipe(text, valid={**valid, "batch_size": 50})
+    short = recipe(text, valid={**valid, "batch_size": 100}, eval_tokens=200)
+    with pytest.raises(DataError, match="for 100 streams"):
         workbench.start(short, out=tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -91,8 +91,7 @@ class ModelConfig(Config):
     projection_std: Annotated[float, Field(gt=0)] = 0.01
     """beside init_std: the vocabulary's projections ~ N(0, projection_std)"""
     skip_last_row: bool = False
-    """true: what is read never trains the last symbol's embedding, a slip of the AWD-LSTM code
-    that its published figures contain"""
+    """true: what is read never trains the last symbol's embedding, a slip of the AWD-LSTM code"""
 
     def build(self, vocab_size: int) -> LanguageModel:
         return LanguageModel(self, vocab_size)

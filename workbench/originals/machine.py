@@ -77,7 +77,8 @@ def _operations(stream: BytesIO) -> Iterator[tuple[str, Any]]:
     while True:
         try:
             operation, argument, _ = next(operations)
-        except ValueError as error:
+        except (ValueError, DeprecationWarning) as error:
+            # odd escapes in old strings are warnings, where those are errors
             raise CheckpointError(f"the file is torn or no torch file: {error}") from None
         if operation.name == "STOP":
             return

@@ -89,6 +89,16 @@ class EvalConfig(Config):
                 )
         return self
 
+    @property
+    def streams(self) -> int:
+        """Contiguous streams that the text is cut into."""
+        return self.batch_size if self.method == "streams" else self.n_streams
+
+    @property
+    def least_tokens(self) -> int:
+        """The shortest text that can be measured: a target, or a whole block, for each stream."""
+        return self.streams * (1 + (self.segment_len if self.average == "of_blocks" else 1))
+
     def describe(self) -> str:
         """The method and all that changes its result: `streams, batch_size 10, segment_len 80`."""
         sizes = ("batch_size", "segment_len") if self.method == "streams" else ()

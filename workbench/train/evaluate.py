@@ -95,7 +95,7 @@ def evaluate(
     """
     begin = time.perf_counter()
     (nll,), positions, rows = measure(model, tokens, config, progress=progress)
-    counted = len(tokens[: config.max_tokens]) // config.batch_size * config.batch_size
+    counted = len(tokens[: config.max_tokens]) // config.streams * config.streams
     return Evaluation(
         nll_nats=nll,
         positions=positions,
@@ -170,13 +170,11 @@ def check(model: LanguageModel, tokens: Tensor, config: EvalConfig) -> None:
             f"got token id {top}, but the model knows {model.vocab_size} symbols (0 to "
             f"{model.vocab_size - 1}); encode the text with the vocabulary the model was trained on"
         )
-    n_streams = config.batch_size if config.method == "streams" else config.n_streams
-    need = 1 + (config.segment_len if config.average == "of_blocks" else 1)
-    if (length := len(tokens[: config.max_tokens]) // n_streams) < need:
+    if (length := len(tokens[: config.max_tokens])) < config.least_tokens:
         field = "batch_size" if config.method == "streams" else "n_streams"
         raise DataError(
-            f"got a text of {length * n_streams:,} tokens for {n_streams} streams, expected at "
-            f"least {need} tokens for each; give a longer text or a smaller eval.{field}"
+            f"got a text of {length:,} tokens for {config.streams} streams, expected at least "
+            f"{config.least_tokens:,}; give a longer text or a smaller eval.{field}"
         )
     kind = model.config.restarting
     if config.method == "carried" and kind is not None:
@@ -199,7 +197,7 @@ def _windows(
 ) -> tuple[Out, Tensor, int]:
     """The first window of a stream scores all its positions, each later one its last."""
     assert config.context_len is not None, "EvalConfig lets no window be without a length"
-    streams_BN = _cut(tokens, config.n_streams)
+    streams_BN = _cut(tokens, config.streams)
     B, n = streams_BN.shape
     context_len = min(config.context_len, n - 1)
     device, total, done, parts = _device(model), B * (n - 1), 0, []
@@ -236,7 +234,7 @@ def _streams(
     model: LanguageModel, tokens: Tensor, config: EvalConfig, read: Read, progress: Progress
 ) -> tuple[Out, Tensor, int]:
     """Streams side by side, each with its state, one segment after another."""
-    streams_BN = _cut(tokens, config.batch_size)
+    streams_BN = _cut(tokens, config.streams)
     device, (B, n), T = _device(model), streams_BN.shape, config.segment_len
     n_targets = (n - 1) // T * T if config.average == "of_blocks" else n - 1
     # a state that starts afresh never meets the repeated tokens twice
