@@ -32,7 +32,8 @@ class Entry:
     dataset: str
     about: str
     parameters: int | None
-    """trainable numbers; None where the text decides the size of the vocabulary"""
+    """trainable numbers, as the source counts them; None where the text decides the size of the
+    vocabulary"""
     published: list[dict[str, Any]]
     """metric, valid, test, source, unverified of each figure, the best known first; tables by the
     number of pairs where it has them"""

@@ -64,6 +64,8 @@ class Imported:
     original: Original
     optimizer: FoundOptimizer | None
     """the optimizer in the file"""
+    recipe: str | None
+    """the recipe that said what the file does not say of the model, if one was given"""
     statistics: bool
     """its running statistics were taken over, for a run that starts from this one"""
 
@@ -71,8 +73,11 @@ class Imported:
         """For people: what it was, what was taken for what it does not say, what was left."""
         parameters = sum(p.numel() for p in self.folder.load_model().parameters())
         lines = [f"{self.original.codebase} model of {parameters:,} parameters: {self.folder.path}"]
-        lines += [f"taken for {k}: {v!r}" for k, v in self.original.asked.items()]
-        if self.optimizer:
+        if self.recipe and self.original.asked:
+            lines.append(f"taken for {', '.join(self.original.asked)}: what {self.recipe} says")
+        else:
+            lines += [f"taken for {k}: {v!r}" for k, v in self.original.asked.items()]
+        if self.optimizer and self.optimizer.state_keys:
             step = (
                 "" if self.optimizer.step is None else f" after {self.optimizer.step:.0f} updates"
             )
@@ -132,7 +137,8 @@ def import_checkpoint(
     checkpoint.save(folder.checkpoints, 0, model, state, recipe_sha256=recipe_sha256(plan))
     folder.begin(plan, describe(torch.device("cpu"), {"name": plan.data.dataset}))
     folder.set_status("done", 0, plan.train.steps, f"imported from {name}")
-    return Imported(folder, original, moving, bool(kept))
+    said = base.name if base is not None and config is base.model else None
+    return Imported(folder, original, moving, said, bool(kept))
 
 
 def import_published(name: str, out: str | Path, *, url: str | None = None) -> Imported:

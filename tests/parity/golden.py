@@ -10,6 +10,7 @@ by the papers' code. Nothing here knows a code base. The rule, per array:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -95,6 +96,13 @@ class Deviation(NamedTuple):
     @property
     def fine(self) -> bool:
         return self.share <= self.tolerance  # NaN is not
+
+    @property
+    def used(self) -> float:
+        """The share of the tolerance that is used up; infinite where none was granted."""
+        if not self.tolerance:
+            return 0.0 if self.share == 0 else math.inf
+        return self.share / self.tolerance
 
 
 class Comparison:

@@ -160,7 +160,7 @@ def left_out(table: Sequence[Row]) -> list[str]:
 
 def told_worst(those: Sequence[Row]) -> str:
     """The deviation that comes closest to its tolerance (or exceeds it), and where."""
-    found = [(d.share / d.tolerance, d, row.name) for row in those for d in row.worst]
+    found = [(d.used, d, row.name) for row in those for d in row.worst]
     if not found:
         return "-"
     share, d, name = max(found, key=lambda item: item[0])

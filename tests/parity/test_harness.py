@@ -188,6 +188,12 @@ def test_the_run_reports_each_file_by_name(tmp_path: Path) -> None:
     assert "| FAILED |" in page["adaspan_wrong"] and "| 1 | 0 | 0 | 0 | 1 |" in page["gpt"]
 
 
+def test_an_exact_array_uses_nothing_of_its_tolerance_or_all() -> None:
+    exact, off = (Deviation("out/ids", "out", share, 0.0) for share in (0.0, 1e-9))
+    assert (exact.used, exact.fine) == (0.0, True)
+    assert (off.used, off.fine) == (float("inf"), False)
+
+
 def test_the_page_says_what_is_left_out_and_why() -> None:
     off = Deviation("out/y", "out", 3e-6, 1e-5)
     table = [

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import http.server
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from span_checkpoint import saved, span_state
 from torch import Tensor
 
 from workbench import cli
@@ -18,17 +17,19 @@ from workbench.data.segments import Segments
 from workbench.errors import (
     CheckpointError,
     ConfigError,
-    DataError,
-    DataMissing,
     HostileFile,
     UnknownOriginal,
 )
-from workbench.exchange import Layout, export_checkpoint, import_checkpoint, rebuild
+from workbench.exchange import (
+    Layout,
+    export_checkpoint,
+    import_checkpoint,
+    rebuild,
+)
 from workbench.models.language_model import ModelConfig
 from workbench.originals.checkpoint import find
 from workbench.originals.links import in_their_layout
 from workbench.originals.names import Shell
-from workbench.originals.published import CHECKPOINTS, fetch
 from workbench.originals.reader import read
 from workbench.recipe import Recipe
 from workbench.train import checkpoint
@@ -40,33 +41,6 @@ GIVEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 SPAN, XL, AWD = (
     GIVEN / name for name in ("adaspan_enwik8_a.pt", "txl_enwik8_a.model.pt", "awd_lstm_asgd_a.pt")
 )
-
-
-def span_state(vocab_size: int = 28, n_layers: int = 1) -> dict[str, Tensor]:
-    """The state dict of a small adaptive-span model; width 8, two heads, span 12."""
-    draw = torch.Generator().manual_seed(1)
-
-    def some(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw)
-
-    state = {"key_pe": some(1, 4, 12), "in_emb.weight": some(vocab_size, 8)}
-    state |= {"out_emb.weight": some(vocab_size, 8), "out_emb.bias": some(vocab_size)}
-    for layer in range(n_layers):
-        at = f"layers.{layer}"
-        state |= {f"{at}.attn.proj_{p}.weight": some(8, 8) for p in ("query", "key", "val", "out")}
-        mask = f"{at}.attn.attn.adaptive_span._mask"
-        state |= {f"{mask}.current_val": some(2, 1, 1).sigmoid()}
-        state |= {f"{mask}.mask_template": torch.arange(-11.0, 1.0)}
-        state |= {f"{at}.ff.fc1.weight": some(6, 8), f"{at}.ff.fc1.bias": some(6)}
-        state |= {f"{at}.ff.fc2.weight": some(8, 6), f"{at}.ff.fc2.bias": some(8)}
-        state |= {f"{at}.norm{i}.{p}": some(8) for i in (1, 2) for p in ("weight", "bias")}
-    return state
-
-
-def saved(state: dict[str, Tensor], path: Path) -> Path:
-    wrapped = {f"module.{name}": value for name, value in state.items()}
-    torch.save({"iter_no": 3, "model": wrapped, "logger": {}, "optimizer": {}}, path)
-    return path
 
 
 def test_what_a_whole_module_says_is_in_the_recipe(tmp_path: Path) -> None:
@@ -322,68 +296,3 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["import-checkpoint", str(tmp_path / "bad.pt"), "--out", run]) == 2
     assert "os.system" in capsys.readouterr().err
     assert cli.main(["import-checkpoint", str(SPAN), "--out", run, "--set", "ramp=["]) == 2
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """The address of a folder with `text8.pt`, on this machine."""
-    (tmp_path / "www").mkdir()
-    saved(span_state(), tmp_path / "www" / "text8.pt")
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *arguments: Any, **named: Any) -> None:
-            super().__init__(*arguments, directory=str(tmp_path / "www"), **named)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}/"
-        running.shutdown()
-        thread.join()
-
-
-def test_published_checkpoints_are_fetched_once(
-    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
-    path = fetch("adaptive-span-text8", server)
-    assert path.read_bytes() == (tmp_path / "www" / "text8.pt").read_bytes()
-    assert find(read(path)).vocab_size == 28
-    # from now on without an address, and as long as it is this file
-    assert fetch("adaptive-span-text8") == path
-    saved(span_state(29), path)
-    with pytest.raises(DataError, match="as at its first use"):
-        fetch("adaptive-span-text8")
-    path.unlink()
-    saved(span_state(29), tmp_path / "www" / "text8.pt")
-    with pytest.raises(DataMissing, match="hash"):
-        fetch("adaptive-span-text8", server)
-
-
-def test_without_a_network_the_message_says_what_to_put_where(
-    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
-    place = tmp_path / "data" / "checkpoints" / "adaptive-span" / "enwik8.pt"
-    with pytest.raises(DataMissing) as caught:
-        fetch("adaptive-span-enwik8")
-    assert f"put the authors' file enwik8.pt at {place}" in str(caught.value)
-    with pytest.raises(DataMissing, match="404"):
-        fetch("adaptive-span-enwik8", server)
-    with pytest.raises(ConfigError, match="Did you mean 'adaptive-span-enwik8'"):
-        fetch("adaptive-span-enwick8")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    saved(span_state(), place)
-    assert fetch("adaptive-span-enwik8") == place
-
-
-def test_every_published_checkpoint_has_its_recipe() -> None:
-    assert sorted(c.file for c in CHECKPOINTS.values()) == [
-        "enwik8.pt",
-        "enwik8_large.pt",
-        "text8.pt",
-        "text8_large.pt",
-    ]

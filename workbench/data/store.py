@@ -29,7 +29,7 @@ from workbench.data.vocabulary import Level, Vocabulary, learn, restore
 from workbench.errors import DataError
 
 logger = logging.getLogger("workbench")
-FORMAT = 1
+FORMAT = 2
 ASIDE = ".unfinished-"
 Watch = Callable[[Path, bytes], None]
 Read = Callable[[Level, Sequence[Piece], Watch | None], Iterable[Any]]

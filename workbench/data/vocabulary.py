@@ -68,7 +68,8 @@ class Vocabulary(ABC):
 
     def dtype(self) -> np.dtype:
         """The smallest storage type that holds every id (little-endian)."""
-        small = "u1" if self.size <= 1 << 8 else "<u2" if self.size <= 1 << 16 else "<i4"
+        # no two unsigned bytes: PyTorch cannot take the maximum of those
+        small = "u1" if self.size <= 1 << 8 else "<i2" if self.size <= 1 << 15 else "<i4"
         return np.dtype(small)
 
     def save(self, path: Path) -> None:

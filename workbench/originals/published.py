@@ -24,6 +24,7 @@ class Published(NamedTuple):
     """how it was trained, and how its figures were measured"""
 
 
+HOST = "https://dl.fbaipublicfiles.com/adaptive-span/"
 CHECKPOINTS = {
     "adaptive-span-enwik8": Published("enwik8.pt", "span-enwik8-base"),
     "adaptive-span-text8": Published("text8.pt", "span-text8-base"),
@@ -37,8 +38,8 @@ def fetch(name: str, url: str | None = None) -> Path:
 
     Args:
         name: a key of `CHECKPOINTS`.
-        url: where the file is, or the folder (ending in `/`) with all four. The authors' download
-            script has the address; it is not repeated here, as it may have moved.
+        url: where the file is, or the folder (ending in `/`) with all four; the authors' host
+            where nothing else is given.
 
     Raises:
         ConfigError: there is no such checkpoint.
@@ -57,14 +58,8 @@ def fetch(name: str, url: str | None = None) -> Path:
 
 
 def _download(name: str, url: str | None, place: Path) -> None:
-    by_hand = (
-        f"put the authors' file {place.name} at {place}, or give the address of their download "
-        "script (get_pretrained.sh) as url"
-    )
-    if url is None:
-        raise DataMissing(
-            f"checkpoint {name}: got no file, expected it in the data folder; {by_hand}"
-        )
+    url = HOST if url is None else url
+    by_hand = f"put the authors' file {place.name} at {place}, or give another address as url"
     import pooch  # here: it is slow to import
 
     source = f"{url}{place.name}" if url.endswith("/") else url
