@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -27,6 +27,10 @@ from workbench.errors import ConfigError
 T = TypeVar("T", bound="Config")
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+CarryMode = Literal["keep", "reset"]
+"""what becomes of the state at the end of a segment: handed on, or begun afresh"""
+SameLength = Literal["off", "including_self", "beyond_self"]
+"""whether every query sees equally many keys, its own among them or not"""
 
 
 def nearest(word: str, choices: list[str]) -> str:

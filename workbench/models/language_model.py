@@ -100,6 +100,12 @@ class ModelConfig(Config):
         """The block of each layer, first to last."""
         return [layers.block for layers in self.stack for _ in range(layers.repeat)]
 
+    def repeats_count_twice(self) -> str | None:
+        """The layer whose state would take in tokens of `ext_len` twice, if there is any."""
+        mixers = enumerate(block.mixer for block in self.block_configs())
+        found = (f"layer {i}: the state of {m.kind}" for i, m in mixers if not m.has_memory)
+        return next(found, None)
+
     @property
     def restarting(self) -> str | None:
         """The kind of the position codes that start again at every segment, if there are any."""
@@ -143,13 +149,11 @@ class LanguageModel(Model):
         return tuple(block.mixer.initial_state(batch_size, limits) for block in self.layers)
 
     def _check_limits(self, limits: Limits) -> None:
-        for layer, block in enumerate(self.layers):
-            if limits.ext_len and not block.mixer.rereading:
-                raise ConfigError(
-                    f"layer {layer}: the state of {type(block.mixer).__name__} would take in "
-                    f"{limits.ext_len} repeated tokens twice; set ext_len: 0, or start each "
-                    "segment afresh (train.carry: reset)"
-                )
+        if limits.ext_len and (culprit := self.config.repeats_count_twice()):
+            raise ConfigError(
+                f"{culprit} would take in {limits.ext_len} repeated tokens twice; set ext_len: 0, "
+                "or start each segment afresh (train.carry: reset)"
+            )
         keeps_codes = self.positions is not None and not self.positions.accumulate
         if keeps_codes and any(block.mixer.reach(limits.memory_len) for block in self.layers):
             raise ConfigError(

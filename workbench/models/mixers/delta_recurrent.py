@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench import kernels
-from workbench.config import Positive, slot
+from workbench.config import CarryMode, Positive, slot
 from workbench.models.feature_maps import (
     EluConfig,
     FeatureMapConfig,
@@ -56,6 +56,10 @@ class DeltaRNNConfig(MixerConfig):
     project_out: bool = True
     """a linear map from the heads back to the width of the input, without bias"""
     n_gates: ClassVar[int] = 1
+
+    def unfit(self, carry: CarryMode) -> str | None:
+        why: str | None = self.feature_map.unfit(carry)
+        return why
 
     def build(self, d_model: int) -> SequenceMixer:
         return DeltaRNN(self, d_model)

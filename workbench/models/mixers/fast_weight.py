@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench import kernels
-from workbench.config import Positive, Probability, slot
+from workbench.config import CarryMode, Positive, Probability, slot
 from workbench.inspect import FastWeightInputs, tap
 from workbench.models.feature_maps import (
     DpfpConfig,
@@ -81,6 +81,10 @@ class FastWeightConfig(MixerConfig):
         if self.read_norm == "memory" and self.rule != "delta":
             raise ValueError("read_norm: memory normalises the delta rule's reads; use rule: delta")
         return self
+
+    def unfit(self, carry: CarryMode) -> str | None:
+        why: str | None = self.feature_map.unfit(carry)
+        return why
 
     @property
     def reads_raw(self) -> bool:
