@@ -7,7 +7,6 @@ extend another. What a run used is written resolved into its folder, so a run ex
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from workbench.config import Config, dump, load, override
+from workbench.config import Config, Positive, dump, load, nearest, override
 from workbench.data.retrieval import RetrievalConfig
 from workbench.data.segments import DataConfig
 from workbench.errors import ConfigError
@@ -69,7 +68,7 @@ class Source(Config):
     """the original script, if there is one"""
     results: tuple[Result, ...] = ()
     """the published figures, the best known first"""
-    parameters: Annotated[int, Field(gt=0)] | None = None
+    parameters: Positive | None = None
     """trainable numbers of the original model, counted by building it; a test compares ours"""
     criterion_parameters: Annotated[int, Field(ge=0)] = 0
     """further ones that the original keeps in its loss function, and we in the vocabulary"""
@@ -247,9 +246,7 @@ def _read(name: str | Path) -> dict[str, Any]:
     else:
         names = recipe_names()
         if name not in names:
-            close = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"Did you mean '{close[0]}'? " if close else ""
-            raise ConfigError(f"there is no recipe '{name}'. {hint}Recipes: {', '.join(names)}.")
+            raise ConfigError(f"there is no recipe '{name}'. {nearest(str(name), names)}")
         text = (resources.files("workbench") / "recipes" / f"{name}.yaml").read_text("utf-8")
     try:
         data = yaml.load(text, Loader=Loader)

@@ -16,13 +16,12 @@ import torch
 
 from parity.golden import Golden, NotBuilt
 from parity.registry import files
-from workbench.config import dump, load
+from workbench.config import differences, dump, load
 from workbench.exchange import rebuild
 from workbench.models.language_model import ModelConfig
 from workbench.originals import checkpoint
 from workbench.originals.checkpoint import Original, find
 from workbench.originals.names import Shell
-from workbench.train.config import differences
 
 CONTAINER = "torch.nn.modules.container.Sequential"
 MODELS = {

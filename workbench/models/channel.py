@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from workbench.config import Choice
+from workbench.config import Choice, Positive, Probability
 
 
 class ChannelConfig(Choice):
@@ -32,9 +32,9 @@ class FeedForwardConfig(ChannelConfig):
     """Two linear maps with a ReLU between them."""
 
     kind: Literal["feed_forward"] = "feed_forward"
-    d_ffn: int
+    d_ffn: Positive
     """hidden units"""
-    p_hidden: float = 0.0
+    p_hidden: Probability = 0.0
     """dropout of the hidden units"""
 
     def build(self, d_model: int) -> nn.Module:

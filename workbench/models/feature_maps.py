@@ -16,8 +16,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workbench.config import Choice
+from workbench.config import Choice, Positive
 from workbench.errors import ConfigError
+
+KeyNorm = Literal["none", "sum"]
+"""sum: features are divided by their sum"""
 
 
 class FeatureMap(nn.Module, ABC):
@@ -132,7 +135,7 @@ class FavorConfig(FeatureMapConfig):
     """FAVOR+: random features that estimate exp(q . k) without bias."""
 
     kind: Literal["favor"] = "favor"
-    n_projections: int = 16
+    n_projections: Positive = 16
     """m random directions; F = 2 m"""
     redraw: Literal["each_step", "each_pass", "never"] = "each_step"
     """each_step: a new matrix at every training forward pass; evaluation uses the last one, which
@@ -189,6 +192,12 @@ def orthogonal_vectors(count: int, width: int) -> Tensor:
         rows.append(q.T[: count - start])
     lengths = torch.randn(count, width).norm(dim=1, keepdim=True)
     return lengths * torch.cat(rows)
+
+
+def features(feature_map: FeatureMap, key_norm: KeyNorm, x: Tensor) -> Tensor:
+    """What a key or query (..., K) is written or read with, (..., F)."""
+    mapped: Tensor = feature_map(x)
+    return sum_normalise(mapped) if key_norm == "sum" else mapped
 
 
 def sum_normalise(features: Tensor, epsilon: float = 0.0) -> Tensor:

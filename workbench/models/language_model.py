@@ -15,13 +15,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.carry import Carry
-from workbench.config import Config, slot
+from workbench.config import Config, Positive, Probability, slot
 from workbench.errors import ConfigError
 from workbench.models import clusters as clusters  # registers the kinds
 from workbench.models import mixers as mixers  # registers the kinds
 from workbench.models.base import Builds, M, Model
 from workbench.models.blocks import Block, BlockConfig
-from workbench.models.dropout import DroppedSymbols, Kind, Probability, dropout
+from workbench.models.dropout import DroppedSymbols, Kind, dropout
 from workbench.models.mixers.base import CONFIGURED, Limits
 from workbench.models.positions import InputPositions, NoPositions, PositionsConfig
 from workbench.models.vocabulary import Clusters, PlainConfig, Projection, VocabularyConfig
@@ -31,7 +31,7 @@ class Layers(Config):
     """One block config, used for `repeat` layers in a row."""
 
     block: BlockConfig
-    repeat: Annotated[int, Field(gt=0)] = 1
+    repeat: Positive = 1
 
 
 class OutputPenalties(Config):
@@ -61,7 +61,7 @@ class OutputPenalties(Config):
 class ModelConfig(Config):
     """What the model is made of."""
 
-    d_model: Annotated[int, Field(gt=0)]
+    d_model: Positive
     """width of the residual stream"""
     stack: Annotated[tuple[Layers, ...], Field(min_length=1)]
     """the layers, first to last"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ from workbench.train.averaging import non_monotone  # and its kind of optimizer
 from workbench.train.optim import OptimizerConfig
 from workbench.train.schedule import Constant, ScheduleConfig
 
+# as the mixers say it; what settings import knows no models
 SameLength = Literal["off", "including_self", "beyond_self"]
 
 
@@ -229,20 +230,3 @@ class RetrievalEvalConfig(Config):
     """Sequences of `data.n_pairs` pairs."""
     max_queries: int = Field(default=200, gt=0)
     """Every key of a sequence is asked for, in order, at most so many."""
-
-
-def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two nested plain values differ, each with both values."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        lines = []
-        for key in sorted(ours.keys() | theirs.keys()):
-            below = f"{path}.{key}" if path else str(key)
-            lines += differences(ours.get(key), theirs.get(key), below)
-        return lines
-    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        return [
-            line
-            for i, pair in enumerate(zip(ours, theirs, strict=True))
-            for line in differences(*pair, f"{path}.{i}")
-        ]
-    return [] if ours == theirs else [f"{path}: {ours!r} here, {theirs!r} there"]

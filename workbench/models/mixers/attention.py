@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from workbench.config import Config, slot
+from workbench.config import Config, Positive, Probability, slot
 from workbench.inspect import tap, wanted
 from workbench.models.mixers.base import (
     CONFIGURED,
@@ -45,7 +45,7 @@ ANY_DISTANCE = -1  # a window without a bound
 class PersistentConfig(Config):
     """Learned key-value pairs that every query can attend to (all-attention)."""
 
-    n_vectors: Annotated[int, Field(gt=0)]
+    n_vectors: Positive
     """N per head; they replace the feed-forward sub-layer, so N is about its width"""
 
 
@@ -53,8 +53,8 @@ class AttentionConfig(MixerConfig):
     """Multi-head attention with segment memory."""
 
     kind: Literal["attention"] = "attention"
-    n_heads: Annotated[int, Field(gt=0)]
-    d_head: Annotated[int, Field(gt=0)]
+    n_heads: Positive
+    d_head: Positive
     """width of one head's keys and values"""
     memory_len: Annotated[int, Field(ge=0)] = 0
     """past inputs kept for the next segment, in tokens"""
@@ -76,7 +76,7 @@ class AttentionConfig(MixerConfig):
     normed_queries: bool = True
     """false: a pre-norm block's LayerNorm is applied to keys and values only, as Transformer-XL's
     code does where its positions are absolute"""
-    p_attention: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    p_attention: Probability = 0.0
     """dropout of the attention probabilities"""
 
     @model_validator(mode="after")

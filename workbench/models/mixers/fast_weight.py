@@ -10,24 +10,25 @@ an LSTM as slow network `DrivenFastWeights`.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench import kernels
-from workbench.config import slot
+from workbench.config import Positive, Probability, slot
 from workbench.inspect import FastWeightInputs, tap
 from workbench.models.feature_maps import (
     DpfpConfig,
     EluConfig,
     FavorConfig,
     FeatureMapConfig,
+    KeyNorm,
     SoftmaxConfig,
     TanhConfig,
-    sum_normalise,
+    features,
 )
 from workbench.models.mixers.base import (
     CONFIGURED,
@@ -46,13 +47,13 @@ class FastWeightConfig(MixerConfig):
     """A key-value memory that is written and read once per token and head."""
 
     kind: Literal["fast_weight"] = "fast_weight"
-    n_heads: Annotated[int, Field(gt=0)]
-    d_head: Annotated[int, Field(gt=0)]
+    n_heads: Positive
+    d_head: Positive
     """width of a head's query and key before the feature map, and of its value"""
     rule: Literal["sum", "delta"] = "delta"
     """sum: W += k v^T. delta: first subtract what the key reads, scaled by a learned strength"""
     feature_map: slot(FeatureMapConfig) = EluConfig()  # type: ignore[valid-type]
-    key_norm: Literal["none", "sum"] = "sum"
+    key_norm: KeyNorm = "sum"
     """sum: features of queries and keys are divided by their sum"""
     read_norm: Literal["none", "output", "memory"] = "none"
     """output: divide what is read by z . phi(q). memory: the delta rule's own reads too"""
@@ -60,7 +61,7 @@ class FastWeightConfig(MixerConfig):
     """where 1/sqrt(d_head) enters: after the read normalisation, or before it, where it cancels"""
     slow_net: Literal["linear", "lstm"] = "linear"
     """what makes queries, keys, values and write strengths of the inputs"""
-    p_attention: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    p_attention: Probability = 0.0
     """dropout of the scores q . k of the tokens of a segment, for the sum rule, which is then
     computed as quadratic attention in training; sums of keys are left whole"""
     normed_queries: bool = True
@@ -156,7 +157,10 @@ class FastWeight(SequenceMixer):
             raw, _ = self._slow(x_BTD, state)
             mixed = torch.cat([raw[..., :K], mixed[..., K:]], dim=-1)
         self.feature_map.begin_segment()
-        q_BTHF, k_BTHF = (self._features(x) for x in mixed[..., : 2 * K].split(K, dim=-1))
+        q_BTHF, k_BTHF = (
+            features(self.feature_map, config.key_norm, x)
+            for x in mixed[..., : 2 * K].split(K, dim=-1)
+        )
         v_BTHV = mixed[..., 2 * K : 3 * K]
         beta_BTH = mixed[..., 3 * K].sigmoid() if config.rule == "delta" else None
 
@@ -203,10 +207,6 @@ class FastWeight(SequenceMixer):
         y_BTHV = torch.einsum("bhts,bshv->bthv", dropped_BHTS, v_BTHV)
         y_BTHV = y_BTHV + torch.einsum("bthf,bhfv->bthv", q_BTHF, W_BHFV)
         return y_BTHV, W_BHFV + torch.einsum("bthf,bthv->bhfv", k_BTHF, v_BTHV)
-
-    def _features(self, x_BTHK: Tensor) -> Tensor:
-        features = self.feature_map(x_BTHK)
-        return sum_normalise(features) if self.config.key_norm == "sum" else features
 
     def _key_sums(self, k_BTHF: Tensor, z_BHF: Tensor) -> tuple[Tensor | None, Tensor]:
         """Running sums of keys, each token's own included, and the last of them."""
