@@ -32,8 +32,8 @@ from workbench.models.mixers.base import (
     SequenceMixer,
     identity,
 )
+from workbench.models.mixers.fast_weight import READ_EPSILON
 
-READ_EPSILON = 1e-5
 FEEDBACK_EPSILON = 1e-6
 
 
