@@ -9,15 +9,28 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+)
 from pydantic import model_validator as model_validator
 from pydantic.fields import FieldInfo
 
 from workbench.errors import ConfigError
 
 T = TypeVar("T", bound="Config")
+Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+CarryMode = Literal["keep", "reset"]
+"""what becomes of the state at the end of a segment: handed on, or begun afresh"""
+SameLength = Literal["off", "including_self", "beyond_self"]
+"""whether every query sees equally many keys, its own among them or not"""
 
 
 def nearest(word: str, choices: list[str]) -> str:
@@ -193,3 +206,20 @@ def _step(here: Any, name: str, path: str) -> Any:
             return here[name]
         raise ConfigError(f"override '{path}': there is no '{name}'. {nearest(name, list(here))}")
     raise ConfigError(f"override '{path}': nothing to enter, found {here!r}")
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two nested plain values differ, each with both values."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        lines = []
+        for key in sorted(ours.keys() | theirs.keys()):
+            below = f"{path}.{key}" if path else str(key)
+            lines += differences(ours.get(key), theirs.get(key), below)
+        return lines
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        return [
+            line
+            for i, pair in enumerate(zip(ours, theirs, strict=True))
+            for line in differences(*pair, f"{path}.{i}")
+        ]
+    return [] if ours == theirs else [f"{path}: {ours!r} here, {theirs!r} there"]

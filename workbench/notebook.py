@@ -170,12 +170,6 @@ def attention_layers(recipe: Recipe) -> list[int]:
     return attention
 
 
-def has_spans(recipe: Recipe) -> bool:
-    """Whether any attention layer learns its span."""
-    mixers = [b.mixer for b in recipe.model.block_configs()]
-    return any(isinstance(m, AttentionConfig) and m.span is not None for m in mixers)
-
-
 def fast_weight_layers(recipe: Recipe) -> list[int]:
     """Which layers have fast weights that are written by keys and values known beforehand.
 

@@ -65,12 +65,8 @@ def _after(model: LanguageModel, ahead: Tensor) -> Any:
     # an empty tensor splits into one empty piece
     for piece in ahead.split(128) if len(ahead) else ():
         with torch.no_grad():
-            _, carry = model(piece[None].to(_device(model)), carry)
+            _, carry = model(piece[None].to(model.device), carry)
     return carry
-
-
-def _device(model: LanguageModel) -> torch.device:
-    return next(model.parameters()).device
 
 
 class AttentionView(NamedTuple):
@@ -86,7 +82,7 @@ def attention(model: LanguageModel, text: Stretch) -> AttentionView:
     """Attention maps of all layers and heads over a stretch, with its memory filled."""
     carry = _after(model, text.before)
     with inspect.capture(model, "attention_probs", "span_mask") as taps:
-        model(text.tokens[None].to(_device(model)), carry)
+        model(text.tokens[None].to(model.device), carry)
     return AttentionView(
         [p[0].float().cpu().numpy() for p in taps["attention_probs"]],
         [m.float().cpu().numpy() for m in taps["span_mask"]],
@@ -110,7 +106,7 @@ def fast_weight_inputs(model: LanguageModel, text: Stretch) -> list[inspect.Fast
     """
     carry = _after(model, text.before)
     with inspect.capture(model, "fast_weight_inputs") as taps:
-        model(text.tokens[None].to(_device(model)), carry)
+        model(text.tokens[None].to(model.device), carry)
     return list(taps["fast_weight_inputs"])
 
 

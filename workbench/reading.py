@@ -7,8 +7,7 @@ Shapes: B rows side by side, T tokens of a piece, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -21,7 +20,7 @@ from workbench.config import load
 from workbench.data.corpus import Corpus
 from workbench.data.vocabulary import UNKNOWN, Vocabulary, printable
 from workbench.errors import ConfigError, DataError, DataMissing
-from workbench.models.base import Model
+from workbench.models.base import Model, evaluating
 from workbench.models.language_model import LanguageModel
 from workbench.models.mixers.base import Limits
 from workbench.recipe import AnyRecipe, Recipe, of_text
@@ -203,18 +202,6 @@ def reading(subject: Subject, context_len: int | None = None) -> EvalConfig:
     return load(EvalConfig, {"method": method, "context_len": context_len})
 
 
-@contextmanager
-def evaluating(model: LanguageModel) -> Iterator[None]:
-    """Inside, the model is in eval mode and keeps no gradients; it is left as it was."""
-    was_training = model.training
-    model.train(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
 State = Carry | Tensor
 """the carry; or, where position codes restart, the (B, W) newest tokens"""
 
@@ -263,14 +250,13 @@ class Reader:
         Returns:
             (B, C) log-probabilities of the token that follows.
         """
-        device = next(self.model.parameters()).device
         with evaluating(self.model):
             if isinstance(self.state, Tensor):
                 self.state = torch.cat([self.state, ids_BT.cpu()], 1)[:, -self._window :]
                 fresh = self.model.initial_carry(len(ids_BT), Limits(same_length="off"))
-                hidden_BTD, _ = self.model(self.state.to(device), fresh)
+                hidden_BTD, _ = self.model(self.state.to(self.model.device), fresh)
             else:
-                for piece_BT in ids_BT.to(device).split(PIECE, dim=1):
+                for piece_BT in ids_BT.to(self.model.device).split(PIECE, dim=1):
                     hidden_BTD, self.state = self.model(piece_BT, self.state)
             return self.model.vocabulary.log_probs(hidden_BTD[:, -1:])[:, 0]
 

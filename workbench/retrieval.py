@@ -97,11 +97,16 @@ class Sweep:
         return len(self.recipes)
 
     def __iter__(self) -> Iterator[Point]:
-        """Fewest pairs first, so that the curves grow side by side; each point when it is done."""
+        """Fewest pairs first, so that the curves grow side by side; each point when it is done.
+
+        A signal that interrupts a training ends the sweep with it; iterate again to go on.
+        """
         self.points = []
         for recipe in sorted(self.recipes, key=lambda recipe: recipe.data.n_pairs):
             self.points.append(train(recipe, self.out))
             yield self.points[-1]
+            if self.points[-1].reason == "interrupted":
+                return
 
     def measured(self, name: str) -> dict[int, float | None]:
         """A recipe's loss by number of pairs, as far as it is known."""

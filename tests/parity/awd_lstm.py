@@ -24,6 +24,8 @@ from workbench.train.evaluate import evaluate as measure
 from workbench.train.objective import objective, total
 from workbench.train.trainer import Trainer
 
+Apply = Callable[..., Tensor]
+"""(mask, what it falls on) -> what is left"""
 KINDS = {
     "(model.RNNModel + splitcross.SplitCrossEntropyLoss)": "phases",
     ", training mode with injected dropout masks": "masks",
@@ -105,12 +107,12 @@ def run_phases(it: Subject) -> None:
             nll_BT, _ = it.model.nll(tokens_BT, it.turn(target), carry)
             raw.clear()
             hidden_BTD, carry = it.model(tokens_BT, carry)
-        compare.out(f"{at}/output", it.turn(hidden_BTD))
+        compare.also(f"{at}/output", it.turn(hidden_BTD))
         for layer, output_BTD in enumerate(raw):
-            compare.out(f"{at}/raw_output/{layer}", it.turn(output_BTD))
-        compare.out(f"{at}/logprob", it.turn(logp_BTC))
-        compare.out(f"{at}/nll", it.turn(nll_BT))
-        compare.out(f"{at}/loss", nll_BT.mean())
+            compare.also(f"{at}/raw_output/{layer}", it.turn(output_BTD))
+        compare.also(f"{at}/logprob", it.turn(logp_BTC))
+        compare.also(f"{at}/nll", it.turn(nll_BT))
+        compare.also(f"{at}/loss", nll_BT.mean())
         compare_states(compare, at, carry)
     compare_gradients(it, train(it, compared=True), "grad")
     other = awd_subject(golden, it.dtype, quirk=False, dropout=False)
@@ -135,12 +137,12 @@ def train(
         nll_BT, penalties, carry = it.model.losses(it.turn(data), it.turn(target), carry)
         terms = objective(nll_BT, penalties)
         losses.append(total(terms))
-        (losses[-1] / it.golden.meta["n_segments"]).backward()
+        (losses[-1] / it.golden.n_segments()).backward()
         if compared:
             at, zero = f"out/train/seg{i}", torch.tensor(0.0)
-            it.compare.out(f"{at}/raw_loss", terms["nll"])
-            it.compare.out(f"{at}/ar", terms.get("activation", zero))
-            it.compare.out(f"{at}/tar", terms.get("temporal", zero))
+            it.compare.also(f"{at}/raw_loss", terms["nll"])
+            it.compare.also(f"{at}/ar", terms.get("activation", zero))
+            it.compare.also(f"{at}/tar", terms.get("temporal", zero))
             it.compare.out(f"{at}/loss", losses[-1])
             if it.golden.keys(f"{at}/hidden/"):
                 compare_states(it.compare, at, carry)
@@ -161,28 +163,30 @@ def run_masks(it: Subject) -> None:
     def inject(segment: int) -> None:
         at = f"input/main/seg{segment}/mask"
 
-        def mask(name: str) -> Tensor:
-            return golden.tensor(f"{at}/{name}", it.dtype)
+        def use(name: str, module: nn.Module, apply: Apply, method: str = "forward") -> None:
+            # the original draws no mask where a rate is 0; ours then drops nothing either
+            if f"{at}/{name}" in golden:
+                mask = golden.tensor(f"{at}/{name}", it.dtype)
+                replace(module, method, lambda *inputs: apply(mask, *inputs))
 
-        def locked(name: str) -> Callable[[Tensor], Tensor]:
-            kept_B1D = mask(name).transpose(0, 1)
-            return lambda x_BTD: x_BTD * kept_B1D
-
-        rows_C1 = mask("embedding_rows")
-        replace(model.drop_symbols, "forward", lambda x_BTD, tokens: x_BTD * rows_C1[tokens])
-        replace(model.drop_embedding, "forward", locked("input"))
-        replace(model.drop_output, "forward", locked("output"))
+        use("embedding_rows", model.drop_symbols, lambda kept, x_BTD, ids: x_BTD * kept[ids])
+        use("input", model.drop_embedding, locked)
+        use("output", model.drop_output, locked)
         for layer, block in enumerate(model.layers):
-            dropped = mask(f"weight/{layer}")
-            replace(block.mixer, "drop_weight", lambda weight, kept=dropped: weight * kept)
+            use(f"weight/{layer}", block.mixer, torch.mul, "drop_weight")
             if layer < len(model.layers) - 1:
-                replace(block.drop, "forward", locked(f"layer_output/{layer}"))
+                use(f"layer_output/{layer}", block.drop, locked)
 
     model.drop_output.register_forward_hook(lambda *call: outputs.append(call[-1]))
     grads = train(it, compared=True, before_segment=inject)
     for i, hidden_BTD in enumerate(outputs):
         it.compare.out(f"out/train/seg{i}/output", it.turn(hidden_BTD))
     compare_gradients(it, grads, "grad")
+
+
+def locked(kept_1BD: Tensor, x_BTD: Tensor) -> Tensor:
+    """One mask for all tokens."""
+    return x_BTD * kept_1BD.transpose(0, 1)
 
 
 def replace(module: nn.Module, method: str, function: Callable[..., Tensor]) -> None:
@@ -252,8 +256,7 @@ def run_steps(it: Subject) -> None:
         it.compare.out(f"{at}/raw_loss", record.loss_nats)
         it.compare.out(f"{at}/loss", record.loss_nats + sum(record.penalties.values()))
         it.compare.out(f"{at}/grad_norm", record.grad_norm)
-        if f"{at}/eta_used" in it.golden:
-            it.compare.out(f"{at}/eta_used", record.lr)
+        it.compare.also(f"{at}/eta_used", record.lr)
     compare_parameters(it, "out/final_param")
     trainer.swap()
     compare_parameters(it, "out/final_average")
@@ -265,4 +268,5 @@ def compare_parameters(it: Subject, group: str) -> None:
     theirs = in_their_layout(values, it.links, it.golden.shapes())
     for key in it.golden.keys(f"{group}/"):
         name = key.removeprefix(f"{group}/")
-        it.compare.out(key, theirs[name] if name in theirs else theirs[f"model/{name}"])
+        known = (n for n in (name, f"model/{name}", f"criterion/{name}") if n in theirs)
+        it.compare.out(key, theirs[next(known)])

@@ -106,10 +106,12 @@ def run(golden: Golden, dtype: torch.dtype) -> Comparison:
         run_phases(it, carried=attention)
     elif kind == "(eval_sliding_window.py)":
         run_sliding(it)
+    elif kind == "(eval.py)" and attention:
+        xl.run_streams(it)
     elif kind == "(eval.py)":
-        carried = attention or golden.meta.get("carry_over_fast_weight", False)
-        carry = "keep" if carried else "reset"
-        streams(it, golden.ctor["tgt_len"], golden.meta["batch"], carry=carry)
+        carry = "keep" if golden.meta.get("carry_over_fast_weight") else "reset"
+        segment_len = golden.meta.get("eval_lengths", golden.ctor)["tgt_len"]
+        streams(it, segment_len, golden.meta["batch"], carry=carry)
     else:
         raise Unknown(f"{golden.name}: code base '{golden.meta['codebase']}'")
     return it.compare

@@ -74,7 +74,7 @@ def run_rule(name: str, leaves: Arrays) -> Arrays:
     inputs = [turn(leaves[n]) for n in ("q", "k", "v")]
     if "beta" in leaves:
         inputs.append(turn(leaves["beta"]).squeeze(-1))
-    y_BTHV, W_BHFV = RULES[name](*inputs, leaves["W0"])
+    y_BTHV, W_BHFV = RULES[name](*inputs, leaves.get("W0"))
     return {"out": turn(y_BTHV), "W_final": W_BHFV}
 
 

@@ -44,6 +44,7 @@ class Golden:
         if "meta" not in self.arrays:
             raise Unknown(f"{path.name}: there is no array `meta`, so it is no golden file")
         self.meta: dict[str, Any] = json.loads(str(self.arrays.pop("meta")))
+        self.meta = {"tied": {}, "buffers": [], **self.meta}
         for field in self.needs:
             if field not in self.meta:
                 raise Unknown(f"{path.name}: meta lacks `{field}`")
@@ -66,13 +67,17 @@ class Golden:
 
     def parameters(self) -> dict[str, Tensor]:
         """Original name -> value: no buffers, and a shared tensor only under its first name."""
-        left_out = {*self.meta.get("buffers", []), *self.meta.get("tied", {})}
+        left_out = {*self.meta["buffers"], *self.meta["tied"]}
         names = [key.removeprefix("param/") for key in self.keys("param/")]
         return {name: self.tensor(f"param/{name}") for name in names if name not in left_out}
 
     def shapes(self) -> dict[str, torch.Size]:
         """The shape of each of `parameters`."""
         return {name: value.shape for name, value in self.parameters().items()}
+
+    def n_segments(self, stream: str = "main") -> int:
+        """How many segments `input/<stream>/` has."""
+        return sum(1 for _ in self.segments(stream))
 
     def segments(self, stream: str) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(number, tokens, targets) of `input/<stream>/`, in the file's own layout."""
@@ -126,6 +131,11 @@ class Comparison:
         if any(fnmatch(key, pattern) for pattern in self.golden.meta.get("ill_conditioned", [])):
             kind = "out:ill_conditioned"
         self._record(key, kind, got, want, scale=max(1.0, float(np.abs(want).max())))
+
+    def also(self, key: str, got: Tensor | float) -> None:
+        """Compare an output that not every file has."""
+        if key in self.golden:
+            self.out(key, got)
 
     def grad(self, group: str, name: str, got: Tensor, kind: str = "grad") -> None:
         """Compare the gradient `<group>/<name>`; `kind` names its tolerance."""

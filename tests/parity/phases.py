@@ -96,16 +96,13 @@ def evaluate(it: Subject, tag: str, stream: str, *, carried: bool) -> None:
             logp_BTC, _ = it.model.log_probs(tokens_BT, carry)
             nll_BT, carry = it.model.nll(tokens_BT, targets_BT, carry)
         scored = slice(-targets_BT.shape[1], None)
-        if f"{at}/hidden" in it.golden:
-            it.compare.out(f"{at}/hidden", it.turn(hidden_BTD[:, scored]))
-        if f"{at}/logprob" in it.golden:
-            it.compare.out(f"{at}/logprob", it.turn(logp_BTC[:, scored]))
-        it.compare.out(f"{at}/nll", it.turn(nll_BT))
+        it.compare.also(f"{at}/hidden", it.turn(hidden_BTD[:, scored]))
+        it.compare.also(f"{at}/logprob", it.turn(logp_BTC[:, scored]))
+        it.compare.also(f"{at}/nll", it.turn(nll_BT))
         if f"{at}/loss_as_returned" in it.golden:
             why = "`nll` again, in the order of the softmax's clusters instead of the tokens'"
             it.compare.leave_out(f"{at}/loss_as_returned", why)
-        if f"{at}/mean_nll" in it.golden:
-            it.compare.out(f"{at}/mean_nll", nll_BT.mean())
+        it.compare.also(f"{at}/mean_nll", nll_BT.mean())
         it.states(it.compare, at, carry)
 
 
@@ -126,7 +123,7 @@ def train(it: Subject, tag: str, stream: str, *, carried: bool) -> dict[str, Ten
     refuse_dropout(it)
     it.model.train()
     it.model.zero_grad(set_to_none=True)
-    n_segments = it.golden.meta["n_segments"]
+    n_segments = it.golden.n_segments(stream)
     carry: Carry | None = None
     losses: list[Tensor] = []
     for i, data, target in it.golden.segments(stream):
@@ -140,9 +137,7 @@ def train(it: Subject, tag: str, stream: str, *, carried: bool) -> dict[str, Ten
         carry = detach(carry)
         losses.append(terms["nll"].detach())
         it.compare.out(f"out/{tag}/seg{i}/{it.mean_key}", losses[-1])
-        if f"out/{tag}/seg{i}/span_loss" in it.golden:
-            it.compare.out(f"out/{tag}/seg{i}/span_loss", terms.get("span", torch.tensor(0.0)))
-    assert len(losses) == n_segments
+        it.compare.also(f"out/{tag}/seg{i}/span_loss", terms.get("span", torch.tensor(0.0)))
     it.compare.out(f"out/{tag}/loss", torch.stack(losses).mean())
     grads = {
         name: torch.zeros_like(p) if p.grad is None else p.grad
@@ -184,10 +179,8 @@ def streams(it: Subject, segment_len: int, batch_size: int, **settings: object) 
     stream = it.golden.tensor("input/stream").flatten()
     result = measure(it.model, stream, config)
     for i, nll_BT in enumerate(result.nll_nats.view(batch_size, -1).split(segment_len, dim=1)):
-        if f"out/batch{i}/mean_loss" in it.golden:
-            it.compare.out(f"out/batch{i}/mean_loss", nll_BT.mean())
-    if "out/evaluate" in it.golden:
-        it.compare.out("out/evaluate", result.mean_nats)
+        it.compare.also(f"out/batch{i}/mean_loss", nll_BT.mean())
+    it.compare.also("out/evaluate", result.mean_nats)
     return result
 
 
@@ -220,8 +213,7 @@ def optimise(it: Subject, plan: TrainConfig, after_step: Callable[[int], None] =
         record = trainer.record(elapsed_s=0.0)
         it.compare.out(f"out/step{i}/lr", record.lr)
         it.compare.out(f"out/step{i}/loss", record.loss_nats)
-        if f"out/step{i}/grad_norm" in it.golden:
-            it.compare.out(f"out/step{i}/grad_norm", record.grad_norm)
+        it.compare.also(f"out/step{i}/grad_norm", record.grad_norm)
         after_step(i)
     values = {name: p.detach() for name, p in it.model.named_parameters()}
     for name, value in in_their_layout(values, it.links, it.golden.shapes()).items():

@@ -57,9 +57,7 @@ def run(golden: Golden, dtype: torch.dtype) -> Comparison:
     if kind == "(mem_transformer.MemTransformerLM)":
         run_phases(it)
     elif kind == "(train.py / eval.py evaluate)":
-        lengths = golden.meta["eval_lengths"]
-        other = with_lengths(it, lengths)
-        streams(other, lengths["tgt_len"], golden.meta["batch"], **other.limits._asdict())
+        run_streams(it)
     elif kind == "" and "train" in golden.meta:
         run_steps(it)
     else:
@@ -71,10 +69,18 @@ def run_phases(it: Subject) -> None:
     """Evaluation, evaluations with other lengths, training."""
     golden = it.golden
     evaluate(it, "eval", "main", carried=True)
-    for phase in golden.meta["phases"]:
+    for phase in golden.meta.get("phases", []):
         evaluate(with_lengths(it, phase), phase["tag"], phase["tag"], carried=True)
     grads = train(it, "train", "main", carried=True)
     compare_gradients(it, grads, "grad")
+
+
+def run_streams(it: Subject) -> None:
+    """Their evaluation loop, with the lengths that it was given, or the model's own."""
+    lengths = it.golden.meta.get("eval_lengths")
+    it = with_lengths(it, lengths) if lengths else it
+    segment_len = (lengths or it.golden.ctor)["tgt_len"]
+    streams(it, segment_len, it.golden.meta["batch"], **it.limits._asdict())
 
 
 def with_lengths(it: Subject, lengths: dict[str, Any]) -> Subject:

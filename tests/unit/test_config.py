@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from workbench.config import Choice, Config, dump, load, override, slot
+from workbench.config import Choice, Config, differences, dump, load, override, slot
 from workbench.errors import ConfigError
 
 
@@ -118,3 +118,14 @@ def test_override_replaces_at_dotted_paths_and_copies():
 def test_override_refuses_paths_through_nothing(path, says):
     with pytest.raises(ConfigError, match=says):
         override({"a": {"b": 1}, "list": [{"c": 1}, {"c": 2}]}, {path: 0})
+
+
+def test_differences_are_named_by_path():
+    ours = {"a": {"b": 1, "c": [1, {"d": 2}]}, "e": 3}
+    theirs = {"a": {"b": 1, "c": [1, {"d": 5}]}, "f": 3}
+    assert differences(ours, theirs) == [
+        "a.c.1.d: 2 here, 5 there",
+        "e: 3 here, None there",
+        "f: None here, 3 there",
+    ]
+    assert differences(ours, ours) == []

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from workbench.config import ConfigError, load
-from workbench.train.config import EvalConfig, StopConfig, TrainConfig, differences
+from workbench.train.config import EvalConfig, StopConfig, TrainConfig
 from workbench.train.optim import SGD, Adagrad, Adam, AdamW, OptimizerConfig
 from workbench.train.schedule import (
     Constant,
@@ -221,17 +221,6 @@ def test_config_refuses_with_path_and_cure(change: dict, said: str) -> None:
 def test_eval_config_refuses(change: dict) -> None:
     with pytest.raises(ConfigError, match=f"eval.{next(iter(change))}: "):
         load(EvalConfig, {"context_len": 8, **change}, "eval")
-
-
-def test_differences_are_named_by_path() -> None:
-    ours = {"a": {"b": 1, "c": [1, {"d": 2}]}, "e": 3}
-    theirs = {"a": {"b": 1, "c": [1, {"d": 5}]}, "f": 3}
-    assert differences(ours, theirs) == [
-        "a.c.1.d: 2 here, 5 there",
-        "e: 3 here, None there",
-        "f: None here, 3 there",
-    ]
-    assert differences(ours, ours) == []
 
 
 def test_step_decay_divides_after_the_given_updates() -> None:

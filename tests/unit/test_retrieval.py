@@ -1,6 +1,7 @@
 """Associative retrieval: sequences, memories against step-by-step rules, runs, early stopping."""
 
 import itertools
+import signal
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from workbench.recipe import RetrievalRecipe, load_recipe
 from workbench.train.config import StopConfig
 from workbench.train.folder import RunFolder
 from workbench.train.tasks import open_task
+from workbench.train.trainer import Trainer
 
 TINY = "retrieval-update-tiny"
 CAPACITY = RetrievalConfig(n_pairs=9, replace=False, batch_size=3)
@@ -229,6 +231,21 @@ def test_a_sweep_goes_on_and_names_what_diverged(tmp_path, monkeypatch):
     assert [p.loss for p in retrieval.Sweep(names, [4, 20], tmp_path, changes)] == [
         p.loss for p in points
     ]
+
+
+def test_an_interrupt_ends_the_sweep_and_it_goes_on_later(tmp_path, monkeypatch):
+    update = Trainer.update
+
+    def interrupted(trainer):
+        if trainer.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        update(trainer)
+
+    monkeypatch.setattr(Trainer, "update", interrupted)
+    sweep = retrieval.Sweep({"x": TINY}, [4, 5], tmp_path, {"train.steps": 6})
+    assert [(p.n_pairs, p.steps, p.reason) for p in sweep] == [(4, 3, "interrupted")]
+    monkeypatch.setattr(Trainer, "update", update)
+    assert [(p.n_pairs, p.steps, p.reason) for p in sweep] == [(4, 6, "steps"), (5, 6, "steps")]
 
 
 def test_divergence_is_a_point_without_a_loss(tmp_path):

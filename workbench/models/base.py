@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from workbench.carry import Carry
@@ -16,6 +19,11 @@ class Model(nn.Module, ABC):
 
     vocab_size: int
     """symbols that its tokens are ids of"""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
 
     @property
     def n_parameters(self) -> int:
@@ -47,6 +55,18 @@ class Model(nn.Module, ABC):
 
     def after_step(self) -> None:
         """Called after each optimizer step."""
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Inside, the model is in eval mode and no gradients are kept; it is left as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 M = TypeVar("M", bound=Model, covariant=True)

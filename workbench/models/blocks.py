@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from workbench.carry import State
-from workbench.config import Config, slot
+from workbench.config import Config, Probability, slot
 from workbench.errors import ConfigError
 from workbench.models.channel import ChannelConfig, NoChannel
 from workbench.models.dropout import Kind, dropout
@@ -40,7 +40,7 @@ class BlockConfig(Config):
     """false: the sequence mixer's branch replaces its input; the channel mixer's adds to it"""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     """added to the variance in both LayerNorms; 1e-12 in TensorFlow's"""
-    p_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    p_drop: Probability = 0.0
     """dropout of what each of the two branches adds"""
 
     @model_validator(mode="after")

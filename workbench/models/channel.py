@@ -1,6 +1,7 @@
 """Channel mixers: what follows the sequence mixer in a block, token by token.
 
 Paper: arXiv:1706.03762 section 3.3. All-attention (arXiv:1907.01470) has none.
+Shapes: B batch, T segment, D model width.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from workbench.config import Choice
+from workbench.config import Choice, Positive, Probability
 
 
 class ChannelConfig(Choice):
@@ -32,9 +33,9 @@ class FeedForwardConfig(ChannelConfig):
     """Two linear maps with a ReLU between them."""
 
     kind: Literal["feed_forward"] = "feed_forward"
-    d_ffn: int
+    d_ffn: Positive
     """hidden units"""
-    p_hidden: float = 0.0
+    p_hidden: Probability = 0.0
     """dropout of the hidden units"""
 
     def build(self, d_model: int) -> nn.Module:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Annotated, Literal, cast
+from typing import Literal, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workbench.config import Positive
 from workbench.errors import ConfigError
 from workbench.models.vocabulary import (
     Clusters,
@@ -27,7 +28,6 @@ from workbench.models.vocabulary import (
     Projection,
     Vocabulary,
     VocabularyConfig,
-    Width,
     check_hidden,
     precise,
 )
@@ -39,11 +39,11 @@ class AdaptiveConfig(VocabularyConfig):
     """Adaptive embedding and adaptive softmax."""
 
     kind: Literal["adaptive"] = "adaptive"
-    cutoffs: tuple[Width, ...]
+    cutoffs: tuple[Positive, ...]
     """first id of each tail, ascending"""
-    div_val: Annotated[int, Field(ge=1)] = 1
+    div_val: Positive = 1
     """bin i has vectors of width d_embed // div_val^i; 1: one table for all bins"""
-    d_embed: Width | None = None
+    d_embed: Positive | None = None
     """width of bin 0; null: d_model"""
     tie_weights: bool = True
     """the output matrices are the embedding tables; biases and cluster rows stay apart"""
@@ -110,11 +110,11 @@ class SplitConfig(VocabularyConfig):
     """AWD-LSTM's split softmax: full width everywhere, tails by nothing but their rows."""
 
     kind: Literal["split"] = "split"
-    splits: Literal["auto"] | tuple[Width, ...] = "auto"
+    splits: Literal["auto"] | tuple[Positive, ...] = "auto"
     """first id of each tail, ascending; auto: by the number of classes, none up to 75,000"""
     tie_weights: bool = True
     """the output matrix is the embedding table"""
-    d_hidden: Width | None = None
+    d_hidden: Positive | None = None
     """width of the last layer where it is not d_model: AWD-LSTM without tied weights"""
     cluster_order: ClusterOrder = "natural"
     """reversed: the rows of the tails stand in the head last tail first, as in the original"""

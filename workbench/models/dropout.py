@@ -6,12 +6,10 @@ Shapes: B batch, T segment, D width, C classes.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from torch import Tensor, nn
 
-Probability = Annotated[float, Field(ge=0, lt=1)]
 Kind = Literal["element", "locked"]
 
 

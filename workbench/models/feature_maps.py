@@ -16,8 +16,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workbench.config import Choice
+from workbench.config import CarryMode, Choice, Positive
 from workbench.errors import ConfigError
+
+KeyNorm = Literal["none", "sum"]
+"""sum: features are divided by their sum"""
 
 
 class FeatureMap(nn.Module, ABC):
@@ -35,6 +38,10 @@ class FeatureMap(nn.Module, ABC):
 
 class FeatureMapConfig(Choice):
     """The slot `feature_map` of the fast-weight mixer."""
+
+    def unfit(self, carry: CarryMode) -> str | None:
+        """Why its features cannot be those of a state that is carried so; None where they can."""
+        return None
 
     def build(self, d_head: int) -> FeatureMap:
         raise TypeError(f"{type(self).__name__} does not define build(d_head)")
@@ -132,7 +139,7 @@ class FavorConfig(FeatureMapConfig):
     """FAVOR+: random features that estimate exp(q . k) without bias."""
 
     kind: Literal["favor"] = "favor"
-    n_projections: int = 16
+    n_projections: Positive = 16
     """m random directions; F = 2 m"""
     redraw: Literal["each_step", "each_pass", "never"] = "each_step"
     """each_step: a new matrix at every training forward pass; evaluation uses the last one, which
@@ -143,6 +150,15 @@ class FavorConfig(FeatureMapConfig):
     random directions, is the paper's; rows is what the language-model code does"""
     epsilon: Annotated[float, Field(ge=0)] = 1e-4
     """added to every feature before scaling"""
+
+    def unfit(self, carry: CarryMode) -> str | None:
+        if carry == "keep" and self.redraw != "never":
+            return (
+                f"feature_map.redraw is {self.redraw}, but train.carry is keep: carried fast "
+                "weights hold features of the old projection. Set train.carry: reset, or redraw: "
+                "never"
+            )
+        return None
 
     def build(self, d_head: int) -> FeatureMap:
         return Favor(self, d_head)
@@ -189,6 +205,12 @@ def orthogonal_vectors(count: int, width: int) -> Tensor:
         rows.append(q.T[: count - start])
     lengths = torch.randn(count, width).norm(dim=1, keepdim=True)
     return lengths * torch.cat(rows)
+
+
+def features(feature_map: FeatureMap, key_norm: KeyNorm, x: Tensor) -> Tensor:
+    """What a key or query (..., K) is written or read with, (..., F)."""
+    mapped: Tensor = feature_map(x)
+    return sum_normalise(mapped) if key_norm == "sum" else mapped
 
 
 def sum_normalise(features: Tensor, epsilon: float = 0.0) -> Tensor:

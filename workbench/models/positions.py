@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from workbench.config import Choice
+from workbench.config import Choice, Positive
 from workbench.errors import ConfigError
 
 
@@ -121,7 +121,7 @@ class LearnedPositions(PositionsConfig):
     """A learned code for each distance from the end of the segment."""
 
     kind: Literal["learned"] = "learned"
-    n_positions: Annotated[int, Field(gt=0)]
+    n_positions: Positive
     """R: rows of the table; positions further from the end share the last one"""
 
     def build(self, d_model: int) -> InputPositions:

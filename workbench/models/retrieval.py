@@ -17,16 +17,16 @@ Shapes: B sequences, T pairs, Q queries of a sequence, K key width, F features, 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench import kernels
 from workbench.carry import Carry
-from workbench.config import Config, slot
+from workbench.config import Config, Positive, slot
 from workbench.models.base import Model
 from workbench.models.feature_maps import FeatureMapConfig, sum_normalise
 
@@ -36,13 +36,13 @@ READ_EPSILON = 1e-6
 class RetrievalModelConfig(Config):
     """The memory and the map of its keys."""
 
-    d_key: Annotated[int, Field(gt=0)]
+    d_key: Positive
     """width of keys and queries before the feature map"""
     rule: Literal["softmax", "sum", "delta", "fwm"]
     """softmax: attention. Others: how a pair is written into a matrix of fast weights"""
     feature_map: slot(FeatureMapConfig) | None = None  # type: ignore[valid-type]
     """null for softmax, which needs none"""
-    d_embed: Annotated[int, Field(gt=0)] | None = None
+    d_embed: Positive | None = None
     """width of a key's embedding; null: 2.2 times the number of pairs, as the paper's code"""
 
     @model_validator(mode="after")

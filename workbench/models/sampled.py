@@ -11,13 +11,11 @@ Shapes: * any, E embedding width, C classes, S distinct classes drawn.
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from workbench.config import Config
+from workbench.config import Config, Positive
 
 # below every logit, and finite: a row of nothing but accidental hits stays free of NaN
 NEVER = -1e30
@@ -26,7 +24,7 @@ NEVER = -1e30
 class SampledConfig(Config):
     """How many classes a training step looks at."""
 
-    n_samples: Annotated[int, Field(gt=0)]
+    n_samples: Positive
     """twice as many are drawn, with replacement, for all tokens of a segment together"""
 
 
@@ -76,7 +74,7 @@ def sampled_logits(
 
 
 class LogUniform(nn.Module):
-    """The sampler and its loss."""
+    """The sampler, and what a softmax over its classes sees."""
 
     def __init__(self, config: SampledConfig, n_classes: int):
         super().__init__()
@@ -91,15 +89,14 @@ class LogUniform(nn.Module):
         ids = (u * math.log(self.n_classes + 1)).exp().long() - 1
         return ids.clamp(max=self.n_classes - 1).unique()
 
-    def nll(
+    def logits(
         self, hidden_BTE: Tensor, targets_BT: Tensor, weight_CE: Tensor, bias_C: Tensor | None
     ) -> Tensor:
-        """(B, T) nats of the choice among target and drawn classes, drawn anew at each call.
+        """As `sampled_logits`, of classes drawn anew at each call.
 
-        Less than the full softmax's, and least for the same logits up to a constant.
+        The loss over them is less than the full softmax's, and least for the same logits up to a
+        constant.
         """
         expected_C = self.get_buffer("log_expected_C")
         drawn_S = self.draw(hidden_BTE.device)
-        logits = sampled_logits(hidden_BTE, targets_BT, weight_CE, bias_C, drawn_S, expected_C)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return -logits.log_softmax(-1)[..., 0]
+        return sampled_logits(hidden_BTE, targets_BT, weight_CE, bias_C, drawn_S, expected_C)

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workbench.config import Choice
+from workbench.config import Choice, Positive
 from workbench.models.sampled import LogUniform, SampledConfig
-
-Width = Annotated[int, Field(gt=0)]
 
 
 class Vocabulary(nn.Module, ABC):
@@ -85,11 +83,11 @@ class PlainConfig(VocabularyConfig):
     """multiply embeddings by sqrt(d_model), after the projection"""
     bias: bool = True
     """a bias per class in the softmax"""
-    d_embed: Width | None = None
+    d_embed: Positive | None = None
     """width of embeddings; another one than d_model has a projection at both ends"""
     tie_projections: bool = False
     """the projection at the output is that of the input, transposed"""
-    d_hidden: Width | None = None
+    d_hidden: Positive | None = None
     """width of the last layer where it is not d_model: AWD-LSTM without tied weights"""
     sampled: SampledConfig | None = None
     """train with a sampled softmax; evaluation always sums over all classes"""
@@ -145,7 +143,9 @@ class Plain(Vocabulary):
     def nll(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         if self.training and self.sampler is not None:
             hidden_BTE = self.project_out.down(hidden_BTD)
-            return self.sampler.nll(hidden_BTE, targets_BT, self.output.weight, self.output.bias)
+            weight_CE, bias_C = self.output.weight, self.output.bias
+            logits = self.sampler.logits(hidden_BTE, targets_BT, weight_CE, bias_C)
+            return -precise(logits).log_softmax(-1)[..., 0]
         logits_BTC = self._logits(hidden_BTD)
         return F.cross_entropy(
             logits_BTC.flatten(0, 1), targets_BT.flatten(), reduction="none"

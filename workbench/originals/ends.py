@@ -36,11 +36,16 @@ def transformer_xl(ctor: Ctor) -> dict[str, Any]:
         UnknownOriginal: more claims about tied projections than bins.
     """
     cutoffs, div_val = list(ctor.get("cutoffs") or []), ctor.get("div_val", 1)
-    projects = div_val > 1 or ctor.get("d_embed") not in (None, ctor["d_model"])
-    ties = [bool(tie) for tie in ctor.get("tie_projs") or [] if projects]
-    if len(ties) > len(cutoffs) + 1:
-        raise UnknownOriginal(f"tie_projs {ties} for {len(cutoffs) + 1} bins")
-    sizes = {"d_embed": ctor.get("d_embed"), "tie_weights": ctor.get("tie_weight", True)}
+    d_embed = ctor.get("d_embed")
+    d_embed = None if d_embed == ctor["d_model"] else d_embed
+    projects = div_val > 1 or d_embed is not None
+    n_bins = len(cutoffs) + 1
+    ties = [bool(tie) for tie in ctor.get("tie_projs") or []]
+    if len(ties) > n_bins and projects:
+        raise UnknownOriginal(f"tie_projs {ties} for {n_bins} bins")
+    # bins that are not claimed have projections of their own
+    ties = [*ties, *[False] * (n_bins - len(ties))] if projects else []
+    sizes = {"d_embed": d_embed, "tie_weights": ctor.get("tie_weight", True)}
     if not cutoffs and div_val == 1:
         return {"kind": "plain", **sizes, "tie_projections": any(ties)}
     return {
@@ -64,7 +69,7 @@ def transformer_xl_links(ctor: Ctor) -> list[Link]:
     ]
     if not config["tie_weights"]:
         links.append(one("crit.out_layers.0.weight", "vocabulary.output.weight"))
-    if config["d_embed"] not in (None, d_model):
+    if config["d_embed"] is not None:
         links.append(one("word_emb.emb_projs.0", "vocabulary.project_in.weight"))
         if not config["tie_projections"]:
             links.append(one("crit.out_projs.0", "vocabulary.project_out.weight"))

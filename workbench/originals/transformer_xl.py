@@ -22,6 +22,8 @@ LENGTHS = {"tgt_len", "mem_len", "ext_len"}
 OPTIONS = {"attn_type", "pre_lnorm", "same_length", "clamp_len"}
 DROPOUT = {"dropout", "dropatt"}
 VOCABULARY = {"cutoffs", "div_val", "tie_weight", "tie_projs", "d_embed", "sample_softmax"}
+UNREAD = {"adapt_inp"}
+"""arguments that change nothing"""
 RELATIVE, RELATIVE_LEARNED, ABSOLUTE, ABSOLUTE_LEARNED = range(4)
 """their numbers of the kinds of attention"""
 
@@ -33,7 +35,7 @@ def check(ctor: Ctor, options: set[str] = OPTIONS) -> None:
         UnknownOriginal: an argument that is not known here.
         Unsupported: a model that the original can build but not run.
     """
-    if unknown := set(ctor) - SIZES - LENGTHS - options - DROPOUT - VOCABULARY:
+    if unknown := set(ctor) - SIZES - LENGTHS - options - DROPOUT - VOCABULARY - UNREAD:
         raise UnknownOriginal(f"constructor arguments {sorted(unknown)}")
     if (ctor.get("sample_softmax") or 0) > 0:
         raise Unsupported("a model with sampled softmax, which the original never trained")

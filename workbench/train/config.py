@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from workbench.config import Config, slot
+from workbench.config import CarryMode, Config, SameLength, slot
 from workbench.train.averaging import non_monotone  # and its kind of optimizer
 from workbench.train.optim import OptimizerConfig
 from workbench.train.schedule import Constant, ScheduleConfig
-
-SameLength = Literal["off", "including_self", "beyond_self"]
 
 
 class CacheConfig(Config):
@@ -62,7 +60,7 @@ class EvalConfig(Config):
     """Attention: distances beyond it share one position code; 0: never; null: as the model."""
     ext_len: int = Field(default=0, ge=0)
     """`streams`: tokens before each segment that are read again with it, and not scored again."""
-    carry: Literal["keep", "reset"] = "keep"
+    carry: CarryMode = "keep"
     """`streams`: `reset` starts each segment afresh."""
     average: Literal["exact", "of_blocks", "over_tokens"] = "exact"
     """`streams`: `exact`: over the B (n - 1) targets of B streams of n tokens. `of_blocks`: over
@@ -181,7 +179,7 @@ class TrainConfig(Config):
     """Such as `{kind: cosine, warmup_steps: 100}`."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; null for no clipping."""
-    carry: Literal["keep", "reset"] = "keep"
+    carry: CarryMode = "keep"
     """`keep` hands the state from segment to segment, `reset` starts each segment afresh."""
     log_every: int = Field(default=20, gt=0)
     """Updates between two training records; the device is waited for only then."""
@@ -229,20 +227,3 @@ class RetrievalEvalConfig(Config):
     """Sequences of `data.n_pairs` pairs."""
     max_queries: int = Field(default=200, gt=0)
     """Every key of a sequence is asked for, in order, at most so many."""
-
-
-def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two nested plain values differ, each with both values."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        lines = []
-        for key in sorted(ours.keys() | theirs.keys()):
-            below = f"{path}.{key}" if path else str(key)
-            lines += differences(ours.get(key), theirs.get(key), below)
-        return lines
-    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        return [
-            line
-            for i, pair in enumerate(zip(ours, theirs, strict=True))
-            for line in differences(*pair, f"{path}.{i}")
-        ]
-    return [] if ours == theirs else [f"{path}: {ours!r} here, {theirs!r} there"]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from workbench.carry import Carry
 from workbench.errors import ConfigError, DataError
+from workbench.models.base import evaluating
 from workbench.models.language_model import LanguageModel
 from workbench.models.mixers.base import Limits
 from workbench.train import continuous_cache
@@ -126,15 +127,9 @@ def measure(
     check(model, tokens, config)
     tokens = tokens[: config.max_tokens]
     walk = {"windows": _windows, "carried": _carried, "streams": _streams}[config.method]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            read = read or _nll(model, config.cache)
-            kept, positions, rows = walk(model, tokens, config, read, progress or _silent)
-    finally:
-        model.train(was_training)
-    return Measured(tuple(x.clone() for x in kept), positions, rows)
+    with evaluating(model):
+        read = read or _nll(model, config.cache)
+        return Measured(*walk(model, tokens, config, read, progress or _silent))
 
 
 def _nll(model: LanguageModel, cache: CacheConfig | None) -> Read:
@@ -188,10 +183,6 @@ def _silent(done: int, total: int) -> None:
     """No progress wanted."""
 
 
-def _device(model: LanguageModel) -> torch.device:
-    return next(model.parameters()).device
-
-
 def _windows(
     model: LanguageModel, tokens: Tensor, config: EvalConfig, read: Read, progress: Progress
 ) -> tuple[Out, Tensor, int]:
@@ -200,7 +191,7 @@ def _windows(
     streams_BN = _cut(tokens, config.streams)
     B, n = streams_BN.shape
     context_len = min(config.context_len, n - 1)
-    device, total, done, parts = _device(model), B * (n - 1), 0, []
+    device, total, done, parts = model.device, B * (n - 1), 0, []
     # a limit on equal numbers of keys belongs to running text, not to a window of its own
     limits = Limits(same_length="off", clamp_len=config.clamp_len)
     # stream b, row s holds its tokens s to s + context_len: the window and the token after it
@@ -235,7 +226,7 @@ def _streams(
 ) -> tuple[Out, Tensor, int]:
     """Streams side by side, each with its state, one segment after another."""
     streams_BN = _cut(tokens, config.streams)
-    device, (B, n), T = _device(model), streams_BN.shape, config.segment_len
+    device, (B, n), T = model.device, streams_BN.shape, config.segment_len
     n_targets = (n - 1) // T * T if config.average == "of_blocks" else n - 1
     # a state that starts afresh never meets the repeated tokens twice
     repeated = 0 if config.carry == "reset" else config.ext_len
@@ -281,7 +272,7 @@ def _carried(
     model: LanguageModel, tokens: Tensor, config: EvalConfig, read: Read, progress: Progress
 ) -> tuple[Out, Tensor, int]:
     """The state runs along the text, in rows that overlap by the model's reach."""
-    device, n_scored = _device(model), len(tokens) - 1
+    device, n_scored = model.device, len(tokens) - 1
     # a cache looks back over rows' ends
     reach = None if config.cache else model.reach(config.context_len)
     rows, stride, warm_up = plan_rows(n_scored, config.batch_size, reach)

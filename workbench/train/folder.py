@@ -19,12 +19,11 @@ from typing import Any
 import yaml
 
 from workbench import kernels
-from workbench.config import dump
+from workbench.config import differences, dump
 from workbench.errors import CheckpointError, ConfigError
 from workbench.models.base import Model
 from workbench.recipe import AnyRecipe, load_recipe
 from workbench.train import checkpoint
-from workbench.train.config import differences
 from workbench.train.lock import LOCK
 from workbench.train.records import Record, to_json
 

@@ -11,14 +11,14 @@ from torch import Tensor
 from workbench.data.retrieval import RetrievalBatches, questions
 from workbench.data.segments import Batches, Segments
 from workbench.errors import DataError
-from workbench.models.base import Model
+from workbench.models.base import Model, evaluating
 from workbench.models.language_model import LanguageModel
 from workbench.recipe import AnyRecipe, Recipe, RetrievalRecipe
 from workbench.train.config import EvalConfig
 from workbench.train.evaluate import check, evaluate
 
 
-class Measured(NamedTuple):
+class Validation(NamedTuple):
     """One validation."""
 
     loss_nats: float
@@ -46,7 +46,7 @@ class Task(ABC):
         """Refuse a model that could not be validated, before it is trained."""
 
     @abstractmethod
-    def validate(self, model: Model, step: int) -> Measured:
+    def validate(self, model: Model, step: int) -> Validation:
         """Measure a model after so many updates."""
 
 
@@ -89,10 +89,10 @@ class TextTask(Task):
         assert isinstance(model, LanguageModel)
         check(model, *self._validation())
 
-    def validate(self, model: Model, step: int) -> Measured:
+    def validate(self, model: Model, step: int) -> Validation:
         assert isinstance(model, LanguageModel)
         it = evaluate(model, *self._validation())
-        return Measured(it.mean_nats, it.tokens, it.method, it.context_len, it.settings)
+        return Validation(it.mean_nats, it.tokens, it.method, it.context_len, it.settings)
 
     def _validation(self) -> tuple[Tensor, EvalConfig]:
         """What a validation reads, and how."""
@@ -114,19 +114,18 @@ class RetrievalTask(Task):
     def check(self, model: Model) -> None:
         """Every model can be asked."""
 
-    def validate(self, model: Model, step: int) -> Measured:
+    def validate(self, model: Model, step: int) -> Validation:
         """New sequences, which depend on the seed and the step alone; each is a pass of its own,
         so that a map that draws at every pass is measured over as many draws."""
-        config, device = self.recipe.eval, next(model.parameters()).device
+        config = self.recipe.eval
         source = self.recipe.data.sequences(self.recipe.train.seed, step)
-        model.eval()
         losses = []
-        for _ in range(config.n_sequences):
-            keys, values, queries = source.all_queries()
-            asked = questions([(keys, values, queries[: config.max_queries])])
-            tokens_BT, targets_BQ = (x.to(device) for x in asked)
-            with torch.no_grad():
+        with evaluating(model):
+            for _ in range(config.n_sequences):
+                keys, values, queries = source.all_queries()
+                asked = questions([(keys, values, queries[: config.max_queries])])
+                tokens_BT, targets_BQ = (x.to(model.device) for x in asked)
                 losses.append(model.nll(tokens_BT, targets_BQ, ())[0].flatten())
         nats = torch.cat(losses)
         settings = f"queries, n_sequences {config.n_sequences}, max_queries {config.max_queries}"
-        return Measured(float(nats.mean()), len(nats), "queries", settings=settings)
+        return Validation(float(nats.mean()), len(nats), "queries", settings=settings)

@@ -117,7 +117,7 @@ class Trainer:
 
     def __init__(self, model: Model, segments: Batches, config: TrainConfig, name: str) -> None:
         self.model, self.segments, self.config, self.name = model, segments, config, name
-        self.device = next(model.parameters()).device
+        self.device = model.device
         self.optimizer = config.optimizer.build(model, config.clip_norm)
         self.random = OwnRandom(config.seed, self.device)
         self.step = 0

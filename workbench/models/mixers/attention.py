@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from workbench.config import Config, slot
+from workbench.config import CarryMode, Config, Positive, Probability, SameLength, slot
 from workbench.inspect import tap, wanted
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,
     MixerConfig,
     Norm,
-    SameLength,
     SequenceMixer,
     identity,
 )
@@ -45,7 +44,7 @@ ANY_DISTANCE = -1  # a window without a bound
 class PersistentConfig(Config):
     """Learned key-value pairs that every query can attend to (all-attention)."""
 
-    n_vectors: Annotated[int, Field(gt=0)]
+    n_vectors: Positive
     """N per head; they replace the feed-forward sub-layer, so N is about its width"""
 
 
@@ -53,8 +52,9 @@ class AttentionConfig(MixerConfig):
     """Multi-head attention with segment memory."""
 
     kind: Literal["attention"] = "attention"
-    n_heads: Annotated[int, Field(gt=0)]
-    d_head: Annotated[int, Field(gt=0)]
+    has_memory: ClassVar[bool] = True
+    n_heads: Positive
+    d_head: Positive
     """width of one head's keys and values"""
     memory_len: Annotated[int, Field(ge=0)] = 0
     """past inputs kept for the next segment, in tokens"""
@@ -76,7 +76,7 @@ class AttentionConfig(MixerConfig):
     normed_queries: bool = True
     """false: a pre-norm block's LayerNorm is applied to keys and values only, as Transformer-XL's
     code does where its positions are absolute"""
-    p_attention: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    p_attention: Probability = 0.0
     """dropout of the attention probabilities"""
 
     @model_validator(mode="after")
@@ -108,6 +108,14 @@ class AttentionConfig(MixerConfig):
         if self.positions.farthest is not None:
             bounds.append(self.positions.farthest)
         return min(bounds, default=None)
+
+    def unfit(self, carry: CarryMode) -> str | None:
+        if carry == "reset" and self.memory_len and self.memory_start == "empty":
+            return (
+                f"memory_len is {self.memory_len}, but train.carry is reset: the memory would "
+                "always be empty. Set memory_len: 0, or train.carry: keep"
+            )
+        return None
 
     @property
     def reads_raw(self) -> bool:
@@ -152,8 +160,6 @@ class Memory(NamedTuple):
 
 class Attention(SequenceMixer):
     """`softmax((q + u) k_j + position(distance)) / sqrt(K))`, masked, renormalised, read out."""
-
-    rereading = True
 
     def __init__(self, config: AttentionConfig, d_model: int):
         super().__init__()

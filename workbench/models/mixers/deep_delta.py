@@ -9,14 +9,14 @@ State: `DeltaMLPState`, `DeltaDeltaState`: the fast matrices.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench import kernels
+from workbench.config import Positive
 from workbench.models.feature_maps import sum_normalise
 from workbench.models.mixers.base import (
     CONFIGURED,
@@ -39,11 +39,11 @@ class DeltaMLPConfig(MixerConfig):
     """A residual feed-forward network of fast weights, applied to the query."""
 
     kind: Literal["delta_mlp"] = "delta_mlp"
-    n_heads: Annotated[int, Field(gt=0)]
-    d_head: Annotated[int, Field(gt=0)]
-    d_fast: Annotated[int, Field(gt=0)]
+    n_heads: Positive
+    d_head: Positive
+    d_fast: Positive
     """hidden width of a head's fast network"""
-    depth: Annotated[int, Field(gt=0)] = 1
+    depth: Positive = 1
     """blocks of two fast matrices each"""
     unused_rows: bool = False
     """as the authors' code: the slow projection makes twice the keys and values that are used"""
@@ -119,8 +119,8 @@ class DeltaDeltaConfig(MixerConfig):
     """Fast weights that are programmed by a fast weight memory instead of by a slow network."""
 
     kind: Literal["delta_delta"] = "delta_delta"
-    n_heads: Annotated[int, Field(gt=0)]
-    d_head: Annotated[int, Field(gt=0)]
+    n_heads: Positive
+    d_head: Positive
     base_weights: Literal["none", "trained", "frozen"] = "none"
     """what the first memory holds before the first token: nothing, or slow weights. frozen: drawn
     and never trained, as happens in the authors' code"""

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from workbench import kernels
-from workbench.config import slot
+from workbench.config import CarryMode, Positive, slot
 from workbench.inspect import FastWeightInputs, tap
 from workbench.models.feature_maps import (
     EluConfig,
     FeatureMapConfig,
+    KeyNorm,
     SoftmaxConfig,
-    sum_normalise,
+    features,
 )
 from workbench.models.mixers.base import (
     CONFIGURED,
@@ -33,8 +33,8 @@ from workbench.models.mixers.base import (
     SequenceMixer,
     identity,
 )
+from workbench.models.mixers.fast_weight import READ_EPSILON
 
-READ_EPSILON = 1e-5
 FEEDBACK_EPSILON = 1e-6
 
 
@@ -42,11 +42,11 @@ class DeltaRNNConfig(MixerConfig):
     """`h = W^T phi(q) + R^T softmax(h)`, both matrices written by the delta rule."""
 
     kind: Literal["delta_rnn"] = "delta_rnn"
-    n_heads: Annotated[int, Field(gt=0)]
-    d_head: Annotated[int, Field(gt=0)]
+    n_heads: Positive
+    d_head: Positive
     feature_map: slot(FeatureMapConfig) = EluConfig()  # type: ignore[valid-type]
     """of queries and keys of W; keys of R go through a softmax"""
-    key_norm: Literal["none", "sum"] = "sum"
+    key_norm: KeyNorm = "sum"
     """sum: features of queries and keys are divided by their sum"""
     read_norm: Literal["none", "output"] = "none"
     """output: divide what the layer puts out by z . phi(q)"""
@@ -57,6 +57,10 @@ class DeltaRNNConfig(MixerConfig):
     project_out: bool = True
     """a linear map from the heads back to the width of the input, without bias"""
     n_gates: ClassVar[int] = 1
+
+    def unfit(self, carry: CarryMode) -> str | None:
+        why: str | None = self.feature_map.unfit(carry)
+        return why
 
     def build(self, d_model: int) -> SequenceMixer:
         return DeltaRNN(self, d_model)
@@ -150,7 +154,7 @@ class DeltaRecurrent(SequenceMixer):
             x.squeeze(-2).transpose(2, 3) for x in vectors.view(B, T, H, G, 5, K).split(1, dim=-2)
         )
         beta, rbeta = strengths.sigmoid().view(B, T, H, G, 2).transpose(2, 3).unbind(-1)
-        q, k = self._features(q), self._features(k)
+        q, k = (features(self.feature_map, config.key_norm, x) for x in (q, k))
 
         # for W, gates are so many more heads
         q, k, v, beta = (x.flatten(2, 3) for x in (q, k, v, beta))
@@ -193,10 +197,6 @@ class DeltaRecurrent(SequenceMixer):
             h_BHV, c_BHV = self.cell(a_BGHV, z_BGHV, c_BHV)
             outputs.append(h_BHV)
         return torch.stack(outputs, dim=1), c_BHV, R_BGHKV
-
-    def _features(self, x: Tensor) -> Tensor:
-        features = self.feature_map(x)
-        return sum_normalise(features) if self.config.key_norm == "sum" else features
 
     def _put_out(self, h_BHV: Tensor) -> Tensor:
         return h_BHV.softmax(-1) if self.config.softmax == "output" else h_BHV

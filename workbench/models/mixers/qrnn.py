@@ -9,15 +9,14 @@ Deviates: from the paper and as its code, F weighs the new value and 1 - F the o
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench import kernels
-from workbench.models.dropout import Probability
+from workbench.config import Positive, Probability
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,
@@ -32,9 +31,9 @@ class QRNNConfig(MixerConfig):
     """Gates from a window of inputs, a recurrence without matrix products."""
 
     kind: Literal["qrnn"] = "qrnn"
-    d_hidden: Annotated[int, Field(gt=0)]
+    d_hidden: Positive
     """units; also the output's width"""
-    window: Annotated[int, Field(ge=1)] = 1
+    window: Positive = 1
     """inputs that the gates of a token see: its own and those before it"""
     output_gate: bool = True
     """true: fo-pooling. false: f-pooling, the output is the cells themselves"""

@@ -10,14 +10,13 @@ State: `LSTMState` or `HiddenState`.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workbench.models.dropout import Probability
+from workbench.config import Positive, Probability
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,
@@ -45,7 +44,7 @@ class RecurrentConfig(MixerConfig):
     """A plain recurrent network: `h = tanh(W x + b + R h + c)`."""
 
     kind: Literal["rnn"] = "rnn"
-    d_hidden: Annotated[int, Field(gt=0)]
+    d_hidden: Positive
     """units; also the output's width, unless it is projected"""
     p_weight: Probability = 0.0
     """weight drop: entries of the matrix from hidden to hidden that a segment goes without"""

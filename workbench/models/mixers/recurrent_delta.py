@@ -8,13 +8,13 @@ State: `RecurrentDeltaState`.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from workbench import kernels
+from workbench.config import Positive
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,
@@ -29,8 +29,8 @@ class RecurrentDeltaConfig(MixerConfig):
     """The delta rule with softmax features, driven also by what the layer read last."""
 
     kind: Literal["recurrent_delta"] = "recurrent_delta"
-    n_heads: Annotated[int, Field(gt=0)]
-    d_head: Annotated[int, Field(gt=0)]
+    n_heads: Positive
+    d_head: Positive
 
     def build(self, d_model: int) -> SequenceMixer:
         return RecurrentDelta(self, d_model)

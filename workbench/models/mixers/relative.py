@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workbench.config import Choice
+from workbench.config import Choice, Positive, Probability
 from workbench.models.positions import Sinusoid
 
 
@@ -98,7 +98,7 @@ class RelativeSinusoidConfig(AttentionPositionsConfig):
     """distances beyond it share one code; 0: never"""
     share_biases: bool = True
     """u and v are one pair for all layers, as in the PyTorch code of the paper"""
-    p_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    p_drop: Probability = 0.0
     """dropout of the sinusoid"""
 
     def build(self, d_model: int, n_heads: int, d_head: int) -> AttentionPositions:
@@ -139,7 +139,7 @@ class RelativeTableConfig(AttentionPositionsConfig):
     of them per layer and head."""
 
     kind: Literal["relative_table"] = "relative_table"
-    n_distances: Annotated[int, Field(gt=0)]
+    n_distances: Positive
     """R: rows of the table; farther distances share the last one"""
     clamp_len: Annotated[int, Field(ge=0)] = 0
     """only so many rows are used, the nearest; 0: all"""
@@ -174,7 +174,7 @@ class RelativeLearnedConfig(AttentionPositionsConfig):
     """Adaptive span's code: one learned key per distance, shared by heads and layers."""
 
     kind: Literal["relative_learned"] = "relative_learned"
-    max_distance: int
+    max_distance: Positive
     """farthest visible distance, in tokens (the papers' span limit)"""
     share_keys: bool = True
     """one table for all layers"""

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from workbench.config import Config
+from workbench.config import Config, Positive
 from workbench.inspect import tap, wanted
 
 TRIM_STEP = 64  # memory is trimmed in steps of this many tokens, as in the paper's code
@@ -23,9 +23,9 @@ TRIM_STEP = 64  # memory is trimmed in steps of this many tokens, as in the pape
 class SpanConfig(Config):
     """The learned span of every head."""
 
-    limit: Annotated[int, Field(gt=0)]
+    limit: Positive
     """the longest span, in tokens"""
-    ramp: Annotated[int, Field(gt=0)] = 32
+    ramp: Positive = 32
     """R: over how many tokens the soft mask falls from 1 to 0"""
     penalty: Annotated[float, Field(ge=0)] = 2e-6
     """nats per token and per token of mean span, for each layer"""
