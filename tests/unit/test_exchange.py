@@ -24,13 +24,13 @@ from workbench.exchange import (
     Layout,
     export_checkpoint,
     import_checkpoint,
-    rebuild,
 )
 from workbench.models.language_model import ModelConfig
 from workbench.originals.checkpoint import find
 from workbench.originals.links import in_their_layout
 from workbench.originals.names import Shell
 from workbench.originals.reader import read
+from workbench.originals.rebuild import rebuild
 from workbench.recipe import Recipe
 from workbench.train import checkpoint
 from workbench.train.config import TrainConfig
