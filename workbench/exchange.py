@@ -52,6 +52,8 @@ PAPERS = {
     AWD_LSTM: "arXiv:1708.02182",
     FAST_WEIGHT: "arXiv:2102.11174",
 }
+NO_TEXT = "the-text-of-{}-symbols"
+"""stands for the path of a text that nobody named"""
 RULES = {FAST_WEIGHT: TRANSFORMER_XL}
 """code bases that number symbols as another one does"""
 
@@ -73,6 +75,9 @@ class Imported:
         """For people: what it was, what was taken for what it does not say, what was left."""
         parameters = sum(p.numel() for p in self.folder.load_model().parameters())
         lines = [f"{self.original.codebase} model of {parameters:,} parameters: {self.folder.path}"]
+        text = dump(self.folder.recipe())["data"]["corpus"].get("path")
+        if text == NO_TEXT.format(self.original.vocab_size):
+            lines.append("its text is not known: import with a corpus to score, prompt or evaluate")
         if self.recipe and self.original.asked:
             lines.append(f"taken for {', '.join(self.original.asked)}: what {self.recipe} says")
         else:
@@ -127,6 +132,12 @@ def import_checkpoint(
         raise ConfigError(f"out: {folder.path} holds a run already; give a new folder")
     folder.check(plan)
     model = rebuild(original, config, name)
+    symbols = plan.data.n_symbols
+    if symbols not in (None, original.vocab_size):
+        raise ConfigError(
+            f"{name} knows {original.vocab_size} symbols, but {plan.data.dataset} has {symbols}; "
+            "give its own text as corpus"
+        )
     folder.path.mkdir(parents=True, exist_ok=True)
     layout = Layout.of(original)
     layout.write(folder)
@@ -183,13 +194,13 @@ def _plan(
         data = {**dump(base), "model": dump(config)}
         data["source"]["notes"] = f"{data['source']['notes']} {notes}".strip()
         if corpus:
-            data["data"]["corpus"] = dict(corpus)
+            data["data"]["corpus"] = corpus
         return load(Recipe, data)
     for key, value in original.asked.items():
         notes += f" {key}: {value!r}, which the file does not say."
     carry = original.asked.get("carry") or ("keep" if original.remembers else "reset")
     average = {ADAPTIVE_SPAN: "of_blocks", AWD_LSTM: "over_tokens"}.get(original.codebase, "exact")
-    text = dict(corpus) if corpus else _corpus(original)
+    text = corpus or _corpus(original)
     length = {"segment_len": original.segment_len, "batch_size": 10}
     data = {
         "name": f"imported-{original.codebase}",
@@ -212,7 +223,7 @@ def _corpus(original: Original) -> dict[str, Any]:
     for (name, whose), n_symbols in SYMBOLS.items():
         if whose == rule and n_symbols == original.vocab_size:
             return {"kind": "published", "name": name, "rule": rule}
-    return {"kind": "text", "path": f"the-text-of-{original.vocab_size}-symbols", "level": "word"}
+    return {"kind": "text", "path": NO_TEXT.format(original.vocab_size), "level": "word"}
 
 
 @dataclass(frozen=True)
