@@ -328,6 +328,9 @@ def export_checkpoint(
         like: a checkpoint of the original code with the same sizes, or a run that was imported from
             one; by default the run itself, which then must have been imported.
     """
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; give the file to write")
     layout = Layout.at(like if like is not None else run)
     model = RunFolder(run).load_model(which)
     if not isinstance(model, LanguageModel):
@@ -337,4 +340,5 @@ def export_checkpoint(
     for name, value in flat.items():
         part, _, rest = name.rpartition("/")
         (parts.setdefault(part, {}) if part else parts)[rest] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(parts, path)

@@ -292,11 +292,13 @@ def test_export_takes_another_files_layout(tmp_path: Path) -> None:
 
 
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, out = str(tmp_path / "run"), str(tmp_path / "out.pt")
+    run, out = str(tmp_path / "run"), str(tmp_path / "new" / "out.pt")
     assert cli.main(["import-checkpoint", str(SPAN), "--out", run, "--set", "ramp=8"]) == 0
     assert "taken for ramp: 8" in capsys.readouterr().out
     assert cli.main(["export-checkpoint", run, out]) == 0
     assert read(out).keys() == read(SPAN)["model"].keys()
+    assert cli.main(["export-checkpoint", run, str(tmp_path)]) == 2
+    assert "is a folder; give the file" in capsys.readouterr().err
     (tmp_path / "bad.pt").write_bytes(b"cos\nsystem\n.")
     assert cli.main(["import-checkpoint", str(tmp_path / "bad.pt"), "--out", run]) == 2
     assert "os.system" in capsys.readouterr().err
@@ -308,7 +310,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["adaptive-span-enwik9"], "no file adaptive-span-enwik9; give the path"),
         ([str(tmp_path)], "not a file; give the checkpoint file itself"),
     ):
-        assert cli.main(["import-checkpoint", "--out", str(tmp_path / "new"), *wrong]) == 2
+        assert cli.main(["import-checkpoint", "--out", str(tmp_path / "imported"), *wrong]) == 2
         error = capsys.readouterr().err
         assert told in error and error.count("\n") == 1
-    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "imported").exists()
