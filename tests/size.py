@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS: dict[str, tuple[str, tuple[str, ...], int | None]] = {
     "workbench, top level": ("workbench/*", (".py",), 900),
     "workbench/models": ("workbench/models/**/*", (".py",), 2060),
+    "  of it mixers": ("workbench/models/mixers/*", (".py",), None),
     "workbench/kernels": ("workbench/kernels/**/*", (".py",), 890),
     "workbench/data": ("workbench/data/**/*", (".py",), 720),
     "workbench/train": ("workbench/train/**/*", (".py",), 950),
@@ -23,6 +24,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...], int | None]] = {
     "recipes": ("workbench/recipes/*", (".yaml",), None),
     "notebooks": ("notebooks/*", (".ipynb",), None),
     "tests": ("tests/**/*", (".py",), None),
+    "  of them parity": ("tests/parity/*", (".py",), None),
 }
 
 

@@ -119,19 +119,23 @@ def add_import(commands: Commands) -> None:
 
 def import_checkpoint(given: argparse.Namespace) -> None:
     """Import a file or a published checkpoint, and say what was taken for what it does not say."""
-    import yaml
-
     from workbench import exchange
+    from workbench.config import nearest
     from workbench.originals.published import CHECKPOINTS
 
-    if given.checkpoint in CHECKPOINTS and not Path(given.checkpoint).exists():
+    if not Path(given.checkpoint).exists():
+        if given.checkpoint not in CHECKPOINTS:
+            raise DataMissing(
+                f"there is no file {given.checkpoint}; give the path of a checkpoint, or the name "
+                f"of a published one. {nearest(given.checkpoint, [*CHECKPOINTS])}"
+            )
         say(str(exchange.import_published(given.checkpoint, given.out, url=given.url)))
         return
-    try:
-        asked = {k: yaml.safe_load(v) for k, _, v in (pair.partition("=") for pair in given.set)}
-        corpus = yaml.safe_load(given.corpus) if given.corpus else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set and --corpus hold values as in a recipe; {error}") from None
+    if odd := [pair for pair in given.set if "=" not in pair]:
+        raise ConfigError(f"--set: got '{odd[0]}', expected NAME=VALUE, such as ramp=32")
+    pairs = (pair.partition("=") for pair in given.set)
+    asked = {name: _value(f"--set {name}", value) for name, _, value in pairs}
+    corpus = _value("--corpus", given.corpus) if given.corpus else None
     imported = exchange.import_checkpoint(
         given.checkpoint,
         given.out,
@@ -141,6 +145,17 @@ def import_checkpoint(given: argparse.Namespace) -> None:
         optimizer=given.optimizer,
     )
     say(str(imported))
+
+
+def _value(option: str, text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(
+            f"{option}: got {text!r}, which is no YAML; write the value as in a recipe"
+        ) from None
 
 
 def add_export(commands: Commands) -> None:

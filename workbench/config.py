@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -27,6 +27,10 @@ from workbench.errors import ConfigError
 T = TypeVar("T", bound="Config")
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+CarryMode = Literal["keep", "reset"]
+"""what becomes of the state at the end of a segment: handed on, or begun afresh"""
+SameLength = Literal["off", "including_self", "beyond_self"]
+"""whether every query sees equally many keys, its own among them or not"""
 
 
 def nearest(word: str, choices: list[str]) -> str:
@@ -95,6 +99,9 @@ def slot(family: type[Choice]) -> Any:
     return Annotated[SerializeAsAny[family], BeforeValidator(resolve)]  # type: ignore[valid-type, misc]
 
 
+_EXPECTED = {"model_type": "named fields", "tuple_type": "a list"}
+
+
 def _cure(error: Mapping[str, Any]) -> str:
     """One line for one pydantic error: what was got and what to write instead."""
     got = error["input"]
@@ -103,6 +110,8 @@ def _cure(error: Mapping[str, Any]) -> str:
         return text
     if error["type"] == "missing":
         return "this field is required"
+    if error["type"] in _EXPECTED:
+        return f"got {got!r:.80}, expected {_EXPECTED[error['type']]}"
     if isinstance(got, str) and error["type"] in ("float_type", "int_type"):
         try:
             number = float(got)
@@ -116,8 +125,13 @@ def _cure(error: Mapping[str, Any]) -> str:
 
 def explain(error: ValidationError, where: str) -> str:
     """All faults of a validation, a line each, with their dotted paths below `where`."""
-    lines = []
-    for fault in error.errors():
+    lines, faults = [], error.errors()
+    for fault in faults:
+        n = len(fault["loc"])
+        # a list that lacks nothing but its faulty items is called too short as well
+        inside = (f for f in faults if len(f["loc"]) > n and f["loc"][:n] == fault["loc"])
+        if fault["type"] == "too_short" and any(inside):
+            continue
         path = where
         for part in fault["loc"]:
             path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)

@@ -29,7 +29,7 @@ from workbench.engine import WorkbenchEngine
 from workbench.errors import ConfigError, DataMissing, WorkbenchError
 from workbench.metrics import bits_per_token
 from workbench.models.mixers.attention import AttentionConfig
-from workbench.models.mixers.fast_weight import FastWeightConfig
+from workbench.probe import FAST_WEIGHTS
 from workbench.recipe import Recipe, load_recipe, of_text
 from workbench.train.folder import RunFolder
 
@@ -151,7 +151,7 @@ def plan(name: str, out: Path, seconds: float) -> list[Job]:
 def inside(recipe: Recipe) -> list[str]:
     """Which notebooks look inside a model of this recipe."""
     mixers = [block.mixer for block in recipe.model.block_configs()]
-    kinds = (("attention_span", AttentionConfig), ("fast_weights", FastWeightConfig))
+    kinds = (("attention_span", AttentionConfig), ("fast_weights", FAST_WEIGHTS))
     return [book for book, kind in kinds if any(isinstance(m, kind) for m in mixers)]
 
 

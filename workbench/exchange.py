@@ -23,8 +23,7 @@ from torch import Tensor
 
 from workbench.config import dump, load
 from workbench.data.published import SYMBOLS
-from workbench.errors import ConfigError, UnknownOriginal
-from workbench.models.feature_maps import Favor
+from workbench.errors import ConfigError
 from workbench.models.language_model import LanguageModel, ModelConfig
 from workbench.originals.checkpoint import (
     ADAPTIVE_SPAN,
@@ -35,10 +34,11 @@ from workbench.originals.checkpoint import (
     Original,
     find,
 )
-from workbench.originals.links import in_their_layout, load_parameters
+from workbench.originals.links import in_their_layout
 from workbench.originals.optimizer import FoundOptimizer, find_optimizer, statistics
 from workbench.originals.published import CHECKPOINTS, fetch
 from workbench.originals.reader import read
+from workbench.originals.rebuild import rebuild
 from workbench.recipe import Recipe, load_recipe
 from workbench.train import checkpoint
 from workbench.train.environment import describe
@@ -52,6 +52,8 @@ PAPERS = {
     AWD_LSTM: "arXiv:1708.02182",
     FAST_WEIGHT: "arXiv:2102.11174",
 }
+NO_TEXT = "the-text-of-{}-symbols"
+"""stands for the path of a text that nobody named"""
 RULES = {FAST_WEIGHT: TRANSFORMER_XL}
 """code bases that number symbols as another one does"""
 
@@ -73,6 +75,9 @@ class Imported:
         """For people: what it was, what was taken for what it does not say, what was left."""
         parameters = sum(p.numel() for p in self.folder.load_model().parameters())
         lines = [f"{self.original.codebase} model of {parameters:,} parameters: {self.folder.path}"]
+        text = dump(self.folder.recipe())["data"]["corpus"].get("path")
+        if text == NO_TEXT.format(self.original.vocab_size):
+            lines.append("its text is not known: import with a corpus to score, prompt or evaluate")
         if self.recipe and self.original.asked:
             lines.append(f"taken for {', '.join(self.original.asked)}: what {self.recipe} says")
         else:
@@ -127,6 +132,12 @@ def import_checkpoint(
         raise ConfigError(f"out: {folder.path} holds a run already; give a new folder")
     folder.check(plan)
     model = rebuild(original, config, name)
+    symbols = plan.data.n_symbols
+    if symbols not in (None, original.vocab_size):
+        raise ConfigError(
+            f"{name} knows {original.vocab_size} symbols, but {plan.data.dataset} has {symbols}; "
+            "give its own text as corpus"
+        )
     folder.path.mkdir(parents=True, exist_ok=True)
     layout = Layout.of(original)
     layout.write(folder)
@@ -183,13 +194,13 @@ def _plan(
         data = {**dump(base), "model": dump(config)}
         data["source"]["notes"] = f"{data['source']['notes']} {notes}".strip()
         if corpus:
-            data["data"]["corpus"] = dict(corpus)
+            data["data"]["corpus"] = corpus
         return load(Recipe, data)
     for key, value in original.asked.items():
         notes += f" {key}: {value!r}, which the file does not say."
     carry = original.asked.get("carry") or ("keep" if original.remembers else "reset")
     average = {ADAPTIVE_SPAN: "of_blocks", AWD_LSTM: "over_tokens"}.get(original.codebase, "exact")
-    text = dict(corpus) if corpus else _corpus(original)
+    text = corpus or _corpus(original)
     length = {"segment_len": original.segment_len, "batch_size": 10}
     data = {
         "name": f"imported-{original.codebase}",
@@ -212,62 +223,7 @@ def _corpus(original: Original) -> dict[str, Any]:
     for (name, whose), n_symbols in SYMBOLS.items():
         if whose == rule and n_symbols == original.vocab_size:
             return {"kind": "published", "name": name, "rule": rule}
-    return {"kind": "text", "path": f"the-text-of-{original.vocab_size}-symbols", "level": "word"}
-
-
-def rebuild(original: Original, config: ModelConfig, name: str) -> LanguageModel:
-    """Our model with the original's numbers.
-
-    Args:
-        original: as found.
-        config: of our model; its parameters are those that the original links.
-        name: of the file, for messages.
-
-    Raises:
-        UnknownOriginal, CheckpointError: its parameters or buffers are not what they should be.
-    """
-    left = original.buffers | original.aliases().keys()
-    check_buffers(original)
-    theirs = {n: x for n, x in original.tensors.items() if n not in left}
-    with torch.device("meta"):
-        wanted = sum(p.numel() for p in config.build(original.vocab_size).parameters())
-    there = sum(x.numel() for x in theirs.values())
-    # before any memory is taken for a model that the file cannot fill
-    if wanted != there:
-        raise UnknownOriginal(
-            f"{name}: a model of these arguments has {wanted} parameters, the file has {there}"
-        )
-    model = config.build(original.vocab_size)
-    load_parameters(model, original.links(), theirs, name)
-    for layer, matrix_KM in original.projections.items():
-        for favor in (m for m in model.layers[layer].mixer.modules() if isinstance(m, Favor)):
-            buffer_KM = favor.get_buffer("projection_KM")
-            if buffer_KM.shape != matrix_KM.shape:
-                shapes = f"{tuple(matrix_KM.shape)}, expected {tuple(buffer_KM.shape)}"
-                raise UnknownOriginal(f"{name}: layer {layer} projects features by {shapes}")
-            buffer_KM.copy_(matrix_KM)
-    return model.eval()
-
-
-def check_buffers(original: Original) -> None:
-    """Compare what a model computes again with what it must be.
-
-    Raises:
-        UnknownOriginal: it is another model than it says.
-    """
-    for name in sorted(original.buffers):
-        value = original.tensors[name]
-        n = value.numel()
-        if name.endswith("inv_freq"):
-            right = torch.tensor([10000 ** (-i / n) for i in range(n)])
-        elif name.endswith("mask_template"):
-            right = torch.arange(1.0 - n, 1.0)
-        else:
-            raise UnknownOriginal(f"the checkpoint has an unknown buffer '{name}'")
-        tolerance = 4 * torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
-        close = torch.allclose(value.float(), right, rtol=max(tolerance, 1e-5), atol=0.0)
-        if value.dim() != 1 or not close:
-            raise UnknownOriginal(f"the checkpoint's '{name}' is not what this model computes")
+    return {"kind": "text", "path": NO_TEXT.format(original.vocab_size), "level": "word"}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from workbench.errors import ConfigError, DataError
 from workbench.reading import Reader, Source, State, Subject, Text, open_source, reading, rows
 
 Stop = str | int | Sequence[str | int | Sequence[int]]
+MAX_SEED = 2**62
 
 
 class Token(NamedTuple):
@@ -88,14 +90,15 @@ def generate(
         DataMissing: text is given, and the run's corpus is not here.
         CheckpointError: see `open_source`.
     """
-    plan = Plan(length, temperature, top_k, top_p, (), secrets.randbits(62))
+    drawn = secrets.randbelow(MAX_SEED) if seed is None else seed
+    plan = Plan(length, temperature, top_k, top_p, (), drawn)
     plan.check(samples)
     subject = open_source(source, vocabulary)
     ids = _prompt(subject, prompt, past)
     reader = Reader(subject.model, reading(subject, context_len), samples)
     if past is not None:
         reader.state = rows(past.state, [0] * samples)
-    plan = plan._replace(stops=_stops(subject, stop), seed=plan.seed if seed is None else seed)
+    plan = plan._replace(stops=_stops(subject, stop))
     return Generation(subject, reader, ids, plan, samples)
 
 
@@ -111,24 +114,31 @@ class Plan(NamedTuple):
 
     def check(self, samples: int) -> None:
         """Refuse what is out of range."""
+        heat, k, p, seed = self.temperature, self.top_k, self.top_p, self.seed
+        heated = isinstance(heat, Real) and math.isfinite(heat) and heat >= 0
         rules = {
-            "length": (self.length, self.length >= 1, "1 or more tokens"),
-            "samples": (samples, samples >= 1, "1 or more"),
-            "temperature": (
-                self.temperature,
-                math.isfinite(self.temperature) and self.temperature >= 0,
-                "0 (the likeliest token) or more",
-            ),
-            "top_k": (self.top_k, self.top_k is None or self.top_k >= 1, "1 or more, or None"),
+            "length": (self.length, _counts(self.length), "1 or more tokens"),
+            "samples": (samples, _counts(samples), "1 or more"),
+            "temperature": (heat, heated, "0 (the likeliest token) or more"),
+            "top_k": (k, k is None or _counts(k), "1 or more, or None"),
             "top_p": (
-                self.top_p,
-                self.top_p is None or 0 < self.top_p <= 1,
+                p,
+                p is None or (isinstance(p, Real) and 0 < p <= 1),
                 "a probability above 0 and at most 1, or None",
+            ),
+            "seed": (
+                seed,
+                isinstance(seed, Integral) and 0 <= seed <= MAX_SEED,
+                f"a whole number from 0 to {MAX_SEED}, or None",
             ),
         }
         for name, (value, right, expected) in rules.items():
             if not right:
                 raise ConfigError(f"generate: got {name} {value!r}, expected {expected}")
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, Integral) and int(value) >= 1
 
 
 def _prompt(subject: Subject, prompt: Text, past: Past | None) -> Tensor:

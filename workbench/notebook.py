@@ -21,10 +21,9 @@ from workbench.data.corpus import Corpus
 from workbench.errors import ConfigError, DataMissing
 from workbench.models.language_model import LanguageModel
 from workbench.models.mixers.attention import AttentionConfig
-from workbench.models.mixers.fast_weight import FastWeightConfig
 from workbench.plots.live import bundle, in_batch, progress_bar
-from workbench.probe import ContextPoint
-from workbench.reading import open_source, reading
+from workbench.probe import FAST_WEIGHTS, ContextPoint
+from workbench.reading import check_symbols, open_source, reading
 from workbench.recipe import Recipe, load_recipe, of_text
 from workbench.train.config import EvalConfig
 from workbench.train.evaluate import Evaluation
@@ -102,6 +101,7 @@ def open_run(run: str | Path, which: str = "last") -> View:
 
     Raises:
         DataMissing: no run there, or its corpus is gone.
+        ConfigError: its corpus is one of other symbols.
         CheckpointError: no checkpoint yet, or a torn or foreign one.
     """
     if which not in ("last", "best"):
@@ -111,7 +111,9 @@ def open_run(run: str | Path, which: str = "last") -> View:
     assert isinstance(model, LanguageModel)
     if torch.cuda.is_available() and recipe.train.device != "cpu":
         model = model.cuda()
-    return View(folder, recipe, model, recipe.data.corpus.open())
+    corpus = recipe.data.corpus.open()
+    check_symbols(model, corpus.vocabulary)
+    return View(folder, recipe, model, corpus)
 
 
 def evaluation_settings(recipe: Recipe, max_tokens: int | None) -> EvalConfig:
@@ -147,7 +149,7 @@ def progress(name: str) -> Iterator[Callable[[int, int], None]]:
 def _kinds(recipe: Recipe) -> tuple[list[int], list[int]]:
     blocks = recipe.model.block_configs()
     spans = [i for i, b in enumerate(blocks) if isinstance(b.mixer, AttentionConfig)]
-    fast = [i for i, b in enumerate(blocks) if isinstance(b.mixer, FastWeightConfig)]
+    fast = [i for i, b in enumerate(blocks) if isinstance(b.mixer, FAST_WEIGHTS)]
     return spans, fast
 
 
@@ -169,7 +171,7 @@ def attention_layers(recipe: Recipe) -> list[int]:
 
 
 def fast_weight_layers(recipe: Recipe) -> list[int]:
-    """Which layers have fast weights.
+    """Which layers have fast weights that are written by keys and values known beforehand.
 
     Raises:
         ConfigError: none has; says which notebook to open instead.
@@ -178,7 +180,8 @@ def fast_weight_layers(recipe: Recipe) -> list[int]:
     if not fast:
         instead = "attention_span.ipynb" if attention else "evaluate.ipynb"
         raise ConfigError(
-            f"parameter run: recipe '{recipe.name}' has no fast-weight layer. For this run open "
+            f"parameter run: recipe '{recipe.name}' has no fast-weight layer of the kinds that can "
+            "be drawn (fast_weight, delta_rnn, delta_lstm). For this run open "
             f"notebooks/{instead}; for this notebook train a recipe such as delta-python-tiny."
         )
     return fast

@@ -19,11 +19,15 @@ from workbench.data.corpus import Corpus
 from workbench.errors import ConfigError, DataError
 from workbench.metrics import bits_per_token, compressed_bits, unigram_nats
 from workbench.models.language_model import LanguageModel
+from workbench.models.mixers.delta_recurrent import DeltaRNNConfig
+from workbench.models.mixers.fast_weight import FastWeightConfig
 from workbench.train import continuous_cache
 from workbench.train.config import CacheConfig, EvalConfig
 from workbench.train.evaluate import evaluate, measure
 
 Array = NDArray[np.float32]
+FAST_WEIGHTS = (FastWeightConfig, DeltaRNNConfig)
+"""mixers whose writes `fast_weight_inputs` shows; a Delta LSTM's config is a Delta RNN's"""
 
 
 class Stretch(NamedTuple):
@@ -96,7 +100,10 @@ class RulesView(NamedTuple):
 
 
 def fast_weight_inputs(model: LanguageModel, text: Stretch) -> list[inspect.FastWeightInputs]:
-    """What each fast-weight layer writes and asks over a stretch, after what was read before."""
+    """What each fast-weight layer writes and asks over a stretch, after what was read before.
+
+    Gates of a Delta RNN or Delta LSTM are so many more heads, one gate after another.
+    """
     carry = _after(model, text.before)
     with inspect.capture(model, "fast_weight_inputs") as taps:
         model(text.tokens[None].to(model.device), carry)

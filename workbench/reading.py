@@ -82,7 +82,10 @@ class Subject(NamedTuple):
         """
         if isinstance(text, str | bytes):
             text = self._ids(text) if text else []
-        ids, size = torch.as_tensor(text), self.model.vocab_size
+        try:
+            ids, size = torch.as_tensor(text), self.model.vocab_size
+        except (TypeError, ValueError, RuntimeError):
+            raise DataError(f"got {text!r:.60}, expected text, bytes or a row of ids") from None
         if ids.numel() == 0:
             return torch.empty(0, dtype=torch.long)
         whole = ids.ndim == 1 and not ids.is_floating_point()
@@ -153,7 +156,22 @@ def open_source(source: Source, vocabulary: Vocabulary | Corpus | None = None) -
         except DataMissing as error:
             missing = error
     assert isinstance(model, LanguageModel), "what the recipe of a text builds"
+    if given is not None:
+        check_symbols(model, given)
     return Subject(model, recipe, given, missing)
+
+
+def check_symbols(model: LanguageModel, vocabulary: Vocabulary) -> None:
+    """Refuse a text that a run's model was not made for.
+
+    Raises:
+        ConfigError: it has more or fewer symbols than the model.
+    """
+    if vocabulary.size != model.vocab_size:
+        raise ConfigError(
+            f"got a text of {vocabulary.size} symbols, but the model knows {model.vocab_size}; "
+            "expected the text that it was trained on. Correct data.corpus in the run's recipe"
+        )
 
 
 def reading(subject: Subject, context_len: int | None = None) -> EvalConfig:

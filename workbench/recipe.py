@@ -19,16 +19,9 @@ from workbench.config import Config, Positive, dump, load, nearest, override
 from workbench.data.retrieval import RetrievalConfig
 from workbench.data.segments import DataConfig
 from workbench.errors import ConfigError
-from workbench.models.feature_maps import FavorConfig
 from workbench.models.language_model import ModelConfig
-from workbench.models.mixers.attention import AttentionConfig
-from workbench.models.mixers.delta_recurrent import DeltaRNNConfig
-from workbench.models.mixers.fast_weight import FastWeightConfig
 from workbench.models.retrieval import RetrievalModelConfig
 from workbench.train.config import EvalConfig, RetrievalEvalConfig, TrainConfig
-
-# mixers with a feature map, whose random features the state may outlive
-MAPPED = (FastWeightConfig, DeltaRNNConfig)
 
 # the compiled parser where there is one, ten times as fast; both make plain data only
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -119,16 +112,14 @@ class Recipe(Experiment):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for layer, block in enumerate(self.model.block_configs()):
-            mixer = block.mixer
-            if not isinstance(mixer, MAPPED) or self.train.carry == "reset":
-                continue
-            favor = mixer.feature_map
-            if isinstance(favor, FavorConfig) and favor.redraw != "never":
-                raise ValueError(
-                    f"layer {layer}: feature_map.redraw is {favor.redraw}, but train.carry is "
-                    "keep: carried fast weights hold features of the old projection. Set "
-                    "train.carry: reset, or redraw: never"
-                )
+            if why := block.mixer.unfit(self.train.carry):
+                raise ValueError(f"layer {layer}: {why}")
+        repeats = self.data.ext_len and self.train.carry == "keep"
+        if repeats and (culprit := self.model.repeats_count_twice()):
+            raise ValueError(
+                f"data.ext_len is {self.data.ext_len}, but {culprit} would take in the repeated "
+                "tokens twice. Set data.ext_len: 0, or train.carry: reset"
+            )
         for name, config in (("eval", self.eval), ("train.valid", self.train.valid)):
             if config is not None and config.method == "carried":
                 self._can_be_carried(name, config)
@@ -139,7 +130,6 @@ class Recipe(Experiment):
                 f"{valid.describe()} needs at least {valid.least_tokens}; write so many, or give "
                 "train.valid a smaller batch_size"
             )
-        self._attention_fits()
         return self
 
     def _can_be_carried(self, name: str, config: EvalConfig) -> None:
@@ -149,30 +139,12 @@ class Recipe(Experiment):
                 "start again at every segment: the result would depend on how the text is cut. "
                 f"Set {name}.method: windows or streams, or model.positions: {{kind: none}}"
             )
-        mixers = [block.mixer for block in self.model.block_configs()]
-        looks_back = any(isinstance(mixer, AttentionConfig) for mixer in mixers)
+        looks_back = any(block.mixer.has_memory for block in self.model.block_configs())
         if config.context_len is not None and not looks_back:
             raise ValueError(
                 f"{name}.context_len is {config.context_len}, but a carried recurrent state has "
                 f"seen all before it. Set {name}.context_len: null, or {name}.method: windows"
             )
-
-    def _attention_fits(self) -> None:
-        for layer, block in enumerate(self.model.block_configs()):
-            mixer = block.mixer
-            if not isinstance(mixer, AttentionConfig):
-                if self.data.ext_len and self.train.carry == "keep":
-                    raise ValueError(
-                        f"layer {layer}: data.ext_len is {self.data.ext_len}, but the state of "
-                        f"{mixer.kind} would take in the repeated tokens twice. Set data.ext_len: "
-                        "0, or train.carry: reset"
-                    )
-                continue
-            if self.train.carry == "reset" and mixer.memory_len and mixer.memory_start == "empty":
-                raise ValueError(
-                    f"layer {layer}: memory_len is {mixer.memory_len}, but train.carry is reset: "
-                    "the memory would always be empty. Set memory_len: 0, or train.carry: keep"
-                )
 
 
 AnyRecipe = Recipe | RetrievalRecipe

@@ -154,9 +154,9 @@ def test_the_import_checker(source: str, module: str, package: bool, right: bool
 
 
 # torch and its friends may look around the machine; from then on nothing may start or be written
-IMPORT_ALL = """
+WATCH = """
 import sys, pkgutil, importlib
-import torch, plotly.graph_objects, anywidget, ipywidgets, papermill
+BEFORE
 seen = []
 def hook(event, args):
     written = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
@@ -165,34 +165,40 @@ def hook(event, args):
 STARTS = {"subprocess.Popen", "os.system", "os.posix_spawn", "os.exec", "os.fork", "os.mkdir"}
 sys.dont_write_bytecode = True
 sys.addaudithook(hook)
-import workbench
-for module in pkgutil.walk_packages(workbench.__path__, "workbench."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
-EXTRA
+AFTER
 sys.exit("\\n".join(seen) or 0)
 """
 
 
-def import_everything(tmp_path: Path, extra: str = "") -> subprocess.CompletedProcess[str]:
+BEFORE = "import torch, plotly.graph_objects, anywidget, ipywidgets, papermill"
+IMPORT_ALL = """
+import workbench
+for module in pkgutil.walk_packages(workbench.__path__, "workbench."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
+
+
+def watched(tmp_path: Path, before: str, after: str) -> subprocess.CompletedProcess[str]:
+    code = WATCH.replace("BEFORE", before).replace("AFTER", after)
     env = os.environ | {
         "PYTHONPATH": str(ROOT),
         "HOME": str(tmp_path),
         "WORKBENCH_CACHE": str(tmp_path / "cache"),
         "WORKBENCH_DATA": str(tmp_path / "data"),
     }
-    command = [sys.executable, "-W", "ignore", "-c", IMPORT_ALL.replace("EXTRA", extra)]
+    command = [sys.executable, "-W", "ignore", "-c", code]
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
 
 
 def test_importing_builds_nothing(tmp_path: Path) -> None:
-    done = import_everything(tmp_path)
+    done = watched(tmp_path, BEFORE, IMPORT_ALL)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "cache").exists() and not (tmp_path / "data").exists()
 
 
 def test_a_build_while_importing_would_be_seen(tmp_path: Path) -> None:
-    extra = "import subprocess; subprocess.run(['true']); open('made', 'w').close()"
-    done = import_everything(tmp_path, extra)
+    code = "import subprocess; subprocess.run(['true']); open('made', 'w').close()"
+    done = watched(tmp_path, "", code)
     assert done.returncode == 1
     assert "subprocess.Popen" in done.stderr and "open ('made'" in done.stderr

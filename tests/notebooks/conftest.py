@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 import yaml
+
+from workbench import demo, notebook
 
 SPAN = {
     "kind": "attention",
@@ -68,6 +72,25 @@ def write_recipe(path: Path, text: Path, mixer: dict[str, Any], **train: Any) ->
     }
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Runs the cells of a notebook in this process, which is quick; gives what they showed."""
+
+    def run(name: str, **values: Any) -> list[Any]:
+        shown: list[Any] = []
+        monkeypatch.setattr(notebook, "display", lambda x, **_: shown.append(x))
+        space: dict[str, Any] = {}
+        cells = nbformat.read(demo.BOOKS / f"{name}.ipynb", 4).cells
+        for cell in (c for c in cells if c.cell_type == "code"):
+            exec(cell.source, space)
+            if "parameters" in cell.metadata.get("tags", []):
+                assert set(values) <= set(space)
+                space |= values
+        return shown
+
+    return run
 
 
 @pytest.fixture

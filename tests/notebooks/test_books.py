@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
@@ -24,6 +26,7 @@ from workbench.engine import WorkbenchEngine
 from workbench.errors import ConfigError, DataMissing
 from workbench.train.folder import RunFolder
 
+ByHand = Callable[..., list[Any]]
 PLOTLY = "application/vnd.plotly.v1+json"
 
 
@@ -86,11 +89,8 @@ def test_the_demo_from_end_to_end(tmp_path: Path, span_recipe: Path, delta_recip
     assert [p.stat().st_mtime_ns for p in weights] == before
 
 
-def test_plain_papermill_runs_a_notebook_too(tmp_path: Path, span_recipe: Path) -> None:
-    out = tmp_path / "executed.ipynb"
-    book = demo.BOOKS / "train.ipynb"
-    values = {"recipe": str(span_recipe), "out": str(tmp_path / "run"), "steps": 6}
-    papermill.execute_notebook(book, out, values, progress_bar=False, store_widget_state=False)
+def test_training_by_hand(tmp_path: Path, span_recipe: Path, by_hand: ByHand) -> None:
+    by_hand("train", recipe=str(span_recipe), out=str(tmp_path / "run"), steps=6)
     assert RunFolder(tmp_path / "run").status()["state"] == "done"
     assert RunFolder(tmp_path / "run").recipe().train.steps == 6
     assert (tmp_path / "run" / "figures" / "training.json").is_file()
@@ -118,37 +118,64 @@ def test_the_retrieval_notebook_draws_ours_beside_the_published(tmp_path: Path) 
     ]
 
 
-@pytest.mark.parametrize("restarting", [False, True])
-def test_the_generate_notebook(tmp_path: Path, span_recipe: Path, restarting: bool) -> None:
-    recipe, changes = span_recipe, {"train.steps": 2}
-    if restarting:
-        recipe = write_recipe(tmp_path / "d.yaml", write_text(tmp_path / "d.txt"), DELTA)
-        changes |= {"model.positions": {"kind": "sinusoid"}}
-        changes |= {"eval.method": "windows", "eval.context_len": 8}
-    run = workbench.start(recipe, changes, out=tmp_path / "run")
+GENERATE = {
+    **{"length": 20, "text_len": 60, "tune_tokens": 120, "temperatures": [0.5, 1.0]},
+    **{"thetas": [0.3, 1.0], "lams": [0.1], "window": 30},
+}
+
+
+def test_the_generate_notebook(tmp_path: Path, span_recipe: Path) -> None:
+    run = workbench.start(span_recipe, {"train.steps": 2}, out=tmp_path / "run")
     list(run)
-    values = {"run": str(run.folder.path), "length": 20, "text_len": 60, "tune_tokens": 120}
-    values |= {"temperatures": [0.5, 1.0], "thetas": [0.3, 1.0], "lams": [0.1], "window": 30}
+    values = {"run": str(run.folder.path), **GENERATE}
     book, out = demo.BOOKS / "generate.ipynb", tmp_path / "executed.ipynb"
     papermill.execute_notebook(book, out, values, progress_bar=False, store_widget_state=False)
     assert figures_in(out) == 3
     kept = {p.stem for p in (run.folder.path / "figures").iterdir()}
     assert kept == {"samples", "temperatures", "scored", "cache_grid", "cache_gain"}
-    how = "windows, context_len 16" if restarting else "carried"
-    assert how + "; seed 1" in out.read_text("utf-8")
+    assert "carried; seed 1" in out.read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", ["delta-python-tiny", "retrieval-update-tiny", "words"])
-def test_the_recipes_notebook(tmp_path: Path, name: str) -> None:
-    values: dict[str, object] = {"recipe": name, "words": "tiny"}
-    if name == "words":
-        values["recipe"] = "span-python-tiny"
-        values["overrides"] = {"data.corpus": {"kind": "text", "path": "a.txt", "level": "word"}}
+def test_generating_where_positions_restart(
+    tmp_path: Path, by_hand: ByHand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "d.yaml", write_text(tmp_path / "d.txt"), DELTA)
+    changes = {"train.steps": 2, "model.positions": {"kind": "sinusoid"}}
+    changes |= {"eval.method": "windows", "eval.context_len": 8}
+    run = workbench.start(recipe, changes, out=tmp_path / "run")
+    list(run)
+    by_hand("generate", run=str(run.folder.path), **GENERATE)
+    assert len(list((run.folder.path / "figures").iterdir())) == 5
+    assert "windows, context_len 16; seed 1" in capsys.readouterr().out
+
+
+def test_the_recipes_notebook(tmp_path: Path) -> None:
+    values = {"recipe": "delta-python-tiny", "words": "tiny"}
     book, out = demo.BOOKS / "recipes.ipynb", tmp_path / "executed.ipynb"
     papermill.execute_notebook(book, out, values, progress_bar=False, store_widget_state=False)
-    assert figures_in(out) == (name != "words")
+    assert figures_in(out) == 1
     page = out.read_text("utf-8")
-    assert 'data-v=\\"span-python-tiny\\"' in page and "name: " + str(values["recipe"]) in page
+    assert 'data-v=\\"span-python-tiny\\"' in page and "name: delta-python-tiny" in page
+
+
+WORDS = {"data.corpus": {"kind": "text", "path": "a.txt", "level": "word"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "figures"),
+    [("retrieval-update-tiny", {}, 1), ("span-python-tiny", WORDS, 0)],
+)
+def test_other_recipes_in_that_notebook(
+    name: str,
+    overrides: dict[str, object],
+    figures: int,
+    by_hand: ByHand,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = by_hand("recipes", recipe=name, words="tiny", overrides=overrides)
+    told = capsys.readouterr().out
+    assert len(shown) == figures and f"name: {name}" in told
+    assert ("known when the text is read" in told) is (figures == 0)
 
 
 def test_sigterm_saves_a_checkpoint_the_notebook_and_the_status(tmp_path: Path) -> None:

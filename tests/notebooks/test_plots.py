@@ -222,6 +222,15 @@ def test_pairs_are_held_up_to_the_first_that_is_not() -> None:
     assert [a.text for a in fig.layout.annotations] == ["a: 30 features"]
 
 
+def test_memories_of_one_size_share_a_line_and_words_do_not_overlap() -> None:
+    curves = dict.fromkeys("abc", PAIRS)
+    fig = retrieval.loss_by_pairs(curves, {}, {"a": 70, "b": 30, "c": 70})
+    words = fig.layout.annotations
+    assert [w.text for w in words] == ["b: 30 features", "a, c: 70 features"]
+    assert words[0].yshift != words[1].yshift
+    assert [w.xanchor for w in words] == ["left", "right"]
+
+
 def test_matrix_slider_shows_one_matrix_at_a_time() -> None:
     W = matrices(T=10, F=4, V=3)
     fig = fast_weights.matrix_over_time(W, TEXT[:10], layer=0, head=0, count=5)

@@ -10,6 +10,8 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from click.testing import CliRunner
+from papermill import cli
 
 BOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 by_book = pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)
@@ -81,12 +83,8 @@ def test_parameters_are_annotated_commented_and_seen_by_papermill(book: Path) ->
 
 @by_book
 def test_help_reads_well(book: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "papermill", "--help-notebook", str(book)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Unknown type" not in done.stdout
+    done = CliRunner().invoke(cli.papermill, ["--help-notebook", str(book)])
+    assert done.exit_code == 0, done.output
+    assert "Unknown type" not in done.output
     for statement in ast.parse(parameters(book)).body:
-        assert f"{statement.target.id}: {ast.unparse(statement.annotation)}" in done.stdout
+        assert f"{statement.target.id}: {ast.unparse(statement.annotation)}" in done.output

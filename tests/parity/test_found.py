@@ -17,11 +17,11 @@ import torch
 from parity.golden import Golden, NotBuilt
 from parity.registry import files
 from workbench.config import differences, dump, load
-from workbench.exchange import rebuild
 from workbench.models.language_model import ModelConfig
 from workbench.originals import checkpoint
 from workbench.originals.checkpoint import Original, find
 from workbench.originals.names import Shell
+from workbench.originals.rebuild import rebuild
 
 CONTAINER = "torch.nn.modules.container.Sequential"
 MODELS = {

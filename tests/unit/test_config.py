@@ -1,8 +1,9 @@
 """Strict configuration: what is refused, and what the message says."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
+from pydantic import Field
 
 from workbench.config import Choice, Config, differences, dump, load, override, slot
 from workbench.errors import ConfigError
@@ -27,6 +28,7 @@ class House(Config):
     pet: slot(Animal)  # type: ignore[valid-type]
     rooms: int = 3
     others: tuple[Cat, ...] = ()
+    needed: Annotated[tuple[Cat, ...], Field(min_length=1)] = (Cat(),)
 
 
 def test_a_slot_takes_any_registered_kind():
@@ -65,7 +67,8 @@ def test_a_choice_without_kind_is_refused_when_it_is_defined():
         ({"pet": {"kind": "cat", "speed": "1e-4"}}, "house.pet.speed", "write 1.0e-04"),
         ({"pet": {"kind": "cat"}, "others": [{}, {"speed": "x"}]}, "house.others[1].speed", "'x'"),
         ({}, "house.pet", "required"),
-        ({"pet": 3}, "house.pet", "got 3"),
+        ({"pet": 3}, "house.pet", "got 3, expected named fields"),
+        ({"pet": {"kind": "dog", "tricks": "sit"}}, "house.pet.tricks", "expected a list"),
     ],
     ids=str,
 )
@@ -79,6 +82,14 @@ def test_every_fault_is_listed():
     with pytest.raises(ConfigError) as error:
         load(House, {"pet": {"kind": "cat", "lives": "many"}, "rooms": "two"})
     assert len(str(error.value).splitlines()) == 2
+
+
+def test_a_list_is_not_called_too_short_for_a_fault_inside_it():
+    with pytest.raises(ConfigError) as error:
+        load(House, {"pet": {"kind": "cat"}, "needed": [{"livs": 3}]})
+    assert str(error.value).startswith("needed[0]: ") and "short" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"needed: .*at least 1"):
+        load(House, {"pet": {"kind": "cat"}, "needed": []})
 
 
 def test_configs_are_frozen():

@@ -24,13 +24,13 @@ from workbench.exchange import (
     Layout,
     export_checkpoint,
     import_checkpoint,
-    rebuild,
 )
 from workbench.models.language_model import ModelConfig
 from workbench.originals.checkpoint import find
 from workbench.originals.links import in_their_layout
 from workbench.originals.names import Shell
 from workbench.originals.reader import read
+from workbench.originals.rebuild import rebuild
 from workbench.recipe import Recipe
 from workbench.train import checkpoint
 from workbench.train.config import TrainConfig
@@ -63,7 +63,7 @@ def test_the_text_is_told_by_the_number_of_symbols(tmp_path: Path) -> None:
     assert dump(corpus) == {"kind": "published", "name": "text8", "rule": "adaptive-span"}
     other = import_checkpoint(saved(span_state(29), tmp_path / "b.pt"), tmp_path / "b")
     assert "29" in dump(other.folder.recipe().data.corpus)["path"]
-    own = {"kind": "text", "path": "mine.txt"}
+    own = {"kind": "text", "path": "mine.txt", "level": "char"}
     given = import_checkpoint(tmp_path / "b.pt", tmp_path / "c", corpus=own)
     assert dump(given.folder.recipe().data.corpus)["path"] == "mine.txt"
 
@@ -94,7 +94,12 @@ def test_a_recipe_gives_text_training_and_what_the_file_does_not_say(tmp_path: P
     with pytest.raises(UnknownOriginal, match="parameters"):
         import_checkpoint(path, tmp_path / "c", recipe="span-python-tiny")
     # a whole module says all of its model: the recipe's is not taken
-    xl = import_checkpoint(XL, tmp_path / "d", recipe="span-python-tiny").folder.recipe()
+    with pytest.raises(ConfigError, match=r"knows 37 symbols, but python-source has 256"):
+        import_checkpoint(XL, tmp_path / "d", recipe="span-python-tiny")
+    assert not (tmp_path / "d").exists()
+    own = {"kind": "text", "path": "mine.txt", "level": "char"}
+    imported = import_checkpoint(XL, tmp_path / "d", recipe="span-python-tiny", corpus=own)
+    xl = imported.folder.recipe()
     assert xl.model.d_model == 18
     assert xl.train.steps == 300
 
@@ -295,4 +300,15 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.pt").write_bytes(b"cos\nsystem\n.")
     assert cli.main(["import-checkpoint", str(tmp_path / "bad.pt"), "--out", run]) == 2
     assert "os.system" in capsys.readouterr().err
-    assert cli.main(["import-checkpoint", str(SPAN), "--out", run, "--set", "ramp=["]) == 2
+    for wrong, told in (
+        ([str(SPAN), "--set", "ramp=["], "--set ramp: got '[', which is no YAML"),
+        ([str(SPAN), "--set", "ramp"], "--set: got 'ramp', expected NAME=VALUE"),
+        ([str(SPAN), "--corpus", "{kind"], "--corpus: got '{kind', which is no YAML"),
+        ([str(SPAN), "--corpus", "my.txt"], "data.corpus: got 'my.txt', expected named fields"),
+        (["adaptive-span-enwik9"], "no file adaptive-span-enwik9; give the path"),
+        ([str(tmp_path)], "not a file; give the checkpoint file itself"),
+    ):
+        assert cli.main(["import-checkpoint", "--out", str(tmp_path / "new"), *wrong]) == 2
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1
+    assert not (tmp_path / "new").exists()

@@ -169,6 +169,11 @@ def test_refusals() -> None:
     for wrong in (
         {"temperature": -0.1},
         {"temperature": math.nan},
+        {"temperature": "hot"},
+        {"top_k": 1.5},
+        {"seed": "x"},
+        {"seed": -1},
+        {"seed": 2**70},
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"top_k": 0},

@@ -62,6 +62,18 @@ def test_replayed_fast_weights_equal_the_layers_own(rule):
             torch.testing.assert_close(life.read_TV, read[row, :, head].detach())
 
 
+@pytest.mark.parametrize(("kind", "gates"), [("delta_rnn", 1), ("delta_lstm", 3)])
+def test_replayed_gates_equal_the_layers_own(kind, gates):
+    model = model_of({"kind": kind, "n_heads": 2, "d_head": 4})
+    carry = model(TOKENS.flip(1), model.initial_carry(2))[1]
+    with inspect.capture(model, "fast_weight_inputs") as taps:
+        _, after = model(TOKENS, carry)
+    for layer, gate, head in [(0, 0, 1), (1, gates - 1, 0)]:
+        life = inspect.trajectory(taps["fast_weight_inputs"][layer], 1, 2 * gate + head)
+        own = after[layer].W_BGHFV[1, gate, head].detach()
+        torch.testing.assert_close(life.W_TFV[-1], own)
+
+
 def test_update_norm_is_the_size_of_the_change():
     model = model_of({"kind": "fast_weight", "n_heads": 2, "d_head": 4})
     with inspect.capture(model, "fast_weight_inputs") as taps:

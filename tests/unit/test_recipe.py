@@ -67,7 +67,7 @@ def test_memory_that_would_always_be_empty_is_refused():
 
 
 def test_tokens_are_not_repeated_to_a_state_that_would_count_them_twice():
-    with pytest.raises(ConfigError, match=r"layer 0: data\.ext_len is 4.*train\.carry: reset"):
+    with pytest.raises(ConfigError, match=r"data\.ext_len is 4, but layer 0.*train\.carry: reset"):
         load_recipe("delta-python-tiny", {"data.ext_len": 4})
     load_recipe("delta-python-tiny", {"data.ext_len": 4, "train.carry": "reset"})
     load_recipe("span-python-tiny", {"data.ext_len": 4})

@@ -1,6 +1,7 @@
 """Channel mixers: what follows the sequence mixer in a block, token by token.
 
 Paper: arXiv:1706.03762 section 3.3. All-attention (arXiv:1907.01470) has none.
+Shapes: B batch, T segment, D model width.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workbench.config import Choice, Positive
+from workbench.config import CarryMode, Choice, Positive
 from workbench.errors import ConfigError
 
 KeyNorm = Literal["none", "sum"]
@@ -38,6 +38,10 @@ class FeatureMap(nn.Module, ABC):
 
 class FeatureMapConfig(Choice):
     """The slot `feature_map` of the fast-weight mixer."""
+
+    def unfit(self, carry: CarryMode) -> str | None:
+        """Why its features cannot be those of a state that is carried so; None where they can."""
+        return None
 
     def build(self, d_head: int) -> FeatureMap:
         raise TypeError(f"{type(self).__name__} does not define build(d_head)")
@@ -146,6 +150,15 @@ class FavorConfig(FeatureMapConfig):
     random directions, is the paper's; rows is what the language-model code does"""
     epsilon: Annotated[float, Field(ge=0)] = 1e-4
     """added to every feature before scaling"""
+
+    def unfit(self, carry: CarryMode) -> str | None:
+        if carry == "keep" and self.redraw != "never":
+            return (
+                f"feature_map.redraw is {self.redraw}, but train.carry is keep: carried fast "
+                "weights hold features of the old projection. Set train.carry: reset, or redraw: "
+                "never"
+            )
+        return None
 
     def build(self, d_head: int) -> FeatureMap:
         return Favor(self, d_head)

@@ -2,6 +2,7 @@
 
 The paper models are recipes for this one class. Its forward pass is the table of contents:
 vocabulary.embed -> positions -> blocks (state in, state out) -> vocabulary.nll.
+Paper: arXiv:1901.02860 section 3; arXiv:1708.02182 sections 4.3 to 4.6 (dropout, penalties).
 Shapes: B batch, T segment, D model width, C classes, L layers.
 """
 
@@ -22,9 +23,10 @@ from workbench.models import mixers as mixers  # registers the kinds
 from workbench.models.base import Builds, M, Model
 from workbench.models.blocks import Block, BlockConfig
 from workbench.models.dropout import DroppedSymbols, Kind, dropout
+from workbench.models.initialisation import initialise, initialise_ends
 from workbench.models.mixers.base import CONFIGURED, Limits
 from workbench.models.positions import InputPositions, NoPositions, PositionsConfig
-from workbench.models.vocabulary import Clusters, PlainConfig, Projection, VocabularyConfig
+from workbench.models.vocabulary import PlainConfig, VocabularyConfig
 
 
 class Layers(Config):
@@ -100,6 +102,12 @@ class ModelConfig(Config):
         """The block of each layer, first to last."""
         return [layers.block for layers in self.stack for _ in range(layers.repeat)]
 
+    def repeats_count_twice(self) -> str | None:
+        """The layer whose state would take in tokens of `ext_len` twice, if there is any."""
+        mixers = enumerate(block.mixer for block in self.block_configs())
+        found = (f"layer {i}: the state of {m.kind}" for i, m in mixers if not m.has_memory)
+        return next(found, None)
+
     @property
     def restarting(self) -> str | None:
         """The kind of the position codes that start again at every segment, if there are any."""
@@ -143,13 +151,11 @@ class LanguageModel(Model):
         return tuple(block.mixer.initial_state(batch_size, limits) for block in self.layers)
 
     def _check_limits(self, limits: Limits) -> None:
-        for layer, block in enumerate(self.layers):
-            if limits.ext_len and not block.mixer.rereading:
-                raise ConfigError(
-                    f"layer {layer}: the state of {type(block.mixer).__name__} would take in "
-                    f"{limits.ext_len} repeated tokens twice; set ext_len: 0, or start each "
-                    "segment afresh (train.carry: reset)"
-                )
+        if limits.ext_len and (culprit := self.config.repeats_count_twice()):
+            raise ConfigError(
+                f"{culprit} would take in {limits.ext_len} repeated tokens twice; set ext_len: 0, "
+                "or start each segment afresh (train.carry: reset)"
+            )
         keeps_codes = self.positions is not None and not self.positions.accumulate
         if keeps_codes and any(block.mixer.reach(limits.memory_len) for block in self.layers):
             raise ConfigError(
@@ -277,49 +283,6 @@ def stacked(model: ModelConfig, d_hidden: int) -> Iterator[Block]:
             f"model.stack: the last layer ends in width {width}, but the vocabulary reads "
             f"{d_hidden}; give the last layer's mixer that width, or set vocabulary.d_hidden"
         )
-
-
-def initialise(
-    model: LanguageModel, std: float, limit: float | None = None, projection_std: float = 0.01
-) -> None:
-    """Transformer-XL's initialisation (its train.py `weights_init`), module by module.
-
-    Args:
-        model: its parameters are overwritten.
-        std: of weights and embeddings, and of the gains of LayerNorms around 1.
-        limit: weights and embeddings ~ U(-limit, limit) instead.
-        projection_std: of the vocabulary's projections.
-    """
-
-    def draw(weight: Tensor) -> None:
-        if limit is None:
-            nn.init.normal_(weight, 0.0, std)
-        else:
-            nn.init.uniform_(weight, -limit, limit)
-
-    for module in model.modules():
-        if isinstance(module, Projection):
-            nn.init.normal_(module.weight, 0.0, projection_std)
-        elif isinstance(module, nn.Linear | nn.Embedding):
-            draw(module.weight)
-        elif isinstance(module, nn.LayerNorm):
-            nn.init.normal_(module.weight, 1.0, std)
-        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-    for name, parameter in model.named_parameters():
-        if name.endswith(("u_HK", "v_HK", "key_RHK", "code_RD")):
-            draw(parameter)
-
-
-def initialise_ends(vocabulary: nn.Module, reach: float) -> None:
-    """AWD-LSTM's initialisation of what is looked up and of what becomes logits."""
-    for module in vocabulary.modules():
-        if isinstance(module, Clusters):
-            nn.init.zeros_(module.weight)
-        elif isinstance(module, nn.Embedding | nn.Linear):
-            nn.init.uniform_(module.weight, -reach, reach)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def share_across_layers(model: LanguageModel) -> None:

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import CheckpointError
+from workbench.errors import CheckpointError, HostileFile
 from workbench.originals.archive import read_old, read_zip
 
 MAX_BYTES = 64 * 2**30
@@ -27,15 +27,18 @@ def read(path: str | Path) -> Any:
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):
-            raise CheckpointError(f"{path} is not a file; give the checkpoint file itself")
+            raise CheckpointError("this is not a file; give the checkpoint file itself")
         if facts.st_size > MAX_BYTES:
-            raise CheckpointError(f"{path} has {facts.st_size} bytes, at most {MAX_BYTES} are read")
+            raise CheckpointError(f"{facts.st_size} bytes, at most {MAX_BYTES} are read")
         with path.open("rb") as file:
             reader = read_zip if file.read(2) == b"PK" else read_old
             file.seek(0)
             return reader(file, facts.st_size)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error})") from None
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}); give the path of a checkpoint"
+        ) from None
     except CheckpointError as error:
         # the same fault, with the file it is in
-        raise type(error)(f"{path.name}: {error}") from None
+        cure = "" if isinstance(error, HostileFile) else ". Expected a whole file of torch.save"
+        raise type(error)(f"{path.name}: {error}{cure}") from None

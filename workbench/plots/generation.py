@@ -54,7 +54,7 @@ def surprise_by_temperature(
             hovertemplate="temperature %{x:.2f}: %{y:.3f} bits<extra></extra>",
         )
     )
-    mark(fig, real, f"real text: {real:.2f}")
+    mark(fig, real, f"real text: {real:.2f}", end="left")
     nearest = temperatures[int(np.argmin(np.abs(cost - real)))]
     finish(
         fig,

@@ -35,9 +35,12 @@ def loss_by_pairs(
         source = published.get(name, {})
         _curve(fig, name, source, "published", line={"color": colour, "width": 1.5, "dash": "dot"})
     sizes = [n for curve in (*measured.values(), *published.values()) for n in curve]
-    for name, count in features.items():
-        if count is not None and count <= max(sizes, default=0):
-            mark(fig, count, f"{name}: {count} features", axis="x")
+    most = max(sizes, default=0)
+    limits = sorted({count for count in features.values() if count is not None and count <= most})
+    for row, count in enumerate(limits):
+        names = ", ".join(name for name, n in features.items() if n == count)
+        side = "left" if count < most / 2 else "right"
+        mark(fig, count, f"{names}: {count} features", axis="x", end=side, row=row)
     if scale == "log":
         fig.update_yaxes(type="log", exponentformat="power")
     return finish(

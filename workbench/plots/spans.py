@@ -79,7 +79,8 @@ def span_bars(spans: Spans, scale: Scale = "linear", spread: Spans | None = None
     finish(
         fig,
         _finding(spans),
-        "Heads of a layer from the shortest span to the longest",
+        "Heads of a layer from the shortest span to the longest"
+        + ("; mean and standard deviation over tokens" if spread else ""),
         x="heads, layer by layer",
         y="span (tokens)",
         caption="Learned span of every head. Most heads look close by; a few pay for looking far."
@@ -141,12 +142,15 @@ def span_heatmap(spans: Spans, scale: Scale = "log") -> go.Figure:
     return fig
 
 
-def soft_mask_ramp(masks_LHD: Sequence[ArrayLike], ramp: int | None = None) -> go.Figure:
+def soft_mask_ramp(
+    masks_LHD: Sequence[ArrayLike], ramp: int | None = None, dynamic: bool = False
+) -> go.Figure:
     """How much of a past token each head lets through, by its distance.
 
     Args:
         masks_LHD: per layer, (heads, distances) in [0, 1] at distances 1, 2, ...
         ramp: width R of the soft edge in tokens, for the subtitle.
+        dynamic: these are the masks of mean spans; a single token may see further.
     """
     fig = go.Figure()
     reach = 1
@@ -173,7 +177,7 @@ def soft_mask_ramp(masks_LHD: Sequence[ArrayLike], ramp: int | None = None) -> g
     edge = f"falling over R = {ramp} tokens beyond the span" if ramp else "with its soft edge"
     finish(
         fig,
-        f"No head sees beyond {reach} tokens",
+        f"{'With its mean span no' if dynamic else 'No'} head sees beyond {reach} tokens",
         f"Mask of each head, {edge}; distance 1 is the token before",
         x="distance to the past token (tokens)",
         y="share let through",

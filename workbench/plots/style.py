@@ -113,8 +113,13 @@ def mark(
     axis: str = "y",
     log: bool = False,
     end: str = "right",
+    row: int = 0,
 ) -> None:
     """A dashed line at a value of one axis, with a word at its end.
+
+    Args:
+        end: of the line on the y axis; on the x axis, which side of the word the line is.
+        row: on the x axis, how many words lower, where lines stand close together.
 
     Plotly places words, unlike lines, by the logarithm on a logarithmic axis; hence `log`.
     """
@@ -128,7 +133,9 @@ def mark(
     }
     if axis == "y":
         fig.add_shape(type="line", xref="paper", x0=0, x1=1, y0=value, y1=value, line=style)
-        fig.add_annotation(word, xref="paper", x=1, y=at, xanchor="right", yanchor="bottom")
+        fig.add_annotation(
+            word, xref="paper", x=float(end == "right"), y=at, xanchor=end, yanchor="bottom"
+        )
     else:
         fig.add_shape(type="line", yref="paper", y0=0, y1=1, x0=value, x1=value, line=style)
         fig.add_annotation(
@@ -138,6 +145,7 @@ def mark(
             x=at,
             xanchor=end,
             yanchor="top",
+            yshift=-16 * row,
             xshift=6 if end == "left" else -6,
         )
 

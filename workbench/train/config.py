@@ -7,13 +7,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from workbench.config import Config, slot
+from workbench.config import CarryMode, Config, SameLength, slot
 from workbench.train.averaging import non_monotone  # and its kind of optimizer
 from workbench.train.optim import OptimizerConfig
 from workbench.train.schedule import Constant, ScheduleConfig
-
-# as the mixers say it; what settings import knows no models
-SameLength = Literal["off", "including_self", "beyond_self"]
 
 
 class CacheConfig(Config):
@@ -63,7 +60,7 @@ class EvalConfig(Config):
     """Attention: distances beyond it share one position code; 0: never; null: as the model."""
     ext_len: int = Field(default=0, ge=0)
     """`streams`: tokens before each segment that are read again with it, and not scored again."""
-    carry: Literal["keep", "reset"] = "keep"
+    carry: CarryMode = "keep"
     """`streams`: `reset` starts each segment afresh."""
     average: Literal["exact", "of_blocks", "over_tokens"] = "exact"
     """`streams`: `exact`: over the B (n - 1) targets of B streams of n tokens. `of_blocks`: over
@@ -182,7 +179,7 @@ class TrainConfig(Config):
     """Such as `{kind: cosine, warmup_steps: 100}`."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; null for no clipping."""
-    carry: Literal["keep", "reset"] = "keep"
+    carry: CarryMode = "keep"
     """`keep` hands the state from segment to segment, `reset` starts each segment afresh."""
     log_every: int = Field(default=20, gt=0)
     """Updates between two training records; the device is waited for only then."""

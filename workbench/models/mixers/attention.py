@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from workbench.config import Config, Positive, Probability, slot
+from workbench.config import CarryMode, Config, Positive, Probability, SameLength, slot
 from workbench.inspect import tap, wanted
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,
     MixerConfig,
     Norm,
-    SameLength,
     SequenceMixer,
     identity,
 )
@@ -53,6 +52,7 @@ class AttentionConfig(MixerConfig):
     """Multi-head attention with segment memory."""
 
     kind: Literal["attention"] = "attention"
+    has_memory: ClassVar[bool] = True
     n_heads: Positive
     d_head: Positive
     """width of one head's keys and values"""
@@ -109,6 +109,14 @@ class AttentionConfig(MixerConfig):
             bounds.append(self.positions.farthest)
         return min(bounds, default=None)
 
+    def unfit(self, carry: CarryMode) -> str | None:
+        if carry == "reset" and self.memory_len and self.memory_start == "empty":
+            return (
+                f"memory_len is {self.memory_len}, but train.carry is reset: the memory would "
+                "always be empty. Set memory_len: 0, or train.carry: keep"
+            )
+        return None
+
     @property
     def reads_raw(self) -> bool:
         return not self.normed_queries
@@ -152,8 +160,6 @@ class Memory(NamedTuple):
 
 class Attention(SequenceMixer):
     """`softmax((q + u) k_j + position(distance)) / sqrt(K))`, masked, renormalised, read out."""
-
-    rereading = True
 
     def __init__(self, config: AttentionConfig, d_model: int):
         super().__init__()

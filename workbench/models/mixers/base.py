@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from workbench.carry import State
-from workbench.config import Choice
+from workbench.config import CarryMode, Choice, SameLength
 
 Norm = Callable[[Tensor], Tensor]
-SameLength = Literal["off", "including_self", "beyond_self"]
 
 
 class Limits(NamedTuple):
@@ -36,7 +35,7 @@ class Limits(NamedTuple):
     """distances beyond it share one position code; 0: never"""
     ext_len: int = 0
     """tokens at the end of each segment that the next one repeats as context: they are not kept.
-    Only mixers that are `rereading` can leave them out of their state"""
+    Only where `MixerConfig.has_memory` can the state leave them out"""
 
 
 CONFIGURED = Limits()
@@ -48,6 +47,14 @@ def identity(x: Tensor) -> Tensor:
 
 class MixerConfig(Choice):
     """The slot `mixer` of a block. A member defines `build` and, for the law tests, `tiny`."""
+
+    has_memory: ClassVar[bool] = False
+    """Whether the state is nothing but past inputs: then an evaluation may choose how many
+    (`Limits.memory_len`), and those that will be read again can be left out (`Limits.ext_len`)."""
+
+    def unfit(self, carry: CarryMode) -> str | None:
+        """Why it cannot be trained with `train.carry` set so; None where it can."""
+        return None
 
     @property
     def reads_raw(self) -> bool:
@@ -69,9 +76,6 @@ class SequenceMixer(nn.Module, ABC):
 
     d_out: int
     """Width of the output; equals the input width unless the block says otherwise."""
-
-    rereading: bool = False
-    """Whether the state can leave out tokens that will be read again (`Limits.ext_len`)."""
 
     shared: tuple[str, ...] = ()
     """Parameters of this mixer that all layers of the same kind share (the model ties them)."""

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from workbench import kernels
-from workbench.config import Positive, slot
+from workbench.config import CarryMode, Positive, slot
+from workbench.inspect import FastWeightInputs, tap
 from workbench.models.feature_maps import (
     EluConfig,
     FeatureMapConfig,
@@ -32,8 +33,8 @@ from workbench.models.mixers.base import (
     SequenceMixer,
     identity,
 )
+from workbench.models.mixers.fast_weight import READ_EPSILON
 
-READ_EPSILON = 1e-5
 FEEDBACK_EPSILON = 1e-6
 
 
@@ -56,6 +57,10 @@ class DeltaRNNConfig(MixerConfig):
     project_out: bool = True
     """a linear map from the heads back to the width of the input, without bias"""
     n_gates: ClassVar[int] = 1
+
+    def unfit(self, carry: CarryMode) -> str | None:
+        why: str | None = self.feature_map.unfit(carry)
+        return why
 
     def build(self, d_model: int) -> SequenceMixer:
         return DeltaRNN(self, d_model)
@@ -152,8 +157,10 @@ class DeltaRecurrent(SequenceMixer):
         q, k = (features(self.feature_map, config.key_norm, x) for x in (q, k))
 
         # for W, gates are so many more heads
-        flat = [x.flatten(2, 3) for x in (q, k, v, beta)]
-        z_BTXV, W_BXFV = kernels.delta_rule(*flat, state.W_BGHFV.flatten(1, 2))
+        q, k, v, beta = (x.flatten(2, 3) for x in (q, k, v, beta))
+        W_BXFV = state.W_BGHFV.flatten(1, 2)
+        tap("fast_weight_inputs", FastWeightInputs(q, k, v, beta, W_BXFV, "delta"))
+        z_BTXV, W_BXFV = kernels.delta_rule(q, k, v, beta, W_BXFV)
         h_BTHV, c_BHV, R_BGHKV = self.recur(
             z_BTXV.unflatten(2, (G, H)), rk.softmax(-1), rv, rbeta, state
         )

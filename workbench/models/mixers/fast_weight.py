@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench import kernels
-from workbench.config import Positive, Probability, slot
+from workbench.config import CarryMode, Positive, Probability, slot
 from workbench.inspect import FastWeightInputs, tap
 from workbench.models.feature_maps import (
     DpfpConfig,
@@ -81,6 +81,10 @@ class FastWeightConfig(MixerConfig):
         if self.read_norm == "memory" and self.rule != "delta":
             raise ValueError("read_norm: memory normalises the delta rule's reads; use rule: delta")
         return self
+
+    def unfit(self, carry: CarryMode) -> str | None:
+        why: str | None = self.feature_map.unfit(carry)
+        return why
 
     @property
     def reads_raw(self) -> bool:
@@ -151,41 +155,32 @@ class FastWeight(SequenceMixer):
     def forward(
         self, x_BTD: Tensor, state: FastWeights | DrivenFastWeights, norm: Norm = identity
     ) -> tuple[Tensor, FastWeights | DrivenFastWeights]:
+        q_BTHF, k_BTHF, v_BTHV, beta_BTH, slow = self._inputs(x_BTD, state, norm)
+        z_BTHF, z_BHF = self._key_sums(k_BTHF, state.z_BHF)
+        if self.config.read_norm == "memory":
+            assert beta_BTH is not None and z_BTHF is not None, "it is the delta rule's"
+            before_BTHF = torch.cat([state.z_BHF[:, None], z_BTHF[:, :-1]], dim=1)
+            k_BTHF, beta_BTH = self._normalise_write(k_BTHF, beta_BTH, before_BTHF)
+        inputs = FastWeightInputs(q_BTHF, k_BTHF, v_BTHV, beta_BTH, state.W_BHFV, self.config.rule)
+        tap("fast_weight_inputs", inputs)
+        y_BTHV, W_BHFV = self._write_and_read(inputs)
+        y_BTHV = self._normalise_read(y_BTHV, q_BTHF, z_BTHF)
+        return self.out(y_BTHV.flatten(2)), self.state(W_BHFV, z_BHF, *slow)
+
+    def _inputs(
+        self, x_BTD: Tensor, state: FastWeights | DrivenFastWeights, norm: Norm
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """Queries and keys as features, values, write strengths (delta rule), the slow state."""
         config, K = self.config, self.config.d_head
         mixed, slow = self._slow(norm(x_BTD), state)
         if not config.normed_queries:
             raw, _ = self._slow(x_BTD, state)
             mixed = torch.cat([raw[..., :K], mixed[..., K:]], dim=-1)
+        q_BTHK, k_BTHK, v_BTHV, *strength = mixed.split([K, K, K, *[1] * (self.rows - 3 * K)], -1)
         self.feature_map.begin_segment()
-        q_BTHF, k_BTHF = (
-            features(self.feature_map, config.key_norm, x)
-            for x in mixed[..., : 2 * K].split(K, dim=-1)
-        )
-        v_BTHV = mixed[..., 2 * K : 3 * K]
-        beta_BTH = mixed[..., 3 * K].sigmoid() if config.rule == "delta" else None
-
-        z_BTHF, z_BHF = self._key_sums(k_BTHF, state.z_BHF)
-        write_BTHF = k_BTHF
-        if config.read_norm == "memory" and beta_BTH is not None and z_BTHF is not None:
-            before_BTHF = torch.cat([state.z_BHF[:, None], z_BTHF[:, :-1]], dim=1)
-            write_BTHF, beta_BTH = self._normalise_write(k_BTHF, beta_BTH, before_BTHF)
-        tap(
-            "fast_weight_inputs",
-            FastWeightInputs(q_BTHF, write_BTHF, v_BTHV, beta_BTH, state.W_BHFV, config.rule),
-        )
-        if beta_BTH is not None:
-            y_BTHV, W_BHFV = kernels.delta_rule(q_BTHF, write_BTHF, v_BTHV, beta_BTH, state.W_BHFV)
-        elif self.training and config.p_attention:
-            y_BTHV, W_BHFV = self._drop_scores(q_BTHF, write_BTHF, v_BTHV, state.W_BHFV)
-        else:
-            y_BTHV, W_BHFV = kernels.sum_rule(q_BTHF, write_BTHF, v_BTHV, state.W_BHFV)
-        y_BTHV = y_BTHV / math.sqrt(K)
-        if z_BTHF is not None:
-            denominator = (z_BTHF * q_BTHF).sum(-1, keepdim=True)
-            if config.scale == "scores":
-                denominator = denominator / math.sqrt(K)
-            y_BTHV = y_BTHV / (denominator + READ_EPSILON)
-        return self.out(y_BTHV.flatten(2)), self.state(W_BHFV, z_BHF, *slow)
+        q_BTHF, k_BTHF = (features(self.feature_map, config.key_norm, x) for x in (q_BTHK, k_BTHK))
+        beta_BTH = strength[0].sigmoid().squeeze(-1) if strength else None
+        return q_BTHF, k_BTHF, v_BTHV, beta_BTH, slow
 
     def _slow(
         self, x_BTD: Tensor, state: FastWeights | DrivenFastWeights
@@ -197,6 +192,15 @@ class FastWeight(SequenceMixer):
         else:
             mixed = self.project(x_BTD)
         return mixed.unflatten(-1, (self.config.n_heads, self.rows)), slow
+
+    def _write_and_read(self, inputs: FastWeightInputs) -> tuple[Tensor, Tensor]:
+        """What each query reads after its token was written, and the last W."""
+        q_BTHF, k_BTHF, v_BTHV, beta_BTH, W_BHFV, _ = inputs
+        if beta_BTH is not None:
+            return kernels.delta_rule(q_BTHF, k_BTHF, v_BTHV, beta_BTH, W_BHFV)
+        if self.training and self.config.p_attention:
+            return self._drop_scores(q_BTHF, k_BTHF, v_BTHV, W_BHFV)
+        return kernels.sum_rule(q_BTHF, k_BTHF, v_BTHV, W_BHFV)
 
     def _drop_scores(
         self, q_BTHF: Tensor, k_BTHF: Tensor, v_BTHV: Tensor, W_BHFV: Tensor
@@ -214,6 +218,16 @@ class FastWeight(SequenceMixer):
             return None, z_BHF
         z_BTHF = z_BHF[:, None] + k_BTHF.cumsum(1)
         return z_BTHF, z_BTHF[:, -1]
+
+    def _normalise_read(self, y_BTHV: Tensor, q_BTHF: Tensor, z_BTHF: Tensor | None) -> Tensor:
+        """Divided by sqrt(K), and by the sum of keys as the query reads it."""
+        root = math.sqrt(self.config.d_head)
+        if z_BTHF is None:
+            return y_BTHV / root
+        sums_BTH1 = (z_BTHF * q_BTHF).sum(-1, keepdim=True)
+        if self.config.scale == "scores":
+            sums_BTH1 = sums_BTH1 / root
+        return y_BTHV / root / (sums_BTH1 + READ_EPSILON)
 
     @staticmethod
     def _normalise_write(
