@@ -141,8 +141,7 @@ def _reader(model: LanguageModel, cache: CacheConfig | None, log_probs: bool, k:
 
     def read(tokens_BT: Tensor, targets_BT: Tensor, carry: Carry) -> tuple[Out, Carry]:
         nonlocal history
-        hidden_BTD, carry = model(tokens_BT, carry)
-        hidden_BTD = hidden_BTD[:, -targets_BT.shape[1] :]
+        hidden_BTD, carry = model.hidden(tokens_BT, targets_BT, carry)
         logp_BTC = model.vocabulary.log_probs(hidden_BTD)
         if cache is not None:
             logp_BTC, history = continuous_cache.mix_log_probs(

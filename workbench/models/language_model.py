@@ -226,8 +226,13 @@ class LanguageModel(Model):
 
         Where tokens are more than targets, the first ones are context only: the last T are scored.
         """
+        hidden_BTD, carry = self.hidden(tokens_BT, targets_BT, carry)
+        return self.vocabulary.nll(hidden_BTD, targets_BT), carry
+
+    def hidden(self, tokens_BT: Tensor, targets_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """What the softmax reads for each target of `nll`, (B, T, D), and the new carry."""
         hidden_BTD, carry = self(tokens_BT, carry)
-        return self.vocabulary.nll(hidden_BTD[:, -targets_BT.shape[1] :], targets_BT), carry
+        return hidden_BTD[:, -targets_BT.shape[1] :], carry
 
     def log_probs(self, tokens_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Log-probabilities of all classes, (B, T, C) in nats, and the new carry."""

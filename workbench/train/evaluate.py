@@ -143,8 +143,7 @@ def _nll(model: LanguageModel, cache: CacheConfig | None) -> Read:
     def mixed(tokens_BT: Tensor, targets_BT: Tensor, carry: Carry) -> tuple[Out, Carry]:
         nonlocal history
         assert cache is not None
-        hidden_BTD, carry = model(tokens_BT, carry)
-        hidden_BTD = hidden_BTD[:, -targets_BT.shape[1] :]
+        hidden_BTD, carry = model.hidden(tokens_BT, targets_BT, carry)
         nll_BT = model.vocabulary.nll(hidden_BTD, targets_BT)
         nll_BT, history = continuous_cache.mix_nll(nll_BT, hidden_BTD, targets_BT, history, cache)
         return (nll_BT,), carry

@@ -30,7 +30,7 @@ from workbench.models.mixers.base import (
 SUM_EPSILON = 1e-5
 
 
-def features(x: Tensor) -> Tensor:
+def normalised_elu(x: Tensor) -> Tensor:
     """`elu(x) + 1`, divided by its sum."""
     return sum_normalise(functional.elu(x) + 1, SUM_EPSILON)
 
@@ -99,14 +99,18 @@ class DeltaMLP(SequenceMixer):
         for n, norm_n in enumerate(self.norms):
             i, j = 2 * n, 2 * n + 1
             y_BTHF, up_BHKF = kernels.delta_rule(
-                features(norm_n(q_BTHK)),
-                features(keys[i]),
+                normalised_elu(norm_n(q_BTHK)),
+                normalised_elu(keys[i]),
                 values[i],
                 betas[i],
                 state.up_BNHKF[:, n],
             )
             y_BTHV, down_BHFV = kernels.delta_rule(
-                features(y_BTHF), features(keys[j]), values[j], betas[j], state.down_BNHFV[:, n]
+                normalised_elu(y_BTHF),
+                normalised_elu(keys[j]),
+                values[j],
+                betas[j],
+                state.down_BNHFV[:, n],
             )
             q_BTHK = q_BTHK + y_BTHV
             ups.append(up_BHKF)
@@ -175,5 +179,9 @@ def write_and_read(mixed_BTHX: Tensor, parts: list[int], W_BHKV: Tensor) -> tupl
     """The delta rule on a projection's queries, keys, values and logits of strengths."""
     q_BTHK, k_BTHK, v_BTHV, beta_BTH1 = mixed_BTHX.split(parts, dim=-1)
     return kernels.delta_rule(
-        features(q_BTHK), features(k_BTHK), v_BTHV, beta_BTH1.sigmoid().squeeze(-1), W_BHKV
+        normalised_elu(q_BTHK),
+        normalised_elu(k_BTHK),
+        v_BTHV,
+        beta_BTH1.sigmoid().squeeze(-1),
+        W_BHKV,
     )
