@@ -215,8 +215,7 @@ def cache_grid(
     config = config.model_copy(update={"batch_size": streams})
 
     def read(tokens_BT: Tensor, targets_BT: Tensor, carry: Any) -> tuple[tuple[Tensor, ...], Any]:
-        hidden_BTD, carry = model(tokens_BT, carry)
-        hidden_BTD = hidden_BTD[:, -targets_BT.shape[1] :]
+        hidden_BTD, carry = model.hidden(tokens_BT, targets_BT, carry)
         return (model.vocabulary.nll(hidden_BTD, targets_BT), hidden_BTD, targets_BT), carry
 
     kept, *_ = measure(model, tokens, config, read)
