@@ -26,8 +26,12 @@ def files(folder: Path) -> list[Path]:
     """Everything in a golden folder that should be a golden file."""
     if not folder.is_dir():
         return []
-    hidden = (".", "README")
-    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(hidden))
+    hidden, notes = (".", "README"), (".md", ".txt", ".json")
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_file() and not p.name.startswith(hidden) and p.suffix not in notes
+    )
 
 
 def check(path: Path) -> list[Deviation]:

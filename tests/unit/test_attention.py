@@ -100,3 +100,24 @@ def test_queries_without_norm_are_the_originals_quirk():
     expected, _ = plain(half * x, plain.initial_state(2))
     torch.testing.assert_close(y, expected)
     assert not torch.allclose(quirk(half * x, quirk.initial_state(2))[0], expected)
+
+
+@pytest.mark.parametrize("trims", ["trim_keys", "trim_memory"])
+def test_keys_beyond_all_spans_take_no_part_in_the_softmax(trims):
+    """Nor its sum: far keys with huge logits would leave nothing for the near ones to share."""
+    limit, near = 70, 6
+    span = {"limit": limit, "ramp": 3, "initial": 0.03, trims: True}
+    codes = {"kind": "relative_learned", "max_distance": limit}
+    zeros = {"memory_len": limit, "memory_start": "zeros", "attend_self": False}
+    mixer = attention(**zeros, positions=codes, span=span)
+    with torch.no_grad():
+        mixer.span.share_H.fill_(0.03)  # 2.1 tokens: 3 and the ramp are seen, 64 are trimmed
+    text = inputs(90)
+    state = mixer.initial_state(2)
+    _, state = mixer(text[:, :80], state)
+    assert state.hidden_BMD.shape[1] == limit
+    before, _ = mixer(text[:, 80:], state)
+    with torch.no_grad():
+        mixer.positions.key_KL[:, : limit - near] *= 1e4
+    after, _ = mixer(text[:, 80:], state)
+    torch.testing.assert_close(after, before, rtol=0, atol=0)

@@ -385,3 +385,12 @@ def test_every_constructor_of_transformer_xl_is_understood(cutoffs):
         holder = torch.nn.Module()
         holder.vocabulary = build(ends.transformer_xl(ctor)).float()
         load_parameters(holder, ends.transformer_xl_links(ctor), theirs, str(ctor))
+
+
+@pytest.mark.parametrize("cutoffs", [[], [4, 9]])
+def test_the_originals_arguments_say_the_same_in_several_ways(cutoffs):
+    short = {"d_model": 8, "cutoffs": cutoffs, "d_embed": 6, "tie_projs": [True]}
+    long = {**short, "tie_projs": [True] + [False] * len(cutoffs), "div_val": 1, "tie_weight": True}
+    assert ends.transformer_xl(short) == ends.transformer_xl(long)
+    same_width, no_width = ({**long, "d_embed": width} for width in (8, None))
+    assert ends.transformer_xl(same_width) == ends.transformer_xl(no_width)

@@ -53,7 +53,8 @@ def model_config(ctor: Ctor) -> dict[str, Any]:
             "ramp": span["adapt_span_ramp"],
             "penalty": span["adapt_span_loss"],
             "initial": span["adapt_span_init"],
-            "trim_memory": span["adapt_span_cache"],
+            # keys beyond all spans are left out in any case
+            "trim_memory" if span["adapt_span_cache"] else "trim_keys": True,
         }
     channel = {
         "kind": "feed_forward",

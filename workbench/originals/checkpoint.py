@@ -236,6 +236,9 @@ def _fast_weight(model: Shell, layer: Shell, tensors: Mapping[str, Tensor]) -> d
     for name in ("n_roll", "proj_dim"):
         if state.get(name) is not None:
             ctor[name] = attribute(attention, name, int)
+    matrix = tensor_named(attention, "proj_matrix")
+    if matrix is not None and "proj_dim" not in ctor:
+        ctor["proj_dim"] = matrix.shape[-1]
     if model.state.get("d_res", ctor_width := model.state["d_model"]) != ctor_width:
         ctor["d_res"] = attribute(model, "d_res", int)
     at = "layers.0.dec_attn"

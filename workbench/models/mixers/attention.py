@@ -186,7 +186,7 @@ class Attention(SequenceMixer):
         if limit is not None:
             memory_len = min(memory_len, limit)
         start = memory_len if config.memory_start == "zeros" else 0
-        if self.span and self.span.trims:
+        if self.span and self.span.trims_memory:
             start = min(start, self._kept(memory_len))
         weight = self.query.weight
         hidden_BMD = weight.new_zeros(batch_size, start, weight.shape[1])
@@ -201,7 +201,8 @@ class Attention(SequenceMixer):
         B, T, _ = x_BTD.shape
         H, K = self.config.n_heads, self.config.d_head
         all_BSD = torch.cat([state.hidden_BMD, x_BTD], dim=1)
-        seen_BSD = norm(self._trim(all_BSD, T))
+        visible = self._visible()
+        seen_BSD = norm(self._trim(all_BSD, T, visible))
         S = seen_BSD.shape[1]
         asking_BTD = seen_BSD[:, S - T :] if self.config.normed_queries else x_BTD
         q_BTHK = self.query(asking_BTD).view(B, T, H, K)
@@ -215,7 +216,7 @@ class Attention(SequenceMixer):
         if by_distance is not None:
             logits_BHTS = logits_BHTS + by_distance
         distance_TS = self._distances(T, S, x_BTD.device)
-        hidden_TS = self._hidden(distance_TS, state)
+        hidden_TS = self._hidden(distance_TS, state, visible)
         mask = self.span.mask(distance_TS, asking_BTD) if self.span else None
         weights_BHTS, extra_BHTN = self._weights(logits_BHTS, q_BTHK, hidden_TS, mask)
 
@@ -236,15 +237,21 @@ class Attention(SequenceMixer):
         return state._replace(hidden_BMD=all_BSD[:, start:end])
 
     def _kept(self, memory_len: int) -> int:
-        if not (self.span and self.span.trims):
+        if not (self.span and self.span.trims_memory):
             return memory_len
         return min(memory_len, self.span.limit - self.span.trimmed() + TRIM_STEP)
 
-    def _trim(self, all_BSD: Tensor, T: int) -> Tensor:
+    def _visible(self) -> int | None:
+        """The farthest distance that is attended now; None where there is no bound."""
+        if self.span and self.span.trims_keys:
+            return self.span.limit - self.span.trimmed()
+        return self.config.limit
+
+    def _trim(self, all_BSD: Tensor, T: int, visible: int | None) -> Tensor:
         """Drop what no head can see; fill up with zeros what spans have grown to need."""
-        if not (self.span and self.span.trims):
+        if visible is None or not (self.span and self.span.trims_keys):
             return all_BSD
-        needed = self.span.limit - self.span.trimmed() + T
+        needed = visible + T
         missing = needed - all_BSD.shape[1]
         if missing <= 0:
             return all_BSD[:, -needed:]
@@ -258,11 +265,10 @@ class Attention(SequenceMixer):
         query_T = torch.arange(S - T, S, device=device)
         return query_T[:, None] - torch.arange(S, device=device)
 
-    def _hidden(self, distance_TS: Tensor, state: Memory) -> Tensor:
+    def _hidden(self, distance_TS: Tensor, state: Memory, visible: int | None) -> Tensor:
         """True where a query must not look: the future, itself (span), and beyond the window."""
-        config = self.config
-        hidden_TS = distance_TS < (0 if config.attend_self else 1)
-        bounds = [] if config.limit is None else [config.limit]
+        hidden_TS = distance_TS < (0 if self.config.attend_self else 1)
+        bounds = [] if visible is None else [visible]
         if state.window != ANY_DISTANCE:
             bounds.append(state.window)
         for bound in bounds:

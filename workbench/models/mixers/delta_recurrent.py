@@ -166,8 +166,9 @@ class DeltaRecurrent(SequenceMixer):
         )
         y_BTHV, z_BHF = h_BTHV / math.sqrt(K) if config.scale else h_BTHV, state.z_BHF
         if config.read_norm == "output":
-            z_BTHF = z_BHF[:, None] + k[:, :, 0].cumsum(1)
-            y_BTHV = y_BTHV / ((z_BTHF * q[:, :, 0]).sum(-1, keepdim=True) + READ_EPSILON)
+            # one gate: its heads are all there are
+            z_BTHF = z_BHF[:, None] + k.cumsum(1)
+            y_BTHV = y_BTHV / ((z_BTHF * q).sum(-1, keepdim=True) + READ_EPSILON)
             z_BHF = z_BTHF[:, -1]
         y_BTD = y_BTHV.flatten(2)
         return y_BTD if self.out is None else self.out(y_BTD), DeltaRecurrentState(

@@ -36,6 +36,9 @@ class SpanConfig(Config):
     trim_memory: bool = False
     """keep only as much memory as the longest head of the layer can see (in steps of 64). Exact up
     to the 1e-8 of the renormalisation; costs one host sync per layer"""
+    trim_keys: bool = False
+    """attend only to so much of it, and keep it all: as the paper's code where it does not trim
+    memory, whose softmax never sees the other keys"""
 
     @model_validator(mode="after")
     def _consistent(self) -> SpanConfig:
@@ -44,8 +47,10 @@ class SpanConfig(Config):
                 f"initial is {self.initial}, which no sigmoid reaches; a dynamic span starts "
                 "between 0 and 1, at 0.1 for example"
             )
-        if self.dynamic and self.trim_memory:
-            raise ValueError("trim_memory needs spans known before the text; set it to false")
+        if self.dynamic and (self.trim_memory or self.trim_keys):
+            raise ValueError(
+                "trim_memory and trim_keys need spans known before the text; set both to false"
+            )
         return self
 
     def build(self, d_model: int, n_heads: int) -> Span:
@@ -58,7 +63,9 @@ class Span(nn.Module, ABC):
     def __init__(self, config: SpanConfig):
         super().__init__()
         self.limit, self.ramp = config.limit, config.ramp
-        self.penalty_per_token, self.trims = config.penalty, config.trim_memory
+        self.penalty_per_token = config.penalty
+        self.trims_memory = config.trim_memory
+        self.trims_keys = config.trim_keys or config.trim_memory
 
     @abstractmethod
     def shares(self, x_BTD: Tensor) -> Tensor:
