@@ -3,6 +3,7 @@
 from workbench.data import published, python_source, text  # noqa: F401  the kinds register themselves
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.segments import Batch, DataConfig, Segments, check_length
+from workbench.data.text import from_strings
 from workbench.data.vocabulary import Vocabulary
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "Segments",
     "Vocabulary",
     "check_length",
+    "from_strings",
 ]
