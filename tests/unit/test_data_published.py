@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from workbench.config import load
+from workbench.data import registry
 from workbench.data.corpus import CorpusConfig
-from workbench.data.published import SYMBOLS, Published, one_line
+from workbench.data.published import Published, one_line
 from workbench.data.segments import DataConfig
 from workbench.errors import ConfigError, DataError, DataMissing
 
@@ -251,7 +252,11 @@ def test_a_natural_text_under_the_prepared_name_is_refused(root, name):
 @pytest.mark.parametrize("name", ["enwik8", "wikitext-2", "lm1b"])
 def test_what_is_missing_is_named(root, name):
     put(root, name, {"train": "a\n", "valid": "a\n"})
-    says = "shuffled sentences" if name == "lm1b" else rf"in {root / name}, expected train\.txt"
+    says = (
+        "shuffled sentences"
+        if name == "lm1b"
+        else rf"in {root / name}, expected the published files[^$]*data get {name}"
+    )
     with pytest.raises(DataMissing, match=says):
         Published(name=name, rule="transformer-xl").open()
 
@@ -264,6 +269,6 @@ def test_a_rule_that_was_never_used():
 
 
 def test_symbols_are_known_without_the_text():
-    for (name, rule), n_symbols in SYMBOLS.items():
+    for (name, rule), n_symbols in registry.symbols().items():
         config = Published(name=name, rule=rule)
         assert isinstance(config, CorpusConfig) and config.n_symbols == n_symbols
