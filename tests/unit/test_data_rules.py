@@ -6,11 +6,12 @@ import naive
 import pytest
 import replicas
 
-from workbench.data.published import SYMBOLS, Published
+from workbench.data import registry
+from workbench.data.published import Published
 
 WORDS = ["the", "cat", "sat", "<unk>", "é", "N", "n", "<eos>", "@-@", "x\u200by", "\ufeffz"]
 SIGNS = ["a", "b", "c", "_", "é", "<", "9"]
-RULES = [(name, rule) for name, rule in SYMBOLS if name != "lm1b"]
+RULES = [(name, rule) for name, rule in registry.symbols() if name != "lm1b"]
 
 
 @pytest.fixture
