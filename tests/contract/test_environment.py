@@ -35,7 +35,31 @@ def pins() -> dict[str, Version]:
 
 def wanted() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"].values()
-    return [Requirement(x) for x in [*PROJECT["dependencies"], *(x for e in extras for x in e)]]
+    asked = map(Requirement, [*PROJECT["dependencies"], *(x for e in extras for x in e)])
+    return [r for r in asked if r.name != PROJECT["name"]]
+
+
+def test_the_tools_bring_every_extra() -> None:
+    extras = dict(PROJECT["optional-dependencies"])
+    own = [r for r in map(Requirement, extras.pop("dev")) if r.name == PROJECT["name"]]
+    assert {e for r in own for e in r.extras} == set(extras), "the tests use them all"
+
+
+def test_what_the_requirements_bring_is_pinned_too() -> None:
+    pinned, todo, unpinned = pins(), [(r.name, "") for r in wanted()], set()
+    seen = {canonicalize_name(PROJECT["name"]), "torch"}  # torch: its build brings its own
+    while todo:
+        name, parent = todo.pop()
+        if canonicalize_name(name) in seen:
+            continue
+        seen.add(canonicalize_name(name))
+        if canonicalize_name(name) not in pinned:
+            unpinned.add(f"{name} (for {parent or 'pyproject.toml'})")
+        brought = map(Requirement, importlib.metadata.requires(name) or [])
+        todo += [
+            (r.name, name) for r in brought if not r.marker or r.marker.evaluate({"extra": ""})
+        ]
+    assert unpinned == set()
 
 
 @pytest.mark.parametrize("requirement", wanted(), ids=lambda r: r.name)

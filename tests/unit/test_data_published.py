@@ -2,13 +2,15 @@
 
 import json
 import logging
+from collections import Counter
 
 import pytest
 import torch
 
 from workbench.config import load
+from workbench.data import registry
 from workbench.data.corpus import CorpusConfig
-from workbench.data.published import SYMBOLS, Published, one_line
+from workbench.data.published import Published, one_line
 from workbench.data.segments import DataConfig
 from workbench.errors import ConfigError, DataError, DataMissing
 
@@ -61,6 +63,51 @@ def test_transformer_xl_counts_wikitext_103_in_train_alone(root):
     assert corpus.vocabulary.symbols() == {"symbols": ["<eos>", "a", "b", "c", "<unk>"]}
     assert ids(corpus)["valid"] == [4, 2, 2, 0, 2, 0]
     assert corpus.info["unknown"] == {"train": 1, "valid": 1, "test": 2}
+
+
+def test_plain_counts_words_of_train_and_line_ends_with_them(root):
+    put(root, "ptb", WORDS)
+    corpus = Published(name="ptb").open()
+    # <eos> 3, a 2, then once each in order; d of valid and test is unknown
+    assert corpus.vocabulary.symbols() == {"symbols": ["<eos>", "a", "b", "c", "<unk>"]}
+    assert ids(corpus) == {
+        "train": [2, 1, 0, 0, 3, 1, 4, 0],
+        "valid": [4, 2, 2, 0, 2, 0],
+        "test": [3, 4, 4, 0],
+    }
+    assert corpus.info["rule"] == "plain"
+
+
+def test_plain_adds_unk_to_words_that_lack_it(root):
+    put(root, "ptb", {"train": "a b b\n", "valid": "a c\n", "test": "b\n"})
+    corpus = Published(name="ptb").open()
+    assert corpus.vocabulary.symbols() == {"symbols": ["b", "a", "<eos>", "<unk>"]}
+    assert ids(corpus)["valid"] == [1, 3, 2]
+
+
+def test_plain_takes_every_byte_and_no_other(root):
+    data = b"line \xc3\xa9 one\r\n\nline\ttwo " * 10
+    put(root, "enwik8", {"enwik8": data}, form="{}")
+    corpus = Published(name="enwik8").open()
+    a, b = int(len(data) * 0.9), int(len(data) * 0.95)
+    assert corpus.text("train") == data[:a]
+    assert corpus.text("valid") == data[a:b] and corpus.text("test") == data[b:]
+    counts = Counter(data[:a]).most_common()
+    symbols = ["<eos>" if value == 10 else str(value) for value, _ in counts]
+    assert corpus.vocabulary.symbols() == {"symbols": symbols}
+
+
+def test_plain_takes_every_character_and_unk_only_where_one_is_new(root):
+    text = " ab" * 120 + "   bab a b   b aba ab "
+    put(root, "text8", {"text8": text}, form="{}")
+    corpus = Published(name="text8").open()
+    assert corpus.text("train").decode() == text[:343]
+    assert corpus.text("test").decode() == text[362:]
+    assert corpus.vocabulary.symbols() == {"symbols": ["_", "a", "b"]}
+    (root / "text8" / "text8").write_text(text[:-1] + "z")
+    corpus = Published(name="text8").open()
+    assert corpus.vocabulary.symbols() == {"symbols": ["_", "a", "b", "<unk>"]}
+    assert int(corpus.splits["test"][-1]) == 3
 
 
 def test_awd_lstm_numbers_words_as_they_appear(root):
@@ -205,19 +252,23 @@ def test_a_natural_text_under_the_prepared_name_is_refused(root, name):
 @pytest.mark.parametrize("name", ["enwik8", "wikitext-2", "lm1b"])
 def test_what_is_missing_is_named(root, name):
     put(root, name, {"train": "a\n", "valid": "a\n"})
-    says = "shuffled sentences" if name == "lm1b" else rf"in {root / name}, expected train\.txt"
+    says = (
+        "shuffled sentences"
+        if name == "lm1b"
+        else rf"in {root / name}, expected the published files[^$]*data get {name}"
+    )
     with pytest.raises(DataMissing, match=says):
         Published(name=name, rule="transformer-xl").open()
 
 
 def test_a_rule_that_was_never_used():
-    with pytest.raises(ConfigError, match=r"text8 was not used by awd-lstm; choose from: trans"):
+    with pytest.raises(ConfigError, match=r"text8 was not used by awd-lstm; choose from: plain"):
         data = {"segment_len": 1, "batch_size": 1}
         corpus = {"kind": "published", "name": "text8", "rule": "awd-lstm"}
         load(DataConfig, {**data, "corpus": corpus})
 
 
 def test_symbols_are_known_without_the_text():
-    for (name, rule), n_symbols in SYMBOLS.items():
+    for (name, rule), n_symbols in registry.symbols().items():
         config = Published(name=name, rule=rule)
         assert isinstance(config, CorpusConfig) and config.n_symbols == n_symbols

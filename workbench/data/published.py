@@ -2,27 +2,19 @@
 
 The same text has another vocabulary in each code base: the Transformer-XL and fast-weight codes
 lose the newlines of enwik8 (204 symbols), the adaptive-span and AWD-LSTM codes keep them (205).
-
-| rule | `<eos>` | counted | ids |
-|---|---|---|---|
-| transformer-xl | ends a line of words, has id 0 | all splits | falling count, first seen first |
-| adaptive-span | ends every line, is counted too | train | first seen first |
-| awd-lstm | ends every line, is counted too | all splits | first seen first |
-
-In the first, lines of enwik8 and text8 have no end, and wikitext-103 is counted in train alone; in
-the second, wikitext-103 (used with adaptive input and output) is by falling count, last seen first.
+The rules are in `workbench.data.rules`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from workbench.config import model_validator
-from workbench.data import store
+from workbench.data import registry, store
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.pieces import (
     NEWLINE,
@@ -34,42 +26,13 @@ from workbench.data.pieces import (
     member,
     split_by_position,
 )
-from workbench.data.vocabulary import (
-    DECIMAL,
-    END_OF_LINE,
-    UNKNOWN,
-    Level,
-    PreparedVocabulary,
-    spell,
-    to_words,
-)
+from workbench.data.rules import Name, Rule, level_of, misspelt, order
+from workbench.data.vocabulary import Level, PreparedVocabulary, spell, to_words
 from workbench.errors import DataError, DataMissing
 
 logger = logging.getLogger("workbench")
-Name = Literal["enwik8", "text8", "wikitext-2", "wikitext-103", "ptb", "ptb-char", "lm1b"]
-Rule = Literal["transformer-xl", "adaptive-span", "awd-lstm"]
-
-LEVELS: dict[str, Level] = {"enwik8": "byte", "text8": "char", "ptb-char": "char"}
 # what the archives call the files of a split; ours first
 FILES = ("{}.txt", "wiki.{}.tokens", "ptb.{}.txt", "ptb.char.{}.txt")
-
-# (corpus, rule): symbols. The counts of lm1b and ptb-char are assumed, their files were not seen
-SYMBOLS: dict[tuple[str, str], int] = {
-    ("enwik8", "transformer-xl"): 204,
-    ("enwik8", "adaptive-span"): 205,
-    ("enwik8", "awd-lstm"): 205,
-    ("text8", "transformer-xl"): 27,
-    ("text8", "adaptive-span"): 28,
-    ("wikitext-2", "awd-lstm"): 33_278,
-    ("wikitext-2", "transformer-xl"): 33_278,
-    ("wikitext-103", "transformer-xl"): 267_735,
-    ("wikitext-103", "adaptive-span"): 267_735,
-    ("wikitext-103", "awd-lstm"): 267_735,
-    ("ptb", "awd-lstm"): 10_000,
-    ("ptb", "transformer-xl"): 10_000,
-    ("ptb-char", "awd-lstm"): 50,
-    ("lm1b", "transformer-xl"): 793_470,
-}
 
 
 class Published(CorpusConfig):
@@ -77,14 +40,16 @@ class Published(CorpusConfig):
 
     kind: Literal["published"] = "published"
     name: Name
-    rule: Rule
+    rule: Rule = "plain"
     """whose preparation: which symbols there are and in which order they are numbered"""
 
     @model_validator(mode="after")
     def _known(self) -> Published:
-        if (self.name, self.rule) not in SYMBOLS:
-            rules = ", ".join(rule for name, rule in SYMBOLS if name == self.name)
-            raise ValueError(f"rule: {self.name} was not used by {self.rule}; choose from: {rules}")
+        if self.rule not in (rules := registry.entry(self.name).rules):
+            choices = ", ".join(rules)
+            raise ValueError(
+                f"rule: {self.name} was not used by {self.rule}; choose from: {choices}"
+            )
         return self
 
     @property
@@ -93,12 +58,12 @@ class Published(CorpusConfig):
 
     @property
     def n_symbols(self) -> int:
-        return SYMBOLS[self.name, self.rule]
+        return registry.entry(self.name).rules[self.rule].symbols
 
     @property
     def level(self) -> Level:
         """What a symbol is."""
-        return LEVELS.get(self.name, "word")
+        return level_of(self.name)
 
     def open(self) -> Corpus:
         """Prepare on first use (enwik8: a minute), then map the files.
@@ -138,20 +103,20 @@ class Published(CorpusConfig):
         raw = folder / self.name
         if self.name in ("enwik8", "text8") and raw.is_file():
             return [member(raw, self.name)]
-        unpacked = f", or the unpacked file {self.name}" if self.name in ("enwik8", "text8") else ""
         raise DataMissing(
-            f"corpus {self.name}: got no text in {folder}, expected train.txt, valid.txt and "
-            f"test.txt as the authors' scripts prepare them{unpacked}. Put them there, or train "
-            "on {kind: text, path: ...}"
+            f"corpus {self.name}: got no text in {folder}, expected the published files, or "
+            "train.txt, valid.txt and test.txt as the authors' scripts prepare them. "
+            f"{registry.by_hand(self.name)}"
         )
 
     def _build(self, folder: Path, members: list[Member]) -> None:
         raw = len(members) == 1
-        read = read_raw if raw else read_prepared
+        read_whole = read_raw if self.rule == "plain" else read_trimmed
+        read = read_whole if raw else read_prepared
         splits = self._splits(members)
         counts = {split: _count(read(self.level, splits[split])) for split in SPLITS}
         symbols = order(self.name, self.rule, counts)
-        _check_spelling(self.level, symbols, members[0].path)
+        _check_spelling(self.level, symbols, members[0].path.parent)
         about = {
             "name": self.name,
             "source": str(members[0].path.parent),
@@ -169,6 +134,8 @@ class Published(CorpusConfig):
             splits = {s: [piece] for s, piece in zip(SPLITS, pieces, strict=True)}
         else:
             splits = split_by_position(pieces, (0.9, 0.05, 0.05), "byte")
+        if self.rule == "plain" and self.level != "word":
+            return splits
         return {split: lines(splits[split]) for split in SPLITS}
 
 
@@ -189,9 +156,17 @@ def read_prepared(
 def read_raw(
     level: Level, pieces: Sequence[Piece], watch: store.Watch | None = None
 ) -> Iterator[str]:
+    """A raw text, every symbol of it."""
+    return (spell(level, text) for text in blocks(level, pieces, watch))
+
+
+def read_trimmed(
+    level: Level, pieces: Sequence[Piece], watch: store.Watch | None = None
+) -> Iterator[str]:
     """A raw text, spelled as the authors' scripts prepare it."""
-    texts = blocks(level, pieces, watch)
-    return (spell(level, text) for text in (one_line(texts) if level == "char" else texts))
+    if level == "byte":
+        return read_raw(level, pieces, watch)
+    return (spell(level, text) for text in one_line(blocks(level, pieces, watch)))
 
 
 def one_line(texts: Iterable[str]) -> Iterator[str]:
@@ -214,40 +189,12 @@ def _count(texts: Iterable[str]) -> Counter[str]:
     return counts
 
 
-def order(name: str, rule: str, counts: Mapping[str, Counter[str]]) -> list[str]:
-    """The symbols in order of their ids.
-
-    Deviates: symbols of valid and test that train lacks come last, where the original stops with
-    an error because it has neither an id for them nor `<unk>`.
-
-    Args:
-        name, rule: as in `Published`.
-        counts: of each split, in order of first appearance, `<eos>` among them.
-    """
-    total: Counter[str] = Counter()
-    train_only = rule == "adaptive-span" or (rule, name) == ("transformer-xl", "wikitext-103")
-    for split in SPLITS[:1] if train_only else SPLITS:
-        total.update(counts[split])
-    if rule == "transformer-xl":
-        special = [END_OF_LINE] if LEVELS.get(name) is None else []
-        known = special + [symbol for symbol, _ in total.most_common() if symbol != END_OF_LINE]
-        if UNKNOWN in known or not special:
-            return known
-    elif (rule, name) == ("adaptive-span", "wikitext-103"):
-        known = sorted(total, key=total.__getitem__)[::-1]
-    else:
-        known = list(total)
-    return list(dict.fromkeys([*known, *counts["valid"], *counts["test"]]))
-
-
-def _check_spelling(level: Level, symbols: list[str], path: Path) -> None:
+def _check_spelling(level: Level, symbols: list[str], folder: Path) -> None:
     """Refuse a natural text where symbols parted by blanks are expected."""
     said = {"byte": "bytes as decimal numbers", "char": "characters, with _ for a blank,"}
-    for symbol in symbols:
-        known = symbol in DECIMAL if level == "byte" else len(symbol) == 1 or symbol[0] == "<"
-        if level != "word" and not known and symbol != END_OF_LINE:
-            raise DataError(
-                f"{path.parent}: got the symbol '{symbol:.20}', expected {said[level]} parted by "
-                "blanks, as the authors' scripts prepare them. Prepare the files so, use the raw "
-                "file under its own name, or train on {kind: text, path: ...}"
-            )
+    if symbol := misspelt(level, symbols):
+        raise DataError(
+            f"{folder}: got the symbol '{symbol:.20}', expected {said[level]} parted by blanks, as "
+            "the authors' scripts prepare them. Prepare the files so, use the raw file under its "
+            "own name, or train on {kind: text, path: ...}"
+        )

@@ -1,0 +1,96 @@
+"""Which symbols a published corpus has, and in which order they are numbered: one rule for each
+code base, and `plain`.
+
+| rule | `<eos>` | counted | ids |
+|---|---|---|---|
+| plain | ends a line of the text | train | falling count, first seen first |
+| transformer-xl | ends a line of words, has id 0 | all splits | falling count, first seen first |
+| adaptive-span | ends every line, is counted too | train | first seen first |
+| awd-lstm | ends every line, is counted too | all splits | first seen first |
+
+`plain` takes every symbol of the text and nothing else: the newlines of enwik8 are tokens, a last
+line that has no end gets none at byte and character level, and a symbol that train lacks is
+`<unk>`. In transformer-xl, lines of enwik8 and text8 have no end, and wikitext-103 is counted in
+train alone; in adaptive-span, wikitext-103 (used with adaptive input and output) is by falling
+count, last seen first.
+
+A line ends at `\\n`, `\\r\\n` or `\\r`; words are parted by what Unicode calls white space. No rule
+changes the case of letters.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Literal
+
+from workbench.data.pieces import SPLITS
+from workbench.data.vocabulary import DECIMAL, END_OF_LINE, UNKNOWN, Level
+
+Name = Literal["enwik8", "text8", "wikitext-2", "wikitext-103", "ptb", "ptb-char", "lm1b"]
+Rule = Literal["plain", "transformer-xl", "adaptive-span", "awd-lstm"]
+Counts = Mapping[str, Counter[str]]
+"""split -> how often each symbol occurs, in order of first appearance, `<eos>` among them"""
+
+LEVELS: dict[str, Level] = {"enwik8": "byte", "text8": "char", "ptb-char": "char"}
+
+
+def level_of(name: str) -> Level:
+    """What a symbol of a published corpus is."""
+    return LEVELS.get(name, "word")
+
+
+def order(name: str, rule: str, counts: Counts) -> list[str]:
+    """The symbols in order of their ids.
+
+    Args:
+        name, rule: as in `Published`.
+        counts: of each split.
+    """
+    return plain(level_of(name), counts) if rule == "plain" else original(name, rule, counts)
+
+
+def plain(level: Level, counts: Counts) -> list[str]:
+    """Symbols of train by falling count, ties by first appearance, and `<unk>` where one is needed.
+
+    Words always need it; characters if valid or test has one that train lacks. Bytes have none:
+    those that train lacks come last.
+    """
+    train = counts["train"]
+    known = [symbol for symbol, _ in train.most_common()]
+    new = [s for split in SPLITS[1:] for s in counts[split] if s not in train]
+    if level == "byte":
+        return list(dict.fromkeys([*known, *new]))
+    needed = level == "word" or bool(new)
+    return [*known, UNKNOWN] if needed and UNKNOWN not in train else known
+
+
+def original(name: str, rule: str, counts: Counts) -> list[str]:
+    """The symbols as the code base numbers them.
+
+    Deviates: symbols of valid and test that train lacks come last, where the original stops with
+    an error because it has neither an id for them nor `<unk>`.
+    """
+    total: Counter[str] = Counter()
+    train_only = rule == "adaptive-span" or (rule, name) == ("transformer-xl", "wikitext-103")
+    for split in SPLITS[:1] if train_only else SPLITS:
+        total.update(counts[split])
+    if rule == "transformer-xl":
+        special = [END_OF_LINE] if level_of(name) == "word" else []
+        known = special + [symbol for symbol, _ in total.most_common() if symbol != END_OF_LINE]
+        if UNKNOWN in known or not special:
+            return known
+    elif (rule, name) == ("adaptive-span", "wikitext-103"):
+        known = sorted(total, key=total.__getitem__)[::-1]
+    else:
+        known = list(total)
+    return list(dict.fromkeys([*known, *counts["valid"], *counts["test"]]))
+
+
+def misspelt(level: Level, symbols: list[str]) -> str | None:
+    """A symbol that shows a natural text where symbols parted by blanks are expected."""
+    for symbol in symbols:
+        known = symbol in DECIMAL if level == "byte" else len(symbol) == 1 or symbol[0] == "<"
+        if level != "word" and not known and symbol != END_OF_LINE:
+            return symbol
+    return None
