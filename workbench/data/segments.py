@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.config import Config, slot
+from workbench.data import published, python_source, text  # noqa: F401  the kinds register themselves
 from workbench.data.corpus import CorpusConfig
 from workbench.errors import DataError
 

@@ -27,11 +27,27 @@ from workbench.data.pieces import (
     split_by_position,
     whole,
 )
-from workbench.data.vocabulary import ByteVocabulary, Level
+from workbench.data.prepare import Counted, Rule
+from workbench.data.symbols import Symbols
+from workbench.data.vocabulary import (
+    BYTES,
+    ByteVocabulary,
+    CharVocabulary,
+    Level,
+    WordVocabulary,
+)
 from workbench.errors import DataError, DataMissing
 
 logger = logging.getLogger("workbench")
 FILES_FOR_WHOLE = 20
+# held-out text never shapes the vocabulary: train alone is counted
+RULES: dict[str, Rule] = {
+    "byte": BYTES,
+    "char": Counted(
+        Symbols("char", newline="\n"), lambda counts: CharVocabulary.learn(counts["train"])
+    ),
+    "word": Counted(Symbols("word"), lambda counts: WordVocabulary.learn(counts["train"])),
+}
 
 
 class Text(CorpusConfig):
@@ -122,7 +138,7 @@ class Text(CorpusConfig):
             "split": list(self.split),
             "split_rule": "by whole files" if by_file else "by position in bytes",
         }
-        store.write(folder, self.level, splits, members, split_of, about)
+        store.write(folder, splits, RULES[self.level], members, split_of, about)
         logger.info("prepared %s: %d file(s) at %s level", path, len(members), self.level)
 
     def _joined(self, path: Path, members: list[Member]) -> list[Piece]:
