@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from workbench.config import dump, load
-from workbench.data.published import SYMBOLS
+from workbench.data import registry
 from workbench.errors import ConfigError
 from workbench.models.language_model import LanguageModel, ModelConfig
 from workbench.originals.checkpoint import (
@@ -220,7 +220,7 @@ def _plan(
 def _corpus(original: Original) -> dict[str, Any]:
     """The published text with so many symbols; where there is none, a name for what is missing."""
     rule = RULES.get(original.codebase, original.codebase)
-    for (name, whose), n_symbols in SYMBOLS.items():
+    for (name, whose), n_symbols in registry.symbols().items():
         if whose == rule and n_symbols == original.vocab_size:
             return {"kind": "published", "name": name, "rule": rule}
     return {"kind": "text", "path": NO_TEXT.format(original.vocab_size), "level": "word"}

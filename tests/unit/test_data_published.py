@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from workbench.config import load
+from workbench.data import registry
 from workbench.data.corpus import CorpusConfig
 from workbench.data.pieces import NEWLINE, Piece, raw_blocks
-from workbench.data.published import SYMBOLS, Published, one_line
+from workbench.data.published import Published, one_line
 from workbench.data.segments import DataConfig
 from workbench.errors import ConfigError, DataError, DataMissing
 
@@ -243,8 +244,23 @@ def test_it_is_prepared_once_and_anew_where_the_rule_differs(root):
 def test_other_files_than_the_published_ones_are_told(root, caplog):
     put(root, "ptb", WORDS)
     with caplog.at_level(logging.WARNING, "workbench"):
-        Published(name="ptb", rule="awd-lstm").open()
-    assert "got 6 symbols in 8 training tokens, the published text has 10000" in caplog.text
+        corpus = Published(name="ptb", rule="awd-lstm").open()
+    says = "got symbols 6, train 8, valid 6, test 4, expected symbols 10,000, train 929,589, valid"
+    assert says in caplog.text
+    assert corpus.comparable.startswith(
+        f"only with runs on the same sha256 {corpus.info['sha256']}"
+    )
+
+
+def test_with_what_the_published_files_are_comparable(root, caplog, monkeypatch):
+    put(root, "ptb", WORDS)
+    facts = {"symbols": 6, "tokens": {"train": 8, "valid": 6, "test": 4}, "comparable": "with A"}
+    it = registry.entry("ptb")
+    rules = {"awd-lstm": load(registry.RuleFacts, facts)}
+    monkeypatch.setattr(registry, "entry", lambda _: it.model_copy(update={"rules": rules}))
+    with caplog.at_level(logging.WARNING, "workbench"):
+        corpus = Published(name="ptb", rule="awd-lstm").open()
+    assert corpus.comparable == "with A" and not caplog.text
 
 
 @pytest.mark.parametrize("name", ["enwik8", "text8"])
@@ -257,7 +273,11 @@ def test_a_natural_text_under_the_prepared_name_is_refused(root, name):
 @pytest.mark.parametrize("name", ["enwik8", "wikitext-2", "lm1b"])
 def test_what_is_missing_is_named(root, name):
     put(root, name, {"train": "a\n", "valid": "a\n"})
-    says = "shuffled sentences" if name == "lm1b" else rf"in {root / name}, expected train\.txt"
+    says = (
+        "shuffled sentences"
+        if name == "lm1b"
+        else rf"in {root / name}, expected the published files[^$]*data get {name}"
+    )
     with pytest.raises(DataMissing, match=says):
         Published(name=name, rule="transformer-xl").open()
 
@@ -270,6 +290,6 @@ def test_a_rule_that_was_never_used():
 
 
 def test_symbols_are_known_without_the_text():
-    for (name, rule), n_symbols in SYMBOLS.items():
+    for (name, rule), n_symbols in registry.symbols().items():
         config = Published(name=name, rule=rule)
         assert isinstance(config, CorpusConfig) and config.n_symbols == n_symbols

@@ -10,18 +10,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench.data.batches import Batch, Order
     from workbench.data.corpus import Corpus, CorpusConfig
-    from workbench.data.segments import Batch, DataConfig, Segments, check_length
+    from workbench.data.segments import DataConfig, Segments, check_length
+    from workbench.data.text import from_strings
     from workbench.data.vocabulary import Vocabulary
 
 _HOMES = {
-    "Batch": "segments",
+    "Batch": "batches",
     "Corpus": "corpus",
     "CorpusConfig": "corpus",
     "DataConfig": "segments",
+    "Order": "batches",
     "Segments": "segments",
     "Vocabulary": "vocabulary",
     "check_length": "segments",
+    "from_strings": "text",
 }
 
 __all__ = [
@@ -29,9 +33,11 @@ __all__ = [
     "Corpus",
     "CorpusConfig",
     "DataConfig",
+    "Order",
     "Segments",
     "Vocabulary",
     "check_length",
+    "from_strings",
 ]
 
 

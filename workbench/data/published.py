@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from workbench.config import model_validator
-from workbench.data import store
+from workbench.config import dump, model_validator
+from workbench.data import registry, store
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.pieces import (
     NEWLINE,
@@ -36,31 +36,6 @@ logger = logging.getLogger("workbench")
 # what the archives call the files of a split; ours first
 FILES = ("{}.txt", "wiki.{}.tokens", "ptb.{}.txt", "ptb.char.{}.txt")
 
-# (corpus, rule): symbols. The counts of lm1b and ptb-char are assumed, their files were not seen
-SYMBOLS: dict[tuple[str, str], int] = {
-    ("enwik8", "plain"): 205,
-    ("text8", "plain"): 27,
-    ("wikitext-2", "plain"): 33_278,
-    ("wikitext-103", "plain"): 267_735,
-    ("ptb", "plain"): 10_000,
-    ("ptb-char", "plain"): 50,
-    ("lm1b", "plain"): 793_471,
-    ("enwik8", "transformer-xl"): 204,
-    ("enwik8", "adaptive-span"): 205,
-    ("enwik8", "awd-lstm"): 205,
-    ("text8", "transformer-xl"): 27,
-    ("text8", "adaptive-span"): 28,
-    ("wikitext-2", "awd-lstm"): 33_278,
-    ("wikitext-2", "transformer-xl"): 33_278,
-    ("wikitext-103", "transformer-xl"): 267_735,
-    ("wikitext-103", "adaptive-span"): 267_735,
-    ("wikitext-103", "awd-lstm"): 267_735,
-    ("ptb", "awd-lstm"): 10_000,
-    ("ptb", "transformer-xl"): 10_000,
-    ("ptb-char", "awd-lstm"): 50,
-    ("lm1b", "transformer-xl"): 793_470,
-}
-
 
 class Published(CorpusConfig):
     """A corpus that papers report on, from the files that the authors' scripts prepare."""
@@ -72,9 +47,11 @@ class Published(CorpusConfig):
 
     @model_validator(mode="after")
     def _known(self) -> Published:
-        if (self.name, self.rule) not in SYMBOLS:
-            rules = ", ".join(rule for name, rule in SYMBOLS if name == self.name)
-            raise ValueError(f"rule: {self.name} was not used by {self.rule}; choose from: {rules}")
+        if self.rule not in (rules := registry.entry(self.name).rules):
+            choices = ", ".join(rules)
+            raise ValueError(
+                f"rule: {self.name} was not used by {self.rule}; choose from: {choices}"
+            )
         return self
 
     @property
@@ -83,7 +60,7 @@ class Published(CorpusConfig):
 
     @property
     def n_symbols(self) -> int:
-        return SYMBOLS[self.name, self.rule]
+        return registry.entry(self.name).rules[self.rule].symbols
 
     @property
     def level(self) -> Level:
@@ -104,14 +81,23 @@ class Published(CorpusConfig):
         key = store.key(members, {"name": self.name, "rule": self.rule})
         name = f"published-{self.name}-{self.rule}-{key}"
         corpus = store.obtain(name, lambda folder: self._build(folder, members))
-        if corpus.vocabulary.size != self.n_symbols:
-            logger.warning(
-                "%s by the rule of %s: got %d symbols in %d training tokens, the published text "
-                "has %d; results with these files are not comparable with published ones",
-                *(self.name, self.rule, corpus.vocabulary.size, len(corpus.splits["train"])),
-                self.n_symbols,
-            )
+        self._compare(corpus)
         return corpus
+
+    def _compare(self, corpus: Corpus) -> None:
+        """Say with which figures results on these files may be compared, or that none are."""
+        facts = registry.entry(self.name).rules[self.rule]
+        known = {"symbols": facts.symbols, **(dump(facts.tokens) if facts.tokens else {})}
+        got = {"symbols": corpus.vocabulary.size, **corpus.info["tokens"]}
+        if differ := [f"{what} {got[what]:,}" for what in known if got[what] != known[what]]:
+            logger.warning(
+                "%s by the rule %s: got %s, expected %s%s as the published text has; results with "
+                "these files are not comparable with published ones",
+                *(self.name, self.rule, ", ".join(differ), "" if facts.verified else "about "),
+                ", ".join(f"{what} {count:,}" for what, count in known.items()),
+            )
+        else:
+            corpus.info["comparable"] = facts.comparable
 
     def _members(self, folder: Path) -> list[Member]:
         """The three prepared files, or the one raw file of enwik8 and text8."""
@@ -128,11 +114,10 @@ class Published(CorpusConfig):
         raw = folder / self.name
         if self.name in ("enwik8", "text8") and raw.is_file():
             return [member(raw, self.name)]
-        unpacked = f", or the unpacked file {self.name}" if self.name in ("enwik8", "text8") else ""
         raise DataMissing(
-            f"corpus {self.name}: got no text in {folder}, expected train.txt, valid.txt and "
-            f"test.txt as the authors' scripts prepare them{unpacked}. Put them there, or train "
-            "on {kind: text, path: ...}"
+            f"corpus {self.name}: got no text in {folder}, expected the published files, or "
+            "train.txt, valid.txt and test.txt as the authors' scripts prepare them. "
+            f"{registry.by_hand(self.name)}"
         )
 
     def _build(self, folder: Path, members: list[Member]) -> None:

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from workbench.data.batches import Batches
 from workbench.data.retrieval import RetrievalBatches, questions
-from workbench.data.segments import Batches, Segments
-from workbench.errors import DataError
 from workbench.models.base import Model, evaluating
 from workbench.models.language_model import LanguageModel
 from workbench.recipe import AnyRecipe, Recipe, RetrievalRecipe
 from workbench.train.config import EvalConfig
-from workbench.train.evaluate import check, evaluate
+from workbench.train.evaluate import check, check_length, evaluate
 
 
 class Validation(NamedTuple):
@@ -64,26 +63,15 @@ class TextTask(Task):
 
     def __init__(self, recipe: Recipe):
         self.recipe, self.corpus = recipe, recipe.data.corpus.open()
-        for split in ("train", "valid"):
-            if len(self.corpus.splits[split]) < 2:
-                raise DataError(
-                    f"the {split} split of {self.corpus.name} has "
-                    f"{len(self.corpus.splits[split])} tokens, expected at least 2; give a longer "
-                    "text"
-                )
+        check_length(*self._validation(), f"{self.corpus.name}, valid")
+        # a text without a test split is trained on all the same
+        if len(test := self.corpus.splits["test"]):
+            check_length(test, recipe.eval, f"{self.corpus.name}, test")
         self.vocab_size, self.info = self.corpus.vocabulary.size, self.corpus.info
 
-    def batches(self, device: torch.device) -> Segments:
-        data = self.recipe.data
-        return Segments(
-            self.corpus.splits["train"],
-            data.batch_size,
-            data.segment_len,
-            ext_len=data.ext_len,
-            lengths=data.random_lengths,
-            seed=self.recipe.train.seed,
-            device=device,
-        )
+    def batches(self, device: torch.device) -> Batches:
+        data, seed = self.recipe.data, self.recipe.train.seed
+        return data.order.batches(self.corpus, data, seed, device=device)
 
     def check(self, model: Model) -> None:
         assert isinstance(model, LanguageModel)
