@@ -27,7 +27,7 @@ from workbench.data.pieces import NEWLINE, SPLITS, Member, Piece, lines, member
 from workbench.data.prepare import Counted
 from workbench.data.symbols import Symbols
 from workbench.data.tables import Counts, Keep
-from workbench.data.vocabulary import SENTENCE, UNKNOWN_WORD, SentenceVocabulary
+from workbench.data.vocabulary import SENTENCE, UNKNOWN_WORD, SentenceVocabulary, restore
 from workbench.errors import DataError, DataMissing
 
 ARCHIVE = "1-billion-word-language-modeling-benchmark-r13output"
@@ -45,13 +45,14 @@ def find(folder: Path, rule: str) -> list[Member]:
     """
     # where `workbench data get` puts them, or where the archive was unpacked
     for base in (folder, folder / ARCHIVE):
-        shards = sorted(p for p in base.glob(TRAIN) if p.is_file() and p.stat().st_size)
-        others = [base / HELD_OUT] if rule == "plain" else [base / HELD_OUT, folder / WORDS]
-        if shards and all(path.is_file() for path in others):
-            return [member(path, path.name) for path in (*shards, *others)]
+        found = [sorted(p for p in base.glob(n) if p.stat().st_size) for n in (TRAIN, HELD_OUT)]
+        if rule != "plain":
+            found.append([path for path in [folder / WORDS] if path.is_file()])
+        if all(found):
+            return [member(path, path.name) for paths in found for path in paths]
     raise DataMissing(
-        f"corpus lm1b: got no shards, or not all other files, in {folder}, expected the published "
-        f"files. {registry.by_hand('lm1b')}"
+        f"corpus lm1b: got not all of {TRAIN}, {HELD_OUT} and {WORDS} in {folder}, expected the "
+        f"published files. {registry.by_hand('lm1b')}"
     )
 
 
@@ -79,10 +80,8 @@ def build(folder: Path, members: Sequence[Member], rule: str) -> None:
     }
     split_of = {m.name: "train" for m in shards[:-1]} | {shards[-1].name: "valid"}
     splits = {"train": train, "valid": held, "test": held}
-    store.write(
-        folder, splits, Counted(symbols, how, keep), members, split_of, about, edges=True
-    )
-    _record_shards(folder / "info.json")
+    store.write(folder, splits, Counted(symbols, how, keep), members, split_of, about, edges=True)
+    _record_shards(folder)
 
 
 def _sentences(shards: Sequence[Member]) -> list[Piece]:
@@ -90,13 +89,14 @@ def _sentences(shards: Sequence[Member]) -> list[Piece]:
     return [NEWLINE, *lines([Piece(m.path, 0, m.bytes) for m in shards])]
 
 
-def _record_shards(path: Path) -> None:
+def _record_shards(folder: Path) -> None:
     """From where the tokens of files begin to the `<S>` that opens each shard."""
+    path = folder / "info.json"
     info = json.loads(path.read_text("utf-8"))
     edges: dict[str, list[int]] = info.pop("edges")
     info["sentences"] = {
         "symbol": SENTENCE,
-        "id": info.pop("end_of_line"),
+        "id": int(restore("word", folder / "vocabulary.json").find([SENTENCE])[0]),
         "shards": {split: [edge - 1 for edge in edges[split]] for split in SPLITS},
     }
     path.write_text(json.dumps(info, indent=1), encoding="utf-8")
@@ -106,7 +106,7 @@ def learn(counts: Counts) -> SentenceVocabulary:
     """The words of train by falling count, which `Keep` has rid of the rare ones."""
     train = counts["train"]
     known = sorted(train, key=train.__getitem__, reverse=True)
-    return SentenceVocabulary(list(dict.fromkeys([*known, UNKNOWN_WORD])))
+    return SentenceVocabulary(list(dict.fromkeys([*known, SENTENCE, UNKNOWN_WORD])))
 
 
 def read(path: Path) -> Callable[[Any], SentenceVocabulary]:
