@@ -2,6 +2,7 @@
 
 from workbench.data import published, python_source, text  # noqa: F401  the kinds register themselves
 from workbench.data.corpus import Corpus, CorpusConfig
+from workbench.data.raw import check, get
 from workbench.data.segments import Batch, DataConfig, Segments, check_length
 from workbench.data.vocabulary import Vocabulary
 
@@ -12,5 +13,7 @@ __all__ = [
     "DataConfig",
     "Segments",
     "Vocabulary",
+    "check",
     "check_length",
+    "get",
 ]

@@ -97,6 +97,11 @@ class Source(Config):
         """Bytes to download."""
         return sum(file.size for file in self.files)
 
+    @property
+    def exact(self) -> bool:
+        """Whether that is known for certain."""
+        return all(file.bytes for file in self.files)
+
 
 class Licence(Config):
     """Under which terms others gave it away; no legal advice."""
