@@ -16,7 +16,7 @@ from parity.golden import Comparison, Golden, Unknown
 from parity.phases import RecordedBatches, Subject, compare_gradients, streams, subject
 from workbench.carry import Carry, detach
 from workbench.config import load
-from workbench.data.segments import Batch
+from workbench.data.batches import Batch
 from workbench.originals import awd_lstm
 from workbench.originals.links import in_their_layout
 from workbench.train.config import EvalConfig, TrainConfig

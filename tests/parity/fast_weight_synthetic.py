@@ -11,8 +11,8 @@ from torch import Tensor
 
 from parity.golden import Comparison, Golden, Unknown
 from workbench.config import load
+from workbench.data.batches import Batch
 from workbench.data.retrieval import Sequences, questions
-from workbench.data.segments import Batch
 from workbench.models.feature_maps import Favor
 from workbench.models.retrieval import RetrievalModel, RetrievalModelConfig
 from workbench.originals import fast_weight_synthetic as synthetic

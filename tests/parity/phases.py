@@ -14,7 +14,8 @@ from torch import Tensor
 from parity.golden import Comparison, Golden, Unknown
 from workbench.carry import Carry, detach
 from workbench.config import load
-from workbench.data.segments import Batch, Segments
+from workbench.data.batches import Batch
+from workbench.data.segments import Segments
 from workbench.models.language_model import LanguageModel, ModelConfig
 from workbench.models.mixers.base import CONFIGURED, Limits
 from workbench.originals.links import Link, in_their_layout, load_parameters

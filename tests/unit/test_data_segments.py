@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from workbench.data import Segments, check_length
+from workbench.data.batches import generator
 from workbench.data.segments import RandomLengths
 from workbench.errors import DataError
 
@@ -101,7 +102,8 @@ def test_random_lengths_cover_every_target_once_and_resume_exactly(n):
 
 def test_random_lengths_follow_their_rule():
     def drawn(seed=1, **rule):
-        return [RandomLengths(**rule).draw(70, seed, n) for n in range(4000)]
+        lengths, random = RandomLengths(**rule), generator(seed)
+        return [lengths.draw(random, 70) for _ in range(4000)]
 
     lengths = torch.tensor(drawn(), dtype=torch.float64)
     assert drawn() == drawn() != drawn(seed=2)

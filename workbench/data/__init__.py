@@ -1,9 +1,11 @@
 """Corpora, vocabularies and the batches cut from them."""
 
 from workbench.data import published, python_source, text  # noqa: F401  the kinds register themselves
+from workbench.data.batches import Batch, Order
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.raw import check, get
-from workbench.data.segments import Batch, DataConfig, Segments, check_length
+from workbench.data.segments import DataConfig, Segments, check_length
+from workbench.data.text import from_strings
 from workbench.data.vocabulary import Vocabulary
 
 __all__ = [
@@ -11,9 +13,11 @@ __all__ = [
     "Corpus",
     "CorpusConfig",
     "DataConfig",
+    "Order",
     "Segments",
     "Vocabulary",
     "check",
     "check_length",
+    "from_strings",
     "get",
 ]

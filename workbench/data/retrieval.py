@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.config import Config
-from workbench.data.segments import Batch
+from workbench.data.batches import Batch, generator_state, set_generator
 
 Ids = NDArray[np.int64]
 
@@ -101,7 +101,7 @@ def questions(samples: list[tuple[Ids, Ids, Ids]]) -> tuple[Tensor, Tensor]:
 
 
 class RetrievalBatches:
-    """Sequences with one query each, for the trainer; see `workbench.data.segments.Batches`."""
+    """Sequences with one query each, for the trainer; see `workbench.data.batches.Batches`."""
 
     ext_len = 0
 
@@ -117,11 +117,9 @@ class RetrievalBatches:
         return Batch(tokens_BT, targets_BQ, True, 1.0)
 
     def state(self) -> dict[str, Any]:
-        """The generator's, as a tensor and a number for a checkpoint."""
-        words = self.sequences.random.get_state(legacy=False)["state"]
-        return {"words": torch.from_numpy(words["key"].astype(np.int64)), "position": words["pos"]}
+        """The generator's, as a tensor and numbers for a checkpoint."""
+        return generator_state(self.sequences.random)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken."""
-        words = {"key": state["words"].numpy().astype(np.uint32), "pos": state["position"]}
-        self.sequences.random.set_state({"bit_generator": "MT19937", "state": words})
+        set_generator(self.sequences.random, state)

@@ -1,4 +1,4 @@
-"""Batches in the order of the originals: contiguous streams, one segment after another.
+"""Contiguous streams, one segment after another, as all the language-modelling codes read texts.
 
 A text of n tokens becomes B streams of n // B tokens (the remainder is dropped); step by step
 all streams give their next segment, so that the carry of row b continues row b. Every token of a
@@ -11,15 +11,27 @@ Shapes: B streams, T segment length.
 from __future__ import annotations
 
 import random
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from workbench.config import Config, slot
-from workbench.data.corpus import CorpusConfig
+from workbench.config import Config, model_validator, slot
+from workbench.data.batches import (
+    Batch,
+    Order,
+    generator,
+    generator_state,
+    rows_of,
+    set_generator,
+    upload,
+)
+from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.errors import DataError
+
+Restart = Literal["begin", "random_offset"]
 
 
 class RandomLengths(Config):
@@ -27,6 +39,11 @@ class RandomLengths(Config):
 
     A length is drawn around `segment_len`, now and then around half of it:
     `min(segment_len + extra, max(min_len, int(N(base, std))))`.
+
+    The draws are those of the AWD-LSTM and Transformer-XL codes after `np.random.seed(seed)`, a
+    uniform and a normal number for each segment. Nothing else there draws from NumPy's generator
+    once training has begun, so the lengths are theirs through all epochs, where the streams are as
+    long and `drop_single` is set (else an epoch may have one segment more than there).
     """
 
     p_half: Annotated[float, Field(ge=0, le=1)] = 0.05
@@ -41,14 +58,51 @@ class RandomLengths(Config):
     scale_lr: bool = True
     """the learning rate of a step is multiplied by drawn length / segment_len, as in AWD-LSTM and
     not in Transformer-XL"""
+    drop_single: bool = False
+    """an epoch ends where a single target is left, which is not read, as in both codes' loops"""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """of the lengths: 331 in AWD-LSTM's fine-tuning; null: train.seed, as in its training"""
 
-    def draw(self, segment_len: int, seed: int, n: int) -> int:
-        """The length number `n` of all that follow from a seed."""
-        # a generator for each number needs no state but the count
-        own = random.Random(f"{seed} {n}")
-        base = segment_len / 2 if own.random() < self.p_half else segment_len
-        length = max(self.min_len, int(own.gauss(base, self.std)))
+    def draw(self, random: np.random.RandomState, segment_len: int) -> int:
+        """The next length that follows from a generator."""
+        base = segment_len if random.random_sample() < 1 - self.p_half else segment_len / 2
+        length = max(self.min_len, int(random.normal(base, self.std)))
         return length if self.extra is None else min(length, segment_len + self.extra)
+
+
+class Contiguous(Order):
+    """B pieces of the text side by side, each read from its begin to its end."""
+
+    kind: Literal["contiguous"] = "contiguous"
+    restart: Restart = "begin"
+    """Where an epoch begins, the carry with it. `begin`: with the streams; the last segment of an
+    epoch may be shorter, so that every target is read. `random_offset`, as the adaptive-span code:
+    the first with the streams, each later one at a random offset below segment_len; segments are
+    whole and what is left is dropped. The offsets are the first of Python's `random.seed(seed)`;
+    there, validation draws from the same generator each time it comes to the end of its text."""
+
+    def batches(
+        self,
+        corpus: Corpus,
+        data: DataConfig,
+        seed: int,
+        *,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Segments:
+        return Segments(
+            corpus.splits["train"],
+            data.batch_size,
+            data.segment_len,
+            ext_len=data.ext_len,
+            lengths=data.random_lengths,
+            restart=self.restart,
+            seed=seed,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+        )
 
 
 class DataConfig(Config):
@@ -59,11 +113,22 @@ class DataConfig(Config):
     segment_len: Annotated[int, Field(ge=1)]
     """Tokens of one segment of one stream."""
     batch_size: Annotated[int, Field(ge=1)]
-    """Streams read side by side."""
+    """Streams read side by side, by all processes together."""
     ext_len: Annotated[int, Field(ge=0)] = 0
     """Tokens before each segment that are read again with it as context, and not scored again."""
+    order: slot(Order) = Contiguous()  # type: ignore[valid-type]
+    """Which tokens the streams are made of: `{kind: contiguous}`."""
     random_lengths: RandomLengths | None = None
     """Segments of random lengths around `segment_len`; null for always the same."""
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        if self.random_lengths is not None and self.order != Contiguous():
+            raise ValueError(
+                "random_lengths is given, but the segments of this order are all of one length; "
+                "write random_lengths: null, or order: {kind: contiguous}"
+            )
+        return self
 
     @property
     def dataset(self) -> str:
@@ -74,33 +139,6 @@ class DataConfig(Config):
     def n_symbols(self) -> int | None:
         """Size of the vocabulary, where it is known without the text."""
         return self.corpus.n_symbols
-
-
-class Batch(NamedTuple):
-    """One segment of every stream."""
-
-    tokens_BT: Tensor
-    """What the model reads, int64; up to `ext_len` tokens of context come before the segment."""
-    targets_BT: Tensor
-    """The token after each of the segment, int64."""
-    fresh: bool
-    """True where the streams begin (again): start from a new carry."""
-    lr_scale: float
-    """Factor of the learning rate for this step (1 for segments of constant length)."""
-
-
-class Batches(Protocol):
-    """An endless source of batches; its position saves and restores exactly."""
-
-    @property
-    def ext_len(self) -> int:
-        """Tokens of context before each segment that are read again."""
-
-    def next(self) -> Batch: ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 def check_length(n_tokens: int, batch_size: int, segment_len: int, name: str = "text") -> None:
@@ -127,15 +165,19 @@ class Segments:
 
     Args:
         tokens: 1-D ids of any integer type, mapped or not; int64 is made of one batch at a time.
-        batch_size: B, streams.
+        batch_size: B, streams of all processes together.
         segment_len: T, tokens.
-        ext_len: tokens before a segment that are read again with it; the streams' first has none.
+        ext_len: tokens before a segment that are read again with it; an epoch's first has none.
         lengths: how to draw T; None for always `segment_len`.
-        seed: of the lengths.
+        restart: where an epoch begins, see `Contiguous`.
+        seed: of the lengths and offsets.
         device: where the batches go.
+        rank, world_size: which of how many processes this is. It reads its rows only; positions
+            are those of all, and restore in any number of processes.
 
     Raises:
         DataError: the text is too short for one segment of every stream.
+        ConfigError: the rows cannot be shared evenly.
     """
 
     def __init__(
@@ -146,59 +188,79 @@ class Segments:
         *,
         ext_len: int = 0,
         lengths: RandomLengths | None = None,
+        restart: Restart = "begin",
         seed: int = 0,
         device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        check_length(len(tokens), batch_size, segment_len)
+        # from the last offset on, there must be a whole segment
+        longest = 2 * segment_len - 1 if restart == "random_offset" else segment_len
+        check_length(len(tokens), batch_size, longest)
         self.segment_len, self.ext_len = segment_len, ext_len
-        self.lengths, self.seed = lengths, seed
+        self.lengths, self.restart, self.seed = lengths, restart, seed
         self.device = torch.device(device)
-        stream_len = len(tokens) // batch_size
-        self._streams_BN = tokens[: batch_size * stream_len].view(batch_size, stream_len)
-        self._position = 0
-        self._epoch = 0
-        self._drawn = 0
+        self._batch_size, stream_len = batch_size, len(tokens) // batch_size
+        rows = rows_of(batch_size, rank, world_size)
+        self._rows_BN = tokens[: batch_size * stream_len].view(batch_size, stream_len)[rows]
+        # an epoch goes on while so many targets are left
+        self._least = segment_len if restart == "random_offset" else 1
+        if lengths is not None:
+            self._random = generator(seed if lengths.seed is None else lengths.seed)
+            self._least += lengths.drop_single
+        self._offsets = random.Random(seed)
+        self._epoch = self._begin = self._position = 0
 
     def __len__(self) -> int:
-        """Batches of one epoch; where lengths are random, about so many."""
-        return -(-(self._streams_BN.shape[1] - 1) // self.segment_len)
+        """Batches of this epoch; where lengths are random, about so many."""
+        n_targets = self._rows_BN.shape[1] - 1 - self._begin
+        return (n_targets - self._least) // self.segment_len + 1
 
     def next(self) -> Batch:
-        """The next segment of every stream; after the last one the streams begin again."""
+        """The next segment of every stream; after the last one the next epoch begins."""
         start = self._position
-        n_targets = self._streams_BN.shape[1] - 1
+        n_targets = self._rows_BN.shape[1] - 1
         length, lr_scale = self._draw()
         stop = min(start + length, n_targets)
-        # the small type travels to the device, the conversion happens there
-        begin = max(0, start - self.ext_len)
-        piece = self._streams_BN[:, begin : stop + 1].to(self.device).to(torch.int64, copy=True)
-        if stop == n_targets:
-            self._position, self._epoch = 0, self._epoch + 1
-        else:
-            self._position = stop
-        targets_BT = piece[:, start - begin + 1 :].contiguous()
-        return Batch(piece[:, :-1].contiguous(), targets_BT, start == 0, lr_scale)
+        context = min(self.ext_len, start - self._begin)
+        piece = upload(self._rows_BN[:, start - context : stop + 1], self.device)
+        batch = Batch(
+            piece[:, :-1].contiguous(),
+            piece[:, context + 1 :].contiguous(),
+            start == self._begin,
+            lr_scale,
+        )
+        self._position = stop
+        if n_targets - stop < self._least:
+            self._restart()
+        return batch
+
+    def _restart(self) -> None:
+        self._epoch += 1
+        if self.restart == "random_offset":
+            self._begin = self._offsets.randrange(self.segment_len)
+        self._position = self._begin
 
     def _draw(self) -> tuple[int, float]:
         """Length of the next segment, before the text's end cuts it, and the rate's factor."""
         if self.lengths is None:
             return self.segment_len, 1.0
-        length = self.lengths.draw(self.segment_len, self.seed, self._drawn)
-        self._drawn += 1
+        length = self.lengths.draw(self._random, self.segment_len)
         return length, length / self.segment_len if self.lengths.scale_lr else 1.0
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         """The position, as plain numbers for a checkpoint."""
-        batch_size, stream_len = self._streams_BN.shape
-        return {
+        state: dict[str, Any] = {
             "position": self._position,
             "epoch": self._epoch,
-            "drawn": self._drawn,
-            "batch_size": batch_size,
-            "stream_len": stream_len,
+            "batch_size": self._batch_size,
+            "stream_len": self._rows_BN.shape[1],
         }
+        if self.lengths is not None:
+            state["lengths"] = generator_state(self._random)
+        return state
 
-    def restore(self, state: dict[str, int]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken.
 
         Raises:
@@ -218,5 +280,10 @@ class Segments:
                 f"data position: got {position}, expected 0 to {now['stream_len'] - 2}. "
                 "The checkpoint is damaged: continue from an earlier one."
             )
-        self._position, self._epoch = position, state.get("epoch", 0)
-        self._drawn = state.get("drawn", 0)
+        if self.lengths is not None:
+            set_generator(self._random, state["lengths"])
+        self._offsets = random.Random(self.seed)
+        self._epoch = self._begin = 0
+        for _ in range(state["epoch"]):
+            self._restart()
+        self._position = position

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from workbench.data.batches import Batches
 from workbench.data.retrieval import RetrievalBatches, questions
-from workbench.data.segments import Batches, Segments
 from workbench.errors import DataError
 from workbench.models.base import Model, evaluating
 from workbench.models.language_model import LanguageModel
@@ -73,17 +73,9 @@ class TextTask(Task):
                 )
         self.vocab_size, self.info = self.corpus.vocabulary.size, self.corpus.info
 
-    def batches(self, device: torch.device) -> Segments:
-        data = self.recipe.data
-        return Segments(
-            self.corpus.splits["train"],
-            data.batch_size,
-            data.segment_len,
-            ext_len=data.ext_len,
-            lengths=data.random_lengths,
-            seed=self.recipe.train.seed,
-            device=device,
-        )
+    def batches(self, device: torch.device) -> Batches:
+        data, seed = self.recipe.data, self.recipe.train.seed
+        return data.order.batches(self.corpus, data, seed, device=device)
 
     def check(self, model: Model) -> None:
         assert isinstance(model, LanguageModel)

@@ -19,7 +19,7 @@ from torch import Tensor
 from workbench import carry as carries
 from workbench import kernels
 from workbench.carry import Carry
-from workbench.data.segments import Batch, Batches
+from workbench.data.batches import Batch, Batches
 from workbench.errors import ConfigError, NonFiniteLoss
 from workbench.models.base import Model
 from workbench.models.mixers.base import Limits
