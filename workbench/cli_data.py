@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 
@@ -38,13 +38,17 @@ def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def used() -> Counter[tuple[str, str]]:
-    """(corpus, rule): how many recipes train on it."""
+def used() -> dict[str, Counter[str]]:
+    """corpus -> rule -> how many recipes train on it."""
     from workbench.data.published import Published
     from workbench.recipe import load_recipe, recipe_names
 
-    corpora = (getattr(load_recipe(name).data, "corpus", None) for name in recipe_names())
-    return Counter((c.name, c.rule) for c in corpora if isinstance(c, Published))
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for name in recipe_names():
+        corpus = getattr(load_recipe(name).data, "corpus", None)
+        if isinstance(corpus, Published):
+            found[corpus.name][corpus.rule] += 1
+    return found
 
 
 def show(given: argparse.Namespace) -> None:
@@ -52,11 +56,7 @@ def show(given: argparse.Namespace) -> None:
     from workbench.config import dump
     from workbench.data import raw, registry
 
-    recipes: Counter[str] = Counter()
-    for (name, _), n in used().items():
-        recipes[name] += n
-    rows = [("name", "level", "download", "licence", "recipes", "here", "what it is")]
-    entries = registry.entries()
+    entries, recipes = registry.entries(), used()
     if given.json:
         facts = [
             {"name": name, "here": raw.state(name), "recipes": recipes[name], **dump(entry)}
@@ -64,9 +64,10 @@ def show(given: argparse.Namespace) -> None:
         ]
         _say(json.dumps(facts, indent=1))
         return
+    rows = [("name", "level", "download", "licence", "recipes", "here", "what it is")]
     for name, it in entries.items():
         size = f"{'' if it.sources[0].exact else '~'}{registry.in_words(it.sources[0].size)}"
-        count = str(recipes[name] or "-")
+        count = str(recipes[name].total() or "-")
         level = it.level or it.kind
         rows.append((name, level, size, it.licence.name, count, raw.state(name), it.title))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -79,8 +80,8 @@ def get(given: argparse.Namespace) -> None:
     from workbench.data import raw, registry
 
     it = registry.entry(given.name)
-    recipes = used()
-    rules = [given.rule] if given.rule else [r for r in it.rules if (given.name, r) in recipes]
+    recipes = {} if given.rule else used()[given.name]
+    rules = [given.rule] if given.rule else [rule for rule in it.rules if rule in recipes]
     got = raw.get(given.name, rules=rules, url=given.url, keep=given.keep)
     _say(f"{given.name}: {', '.join(got.downloaded) or 'all was there'}; in {got.place}")
     if got.prepared:
