@@ -3,119 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_server import BadServer, Resource
+from bad_server import Resource
+from data_world import ARCHIVE, TEXT, World, world
 
 from workbench import cli
-from workbench.config import load
 from workbench.data import archives, raw, registry
-from workbench.data.registry import Entry
-from workbench.errors import ConfigError, DataError, DataMissing
-
-TEXT = {
-    "ptb.train.txt": b" a b a\n c <unk>\n",
-    "ptb.valid.txt": b" b b\n",
-    "ptb.test.txt": b" a c\n",
-}
+from workbench.errors import DataError, DataMissing
 
 
-def zipped(files: dict[str, bytes]) -> bytes:
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(f"in/{name}", content)
-    return data.getvalue()
-
-
-ARCHIVE = zipped(TEXT)
-REAL = registry.entries()
-
-
-def known(data: bytes) -> dict[str, Any]:
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "said_by": "us"}
-
-
-class World:
-    """A data folder, a server and a registry of one corpus and one checkpoint."""
-
-    def __init__(self, root: Path, server: BadServer) -> None:
-        self.root, self.server = root, server
-        self.place = root / "ptb"
-
-    def entries(self) -> dict[str, Entry]:
-        members = {f"in/{name}": name for name in TEXT}
-        archive = {
-            "name": "a.zip",
-            "urls": [self.server.url("/dead.zip"), self.server.url("/a.zip")],
-            "members": members,
-            **known(ARCHIVE),
-        }
-        bare = [
-            {"name": name, "urls": [self.server.url(f"/{name}")], **known(data)}
-            for name, data in TEXT.items()
-        ]
-        corpus = {
-            "title": "a small text",
-            "licence": {"name": "CC0", "note": "ours", "url": "https://a.example/"},
-            "folder": "ptb",
-            "sources": [{"files": [archive]}, {"files": bare}],
-            "contents": {name: known(data) for name, data in TEXT.items()},
-            "level": "word",
-            "split": "as published",
-            "rules": {
-                "plain": {"symbols": 5, "comparable": "nothing"},
-                "transformer-xl": {"symbols": 5, "verified": False, "comparable": "nothing"},
-                "awd-lstm": {
-                    "symbols": 5,
-                    "tokens": {"train": 7, "valid": 3, "test": 3},
-                    "comparable": "nothing",
-                },
-            },
-        }
-        checkpoint = {
-            "kind": "checkpoint",
-            "title": "a model",
-            "licence": corpus["licence"],
-            "folder": "checkpoints",
-            "sources": [
-                {"files": [{"name": "m.pt", "about_bytes": 9, "urls": [self.server.url("/m.pt")]}]}
-            ],
-            "contents": {"m.pt": {"about_bytes": 9}},
-        }
-        return {**REAL, "ptb": load(Entry, corpus), "model": load(Entry, checkpoint)}
-
-    def files(self, folder: Path | None = None) -> set[str]:
-        """Names in the folder, without locks."""
-        found = (folder or self.place).iterdir()
-        return {path.name for path in found if path.suffix != ".lock"}
-
-    def put(self, files: dict[str, bytes]) -> None:
-        self.place.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            (self.place / name).write_bytes(data)
-
-    def asked(self) -> list[str]:
-        return [request.path for request in self.server.requests]
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
-    resources = {"/a.zip": Resource(ARCHIVE), "/m.pt": Resource(b"weights")}
-    with BadServer(resources) as server:
-        world = World(tmp_path, server)
-        monkeypatch.setattr(registry, "entries", world.entries)
-        yield world
+@pytest.fixture(name="world")
+def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with world(tmp_path, monkeypatch) as made:
+        yield made
 
 
 def test_get_downloads_unpacks_verifies_and_prepares(
@@ -352,65 +259,3 @@ def test_check_of_another_text_says_that_it_differs(world: World) -> None:
 def test_check_of_what_is_absent_says_how_to_get_it(world: World) -> None:
     with pytest.raises(DataMissing, match="Run `workbench data get ptb`"):
         raw.check("ptb")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["get", "pbt"], "no published data 'pbt'. Did you mean 'ptb'?"),
-        (["check", "nothing"], "Choose from: adaptive-span-enwik8"),
-        (["get", "ptb", "--rule", "awd-lstn"], "no rule 'awd-lstn'. Did you mean 'awd-lstm'?"),
-        (["get", "model", "--rule", "plain"], "is a checkpoint, which has no rules"),
-        (["where", "pbt"], "Did you mean 'ptb'?"),
-    ],
-)
-def test_a_wrong_name_costs_nothing_and_is_told_the_nearest(
-    world: World, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
-) -> None:
-    assert cli.main(["data", *arguments]) == 2
-    assert says in capsys.readouterr().err
-    assert world.asked() == []
-    with pytest.raises(ConfigError):
-        registry.entry("pbt")
-
-
-def test_the_list(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    raw.get("model")
-    assert cli.main(["data", "list"]) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
-    (corpus,) = [line for line in lines if line.startswith("ptb ")]
-    (checkpoint,) = [line for line in lines if line.startswith("model ")]
-    assert len(lines) == len(REAL) + 1
-    assert head.split()[:6] == ["name", "level", "download", "licence", "recipes", "here"]
-    assert corpus.split()[:4] == ["ptb", "word", *f"{len(ARCHIVE)} bytes".split()]
-    assert corpus.split()[4:7] == ["CC0", "5", "absent"] and corpus.endswith("a small text")
-    assert "~9 bytes" in checkpoint and "downloaded" in checkpoint
-
-
-def test_the_list_for_programs(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["data", "list", "--json"]) == 0
-    facts = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
-    assert facts["ptb"]["here"] == "absent" and facts["ptb"]["recipes"]["awd-lstm"] == 4
-    assert facts["ptb"]["rules"]["awd-lstm"]["symbols"] == 5
-    assert facts["model"]["kind"] == "checkpoint"
-
-
-def test_where_it_all_lies(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["data", "where", "ptb"]) == 0
-    assert f"ptb would lie in {world.place}" in capsys.readouterr().out
-    raw.get("ptb", rules=["plain"])
-    raw.get("model")
-    assert cli.main(["data", "where"]) == 0
-    head, *rows = capsys.readouterr().out.splitlines()
-    assert head.startswith(f"{world.root}: the environment variable WORKBENCH_DATA; ")
-    assert head.endswith(" free")
-    paths = [row.split()[0] for row in rows]
-    expected = [world.place, *raw.prepared("ptb"), world.root / "checkpoints" / "m.pt"]
-    assert paths == [str(path) for path in expected]
-    assert rows[-1].split()[1:] == ["7", "bytes"]
-    assert rows[0].split()[1:] == [str(sum(map(len, TEXT.values()))), "bytes"]
-
-
-def test_why_the_data_folder_is_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORKBENCH_DATA")
-    assert raw.why_there() == "data/ of this checkout"

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.config import Config, model_validator, slot
+from workbench.data import published, python_source, text  # noqa: F401  the kinds register themselves
 from workbench.data.batches import (
     Batch,
     Order,
