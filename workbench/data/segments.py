@@ -19,6 +19,9 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.config import Config, model_validator, slot
+
+# the kinds register themselves
+from workbench.data import published, python_source, sentences, text  # noqa: F401
 from workbench.data.batches import (
     Batch,
     Order,

@@ -20,7 +20,7 @@ Paper: arXiv:1901.02860 section 4.1. Shapes: B streams, T segment, E context bef
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -37,8 +37,10 @@ from workbench.data.batches import (
     upload,
 )
 from workbench.data.corpus import Corpus
-from workbench.data.segments import DataConfig
 from workbench.errors import DataError
+
+if TYPE_CHECKING:
+    from workbench.data.segments import DataConfig
 
 Positions = NDArray[np.int64]
 CHUNK = 2**24
