@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from workbench.data.corpus import Corpus, CorpusConfig
     from workbench.data.raw import check, get
     from workbench.data.segments import DataConfig, Segments, check_length
+    from workbench.data.sentences import Sentences
     from workbench.data.text import from_strings
     from workbench.data.vocabulary import Vocabulary
 
@@ -24,6 +25,7 @@ _HOMES = {
     "DataConfig": "segments",
     "Order": "batches",
     "Segments": "segments",
+    "Sentences": "sentences",
     "Vocabulary": "vocabulary",
     "check": "raw",
     "check_length": "segments",
@@ -38,6 +40,7 @@ __all__ = [
     "DataConfig",
     "Order",
     "Segments",
+    "Sentences",
     "Vocabulary",
     "check",
     "check_length",
