@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.data.batches import Batch, Order
     from workbench.data.corpus import Corpus, CorpusConfig
+    from workbench.data.raw import check, get
     from workbench.data.segments import DataConfig, Segments, check_length
+    from workbench.data.sentences import Sentences
     from workbench.data.text import from_strings
     from workbench.data.vocabulary import Vocabulary
 
@@ -23,9 +25,12 @@ _HOMES = {
     "DataConfig": "segments",
     "Order": "batches",
     "Segments": "segments",
+    "Sentences": "sentences",
     "Vocabulary": "vocabulary",
+    "check": "raw",
     "check_length": "segments",
     "from_strings": "text",
+    "get": "raw",
 }
 
 __all__ = [
@@ -35,9 +40,12 @@ __all__ = [
     "DataConfig",
     "Order",
     "Segments",
+    "Sentences",
     "Vocabulary",
+    "check",
     "check_length",
     "from_strings",
+    "get",
 ]
 
 
