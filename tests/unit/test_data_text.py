@@ -190,10 +190,12 @@ def test_invalid_utf8_names_the_byte_and_the_cure(tmp_path, prepared, monkeypatc
     assert Text(path=path).open().vocabulary.size == 256
 
 
-@pytest.mark.parametrize("split", [(0.9, 0.1, 0.0), (0.5, 0.4, 0.2), (1.2, -0.1, -0.1)])
+@pytest.mark.parametrize(
+    "split", [(0.9, 0.0, 0.1), (0.5, 0.4, 0.2), (1.2, -0.1, -0.1), (0.9, 0.1), ("a", 0.5, 0.5), "x"]
+)
 def test_impossible_shares_are_refused(split):
-    with pytest.raises(ConfigError, match=r"split: got .* expected three positive shares"):
-        load(Text, {"path": "x", "split": list(split)})
+    with pytest.raises(ConfigError, match=r"split: got .* expected three shares"):
+        load(Text, {"path": "x", "split": list(split) if isinstance(split, tuple) else split})
 
 
 def test_recipes_name_the_corpus_by_kind_and_typos_are_caught():

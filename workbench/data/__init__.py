@@ -4,6 +4,7 @@ from workbench.data import published, python_source, text  # noqa: F401  the kin
 from workbench.data.batches import Batch, Order
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.segments import DataConfig, Segments, check_length
+from workbench.data.text import from_strings
 from workbench.data.vocabulary import Vocabulary
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "Segments",
     "Vocabulary",
     "check_length",
+    "from_strings",
 ]

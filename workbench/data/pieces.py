@@ -65,7 +65,7 @@ def split_by_file(
     """
     total = sum(m.bytes for m in members)
     # rounding: twenty equal files are 0.05 each, not a hair more
-    large = round(min(fractions) * total * largest, 6)
+    large = round(min(f for f in fractions if f) * total * largest, 6)
     chosen: dict[str, str] = {m.name: "train" for m in members if m.bytes > large}
     rest = [m for m in members if m.bytes <= large]
     rest.sort(key=lambda m: hashlib.sha256(m.name.encode("utf-8", "surrogateescape")).digest())

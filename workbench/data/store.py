@@ -16,7 +16,8 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,25 +81,47 @@ def obtain(name: str, build: Callable[[Path], None]) -> Corpus:
 
 def _make(folder: Path, build: Callable[[Path], None]) -> None:
     """Build aside, then move into place; whatever happens, nothing unfinished keeps its name."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent)
-        prefix = f"{ASIDE}{socket.gethostname()}-{os.getpid()}-"
-        aside = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
-    except OSError as error:
-        raise DataError(
-            f"{folder.parent}: got '{error.strerror}', expected a folder to write the prepared "
-            "corpus to. Set the environment variable WORKBENCH_DATA to a folder of your own."
-        ) from None
-    try:
+    with _aside(folder.parent) as aside:
         fresh, old = aside / "fresh", aside / "old"
         fresh.mkdir()
         build(fresh)
         if folder.exists() and not _whole(folder):
             _move(folder, old)
         _move(fresh, folder)
+
+
+@contextmanager
+def _aside(parent: Path) -> Iterator[Path]:
+    """A folder inside `parent` for what is unfinished; it goes away whatever happens."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(parent)
+        prefix = f"{ASIDE}{socket.gethostname()}-{os.getpid()}-"
+        aside = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    except OSError as error:
+        raise DataError(
+            f"{parent}: got '{error.strerror}', expected a folder to write the prepared "
+            "corpus to. Set the environment variable WORKBENCH_DATA to a folder of your own."
+        ) from None
+    try:
+        yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def spool(blocks: Iterable[bytes], folder: Path, name: str) -> Path:
+    """Write `<folder>/<name>-<digest>.txt`, whole or not at all; one that is there stays."""
+    digest = hashlib.sha256()
+    with _aside(folder) as aside:
+        fresh = aside / "fresh"
+        with fresh.open("wb") as file:
+            for block in blocks:
+                digest.update(block)
+                file.write(block)
+        path = folder / f"{name}-{digest.hexdigest()[:16]}.txt"
+        if not path.is_file():
+            _move(fresh, path)
+    return path
 
 
 def _move(source: Path, target: Path) -> None:
@@ -152,7 +175,7 @@ def write(
     Args:
         folder: an empty folder.
         level: of the tokens.
-        splits: the pieces of each split.
+        splits: the pieces of each split; none where there is no such split.
         members: the source files, for the record.
         split_of: split of each file's name, where whole files are split ("" otherwise).
         about: further entries of `info.json`; "name" among them.
@@ -185,7 +208,7 @@ def write(
     }
     for field in ("tokens", "unknown", "tokens_sha256"):
         info[field] = {split: counts[split][field] for split in SPLITS}
-    if min(info["tokens"].values()) < 2:
+    if min(n for split, n in info["tokens"].items() if splits[split]) < 2:
         got = ", ".join(f"{split} {n}" for split, n in info["tokens"].items())
         raise DataError(
             f"{about['name']}: got a text of {sum(info['bytes'].values())} bytes that gives {got} "
@@ -256,7 +279,8 @@ def open_prepared(folder: Path) -> Corpus:
             if path.stat().st_size != expected:
                 raise Damaged(f"{path.name} has {path.stat().st_size} bytes, expected {expected}")
             # copy-on-write: the tensor may not promise to be read-only, the file stays as it is
-            splits[name] = torch.from_numpy(np.asarray(np.memmap(path, dtype=dtype, mode="c")))
+            ids = np.memmap(path, dtype=dtype, mode="c") if expected else np.empty(0, dtype)
+            splits[name] = torch.from_numpy(np.asarray(ids))
         vocabulary = restore(info["level"], folder / "vocabulary.json")
         if vocabulary.size != info["vocabulary_size"] or not (folder / "files.jsonl").is_file():
             raise Damaged("vocabulary.json or files.jsonl is not what info.json says")

@@ -1,58 +1,128 @@
-"""Any text of the user's: a file, or a folder of files, at byte, character or word level.
+"""Any text of the user's: files, folders, patterns, at byte, character or word level.
 
-A file is split by position, as enwik8 is: of n bytes the first floor(0.9 n) train, up to
-floor(0.95 n) valid, the rest test (above byte level a cut moves forward to the end of the
-character or word it falls in). A folder with 20 files or more is split by whole files; a smaller
-one, or one whose few large files leave nothing for valid or test, by position in its files joined
-in sorted order. A newline follows each file of a folder.
+Splits. By position, as enwik8: of n bytes the first floor(0.9 n) train, up to floor(0.95 n) valid,
+the rest test (above byte level a cut moves forward to the end of the character or word it falls
+in). By file: whole files, mixed by the sha256 of their names. Given: the recipe names the files of
+each split. `auto` takes 20 files or more by file, and fewer by position, or if their few large
+files leave nothing for valid or test. A newline follows each file of several, but for a file that
+is a given split by itself.
+
 Word level is `line.split()` with `<eos>` for each end of line.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from workbench.config import model_validator
+from pydantic import BeforeValidator
+
+from workbench.config import Config, load, model_validator
 from workbench.data import store
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.pieces import (
     NEWLINE,
+    SPLITS,
     Member,
     Piece,
     ends_line,
-    member,
     split_by_file,
     split_by_position,
-    whole,
 )
+from workbench.data.sources import find, plain_name
 from workbench.data.vocabulary import ByteVocabulary, Level
-from workbench.errors import DataError, DataMissing
+from workbench.errors import DataError
 
 logger = logging.getLogger("workbench")
 FILES_FOR_WHOLE = 20
 
 
+def _names(data: Any) -> Any:
+    names = data if isinstance(data, list | tuple) else [data]
+    if data is not None and not (names and all(isinstance(n, str) and n for n in names)):
+        raise ValueError(f"got {data!r:.80}, expected a path or a list of paths")
+    return tuple(data) if isinstance(data, list) else data
+
+
+Names = Annotated[str | tuple[str, ...] | None, BeforeValidator(_names)]
+
+
+def _listed(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if names is None else (names,) if isinstance(names, str) else names
+
+
+class Given(Config):
+    """The files of each split, in the forms of `Text.path`."""
+
+    train: Names
+    valid: Names
+    test: Names = None
+    """null for no test split"""
+
+    @model_validator(mode="after")
+    def _named(self) -> Given:
+        if self.train is None or self.valid is None:
+            raise ValueError("got null for train or valid, expected files; only test may be null")
+        return self
+
+
+def _split(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return Given.model_validate(data)
+    shares = data if isinstance(data, tuple) and len(data) == 3 else ()
+    if isinstance(data, Given) or (shares and all(isinstance(x, int | float) for x in shares)):
+        return data
+    raise ValueError(
+        f"got {data!r:.80}, expected three shares, such as [0.9, 0.05, 0.05], or files: "
+        "{train: ..., valid: ..., test: ...}"
+    )
+
+
+Split = Annotated[tuple[float, float, float] | Given, BeforeValidator(_split)]
+
+
 class Text(CorpusConfig):
-    """A local text file or folder."""
+    """Text files of yours."""
 
     kind: Literal["text"] = "text"
-    path: str
-    """File or folder; relative to the working directory, `~` is the home folder."""
+    path: Names = None
+    """A file, a folder, a pattern such as `books/**/*.txt`, or a list of these; relative to the
+    working directory, `~` is the home folder. null where `split` names the files."""
     level: Level = "byte"
     """What a token is: a byte, a Unicode character, or a blank-separated word."""
-    split: tuple[float, float, float] = (0.9, 0.05, 0.05)
-    """Shares of train, valid and test."""
+    split: Split = (0.9, 0.05, 0.05)
+    """Shares of train, valid and test (0 for no test split), or the files of each:
+    `{train: ..., valid: ..., test: ...}`, each as `path`."""
+    split_by: Literal["auto", "position", "file"] = "auto"
+    """How shares are cut: `position` in the joined text, or whole `file`s; `auto`: files from 20
+    files on, position below."""
     glob: str = "**/*.txt"
-    """Which files of a folder belong to the text; not used for a single file."""
+    """Which files of a folder belong to the text; not used for files named in `path`."""
+    name: str | None = None
+    """What to call the text in titles and lists; null: as its first file or folder."""
 
     @model_validator(mode="after")
     def _possible(self) -> Text:
-        if min(self.split) <= 0 or abs(sum(self.split) - 1) > 1e-6:
+        given = isinstance(self.split, Given)
+        if not isinstance(self.split, Given) and (
+            min(self.split[:2]) <= 0 or self.split[2] < 0 or abs(sum(self.split) - 1) > 1e-6
+        ):
             raise ValueError(
-                f"split: got {list(self.split)}, expected three positive shares that sum to 1, "
-                "such as [0.9, 0.05, 0.05]"
+                f"split: got {list(self.split)}, expected three shares that sum to 1, such as "
+                "[0.9, 0.05, 0.05]; only that of test may be 0"
+            )
+        if given is bool(_listed(self.path)):
+            raise ValueError(
+                "path: expected the text's files here, or those of each split in `split: {train: "
+                "..., valid: ..., test: ...}`; got " + ("both" if given else "neither")
+            )
+        if given and self.split_by != "auto":
+            raise ValueError(
+                f"split_by: got '{self.split_by}', but split names files; leave it out"
             )
         if not self.glob or Path(self.glob).is_absolute():
             raise ValueError(
@@ -62,7 +132,8 @@ class Text(CorpusConfig):
 
     @property
     def dataset(self) -> str:
-        return Path(self.path).stem
+        first = _listed(self.split.train if isinstance(self.split, Given) else self.path)[0]
+        return self.name or Path(plain_name(first)).stem
 
     @property
     def n_symbols(self) -> int | None:
@@ -72,66 +143,164 @@ class Text(CorpusConfig):
         """Prepare the text if it or the options are new, then map the files.
 
         Raises:
-            DataMissing: no such file or folder, or no file in it matches `glob`.
-            DataError: the text is empty, too short to split, or not UTF-8 at char or word level.
+            DataMissing: a path is not there, or no file of it matches `glob`.
+            DataError: the text is empty, cannot be read, is too short to split, or is not UTF-8
+                at char or word level.
         """
-        path = Path(self.path).expanduser().absolute()
-        members = self._members(path)
-        options = {"level": self.level, "split": self.split, "single": path.is_file()}
-        name = f"text-{_plain(path.stem)}-{self.level}-{store.key(members, options)}"
-        return store.obtain(name, lambda folder: self._build(folder, path, members))
-
-    def _members(self, path: Path) -> list[Member]:
-        if path.is_file():
-            members = [member(path, path.name)]
-        elif path.is_dir():
-            files = (f for f in path.glob(self.glob) if f.is_file())
-            members = sorted(member(f, f.relative_to(path).as_posix()) for f in files)
-        else:
-            raise DataMissing(
-                f"corpus.path: got '{self.path}', which is not there ({path}), expected a text "
-                "file or a folder. Correct the path or put the text there; a relative path starts "
-                f"from the working directory {Path.cwd()}."
-            )
-        if not members:
-            raise DataMissing(
-                f"corpus.path: got the folder {path} without a file that matches '{self.glob}', "
-                "expected text files. Put them there, or set corpus.glob, for example '**/*.md'."
-            )
-        if sum(m.bytes for m in members) == 0:
-            raise DataError(
-                f"{path}: got an empty text (0 bytes in {len(members)} file(s)), expected text. "
-                "Name another file in corpus.path."
-            )
-        return members
-
-    def _build(self, folder: Path, path: Path, members: list[Member]) -> None:
-        split_of: dict[str, str] = {}
-        chosen = split_by_file(members, self.split)
-        by_file = len(members) >= FILES_FOR_WHOLE and all(
-            any(m.bytes for m in group) for group in chosen.values()
-        )
-        if by_file:
-            split_of = {m.name: s for s, group in chosen.items() for m in group}
-            splits = {s: whole(chosen[s]) for s in chosen}
-        else:
-            splits = split_by_position(self._joined(path, members), self.split, self.level)
-        about = {
-            "name": path.stem,
-            "source": str(path),
-            "split": list(self.split),
-            "split_rule": "by whole files" if by_file else "by position in bytes",
+        groups = self._find()
+        members = [m for group in groups.values() for m in group]
+        options = {
+            **self.model_dump(mode="json", include={"level", "split", "split_by"}),
+            "files": {split: len(group) for split, group in groups.items()},
         }
-        store.write(folder, self.level, splits, members, split_of, about)
-        logger.info("prepared %s: %d file(s) at %s level", path, len(members), self.level)
+        name = f"text-{_plain(self.dataset)}-{self.level}-{store.key(members, options)}"
+        return store.obtain(name, lambda folder: self._build(folder, groups))
 
-    def _joined(self, path: Path, members: list[Member]) -> list[Piece]:
-        if path.is_dir():
-            return whole(members)
-        (only,) = members
-        piece = Piece(only.path, 0, only.bytes)
-        # a last line without its newline is a line all the same
-        return [piece, NEWLINE] if self.level == "word" and not ends_line(piece) else [piece]
+    def _find(self) -> dict[str, list[Member]]:
+        """The files of each split where they are given, else all under ""."""
+        if isinstance(self.split, tuple):
+            groups = {"": find(_listed(self.path), self.glob)}
+        else:
+            given = {s: _listed(getattr(self.split, s)) for s in SPLITS}
+            groups = {s: find(paths, self.glob) for s, paths in given.items() if paths}
+            _refuse_leaks(groups)
+        if not any(m.bytes for group in groups.values() for m in group):
+            raise DataError(
+                f"{self.dataset}: got an empty text (0 bytes in "
+                f"{sum(map(len, groups.values()))} file(s)), expected text. Name another file in "
+                "corpus.path."
+            )
+        return groups
+
+    def _build(self, folder: Path, groups: dict[str, list[Member]]) -> None:
+        members = [m for group in groups.values() for m in group]
+        if isinstance(self.split, Given):
+            chosen, rule = {s: groups.get(s, []) for s in SPLITS}, "as given"
+        else:
+            chosen, rule = self._by_file(members), "by whole files"
+        if chosen:
+            splits = {s: self._joined(chosen[s], len(members)) for s in SPLITS}
+        else:
+            splits, rule = self._by_position(members), "by position in bytes"
+        self._check_filled(splits, len(members))
+        about = {
+            "name": self.dataset,
+            "source": list(_listed(self.path)),
+            "split": self.model_dump(mode="json", include={"split"})["split"],
+            "split_rule": rule,
+        }
+        split_of = {m.name: s for s, group in chosen.items() for m in group}
+        store.write(folder, self.level, splits, members, split_of, about)
+        logger.info("prepared %s: %d file(s) at %s level", self.dataset, len(members), self.level)
+
+    def _by_file(self, members: list[Member]) -> dict[str, list[Member]]:
+        """Whole files of each split; nothing where the text is to be cut by position."""
+        assert isinstance(self.split, tuple)
+        if self.split_by == "position":
+            return {}
+        chosen = split_by_file(members, self.split)
+        filled = all(
+            any(m.bytes for m in chosen[s])
+            for s, share in zip(SPLITS, self.split, strict=True)
+            if share
+        )
+        many = len(members) >= FILES_FOR_WHOLE and filled
+        return chosen if many or self.split_by == "file" else {}
+
+    def _wanted(self) -> list[str]:
+        """The splits that must not be empty."""
+        with_test = self.split[2] if isinstance(self.split, tuple) else self.split.test
+        return [*SPLITS] if with_test else [*SPLITS[:2]]
+
+    def _by_position(self, members: list[Member]) -> dict[str, list[Piece]]:
+        assert isinstance(self.split, tuple)
+        joined = self._joined(members, len(members))
+        return split_by_position(joined, self.split, self.level)
+
+    def _joined(self, members: list[Member], n_files: int) -> list[Piece]:
+        """Files of a split as one text. A last line without its newline is a line all the same."""
+        pieces = [Piece(m.path, self._begin(m), m.bytes) for m in members]
+        alone = len(members) == 1 and (n_files == 1 or isinstance(self.split, Given))
+        if not alone:
+            return [p for piece in pieces for p in (piece, NEWLINE)]
+        line = self.level == "word" and not ends_line(pieces[0])
+        return [*pieces, NEWLINE] if line else pieces
+
+    def _begin(self, m: Member) -> int:
+        """Where the text of a file begins: after the mark that says it is UTF-8."""
+        if self.level == "byte":
+            return 0
+        with m.path.open("rb") as file:
+            return len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+
+    def _check_filled(self, splits: dict[str, list[Piece]], n_files: int) -> None:
+        sizes = {s: sum(p.stop - p.start for p in splits[s] if p.path) for s in SPLITS}
+        if any(sizes[s] < 2 for s in self._wanted()):
+            got = ", ".join(f"{s} {n}" for s, n in sizes.items())
+            raise DataError(
+                f"{self.dataset}: got {got} bytes from {n_files} file(s), expected at least 2 in "
+                "each split. Use a longer text, a larger share for the short split (corpus.split), "
+                "or `split_by: position`, which cuts files in two."
+            )
+
+
+def _refuse_leaks(groups: dict[str, list[Member]]) -> None:
+    """No file of train in valid or test; the same file in valid and test is allowed."""
+    places = {s: {os.path.realpath(m.path) for m in group} for s, group in groups.items()}
+    for held_out in ("valid", "test"):
+        if both := places["train"] & places.get(held_out, set()):
+            raise DataError(
+                f"corpus.split: got {min(both)} in train and in {held_out}, expected no file in "
+                "both: a model would be measured on what it was trained on. Take it out of one."
+            )
+    if both := places["valid"] & places.get("test", set()):
+        logger.warning(
+            "%s is in valid and in test: what is chosen by validation is tested on the same text",
+            min(both),
+        )
+
+
+def from_strings(strings: Iterable[str], name: str, **fields: Any) -> Text:
+    """A text from an iterator of strings, written to the data folder one after another.
+
+    Each string ends with a newline, which is added where it has none. The file is
+    `<data>/texts/<name>-<digest of its contents>.txt`: the same strings give the same file, and
+    the result is plain data for a recipe.
+
+    Args:
+        strings: any number, read once and never held together.
+        name: what to call the text.
+        fields: of `Text`, such as `level="word"`.
+
+    Raises:
+        ConfigError: a field of `Text` is wrong; nothing was read then.
+        DataError: something is no string or cannot be UTF-8 (half a surrogate pair), or the data
+            folder cannot be written to.
+    """
+    load(Text, {**fields, "path": name, "name": name})
+    path = store.spool(_encoded(strings, name), store.root() / "texts", _plain(name))
+    return load(Text, {**fields, "path": str(path), "name": name})
+
+
+def _encoded(strings: Iterable[str], name: str) -> Iterator[bytes]:
+    if isinstance(strings, str):
+        raise DataError(
+            f"{name}: got one string, expected several or an iterator of them. Write [text]."
+        )
+    for index, text in enumerate(strings):
+        if not isinstance(text, str):
+            raise DataError(
+                f"{name}: got {type(text).__name__} as item {index}, expected a string. Decode "
+                "bytes first."
+            )
+        try:
+            yield (text if text.endswith("\n") else text + "\n").encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{name}: got the half surrogate {text[error.start]!a} at character {error.start} "
+                f"of item {index}, expected Unicode text. Decode the source with errors='strict', "
+                "or replace it: text.encode('utf-8', 'replace').decode()."
+            ) from None
 
 
 def _plain(stem: str) -> str:
