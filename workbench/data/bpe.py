@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SIZE, MIN_COUNT = 16_384, 2
-UNIT = re.compile(
-    rb"[^\n]{,65535}+\n|[^\n]{65536}[^\n ]{,65536}+\n?[\x80-\xbf]{,3}|[^\n]+"
-)
+UNIT = re.compile(rb"[^\n]{,65535}+\n|[^\n]{65536}[^\n ]{,65536}+\n?[\x80-\xbf]{,3}|[^\n]+")
 """what is encoded by itself"""
 LEARN_BYTES = 64 << 20
 DISTINCT_BYTES = 8 << 20
@@ -116,7 +114,9 @@ class BpeVocabulary(Vocabulary):
         try:
             data = json.loads(path.read_bytes())
         except OSError as error:
-            raise DataMissing(f"{path}: got '{error.strerror}', expected a tokenizer.json") from None
+            raise DataMissing(
+                f"{path}: got '{error.strerror}', expected a tokenizer.json"
+            ) from None
         except ValueError as error:
             raise _unfit(path, f"a file that is no JSON ({error})") from None
         if reason := _fault(data):

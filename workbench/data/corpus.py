@@ -47,8 +47,9 @@ class Corpus:
 
     Attributes:
         name: what to call it in titles.
-        level: "byte", "char" or "word".
-        unit: what a token counts as in results: "character" (byte and char level) or "word".
+        level: "byte", "char", "word" or "bpe".
+        unit: what a token counts as in results: "character" (byte and char level), "word", or
+            "token" (BPE level).
         vocabulary: ids and symbols.
         splits: "train", "valid", "test": 1-D token ids in the smallest storage type, mapped.
         info: plain data that identifies the text (sha256, sizes, rule of the splits, ...).
@@ -76,7 +77,7 @@ class Corpus:
         return [json.loads(line) for line in lines]
 
     def text(self, split: str) -> bytes:
-        """A split as bytes: exact at byte level; at word level blanks are as `decode` puts them."""
+        """A split as bytes: exact at byte and BPE level; words have blanks as `decode` puts them."""
         return self.vocabulary.raw(self.splits[split])
 
     def check(self) -> None:

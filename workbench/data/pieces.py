@@ -12,6 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from workbench.data.bpe import units
 from workbench.data.vocabulary import Level
 from workbench.errors import DataError
 
@@ -82,6 +83,22 @@ def whole(members: Sequence[Member]) -> list[Piece]:
     return [p for m in members for p in (Piece(m.path, 0, m.bytes), NEWLINE)]
 
 
+def mixed(pieces: Sequence[Piece], size: int) -> list[Piece]:
+    """The pieces of files in ranges of at most `size` bytes, in the same mixed order everywhere.
+
+    However few are read from the beginning on, they are spread evenly over the text.
+    """
+    ranges = [
+        Piece(path, at, min(at + size, stop))
+        for path, start, stop in pieces
+        if path
+        for at in range(start, stop, size)
+    ]
+    # their numbers with the bits in reverse: 0, 1/2, 1/4, 3/4, 1/8, ... of the way
+    order = sorted(range(len(ranges)), key=lambda i: f"{i:064b}"[::-1])
+    return [ranges[i] for i in order]
+
+
 def ends_line(piece: Piece) -> bool:
     """Whether a range of a file ends with a newline."""
     assert piece.path is not None
@@ -109,7 +126,9 @@ def split_by_position(
         for index, name in enumerate(SPLITS):
             inside = min(edges[index], end) - begin + piece.start
             if index < 2 and piece.path is not None and piece.start < inside < piece.stop:
-                inside = _forward(piece.path, inside, piece.stop, level)
+                # a line may be the whole text, so that even at BPE level it is cut
+                symbol: Level = "char" if level == "bpe" else level
+                inside = _forward(piece.path, inside, piece.stop, symbol)
             if inside > at:
                 result[name].append(Piece(piece.path, at, inside))
                 at = inside
@@ -172,7 +191,7 @@ def blocks(
     pieces: Sequence[Piece],
     watch: Callable[[Path, bytes], None] | None = None,
 ) -> Iterator[Any]:
-    """What `Vocabulary.ids` takes: bytes at byte level, else str that ends with no torn symbol.
+    """What `Vocabulary.ids` takes: bytes at byte and BPE level, else str; no symbol is torn.
 
     Raises:
         DataError: the text is no UTF-8 (char and word level).
@@ -180,6 +199,9 @@ def blocks(
     if level == "byte":
         for _, _, block in raw_blocks(pieces, watch):
             yield block
+        return
+    if level == "bpe":
+        yield from units(block for _, _, block in raw_blocks(pieces, watch))
         return
     if level == "char":
         yield from _decoded(pieces, watch, level)

@@ -192,7 +192,7 @@ def write(
         **about,
         "format": FORMAT,
         "level": level,
-        "unit": "word" if level == "word" else "character",
+        "unit": {"word": "word", "bpe": "token"}.get(level, "character"),
         "vocabulary_size": vocabulary.size,
         "dtype": vocabulary.dtype().str,
         "files": len(members),

@@ -23,13 +23,17 @@ from pydantic import BeforeValidator
 
 from workbench.config import Config, load, model_validator
 from workbench.data import store
+from workbench.data.bpe import BpeVocabulary
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.pieces import (
+    BLOCK_BYTES,
     NEWLINE,
     SPLITS,
     Member,
     Piece,
     ends_line,
+    mixed,
+    raw_blocks,
     split_by_file,
     split_by_position,
 )
@@ -93,7 +97,8 @@ class Text(CorpusConfig):
     """A file, a folder, a pattern such as `books/**/*.txt`, or a list of these; relative to the
     working directory, `~` is the home folder. null where `split` names the files."""
     level: Level = "byte"
-    """What a token is: a byte, a Unicode character, or a blank-separated word."""
+    """What a token is: a byte, a Unicode character, a blank-separated word, or a frequent string
+    of bytes (`bpe`: byte-pair encoding, learned from train)."""
     split: Split = (0.9, 0.05, 0.05)
     """Shares of train, valid and test (0 for no test split), or the files of each:
     `{train: ..., valid: ..., test: ...}`, each as `path`."""
@@ -190,8 +195,13 @@ class Text(CorpusConfig):
             "split_rule": rule,
         }
         split_of = {m.name: s for s, group in chosen.items() for m in group}
-        store.write(folder, self.level, splits, members, split_of, about)
+        known = self._tokens(splits) if self.level == "bpe" else None
+        store.write(folder, self.level, splits, members, split_of, about, vocabulary=known)
         logger.info("prepared %s: %d file(s) at %s level", self.dataset, len(members), self.level)
+
+    def _tokens(self, splits: dict[str, list[Piece]]) -> BpeVocabulary:
+        blocks = raw_blocks(mixed(splits["train"], BLOCK_BYTES >> 4))
+        return BpeVocabulary.learn(block for _, _, block in blocks)
 
     def _by_file(self, members: list[Member]) -> dict[str, list[Member]]:
         """Whole files of each split; nothing where the text is to be cut by position."""
