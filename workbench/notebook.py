@@ -283,6 +283,7 @@ def save_evaluation(
         "recipe": view.recipe.name,
         "n_parameters": view.model.n_parameters,
         "unit": view.corpus.unit,
+        "comparable": view.corpus.comparable,
         "splits": {
             split: {
                 "loss_nats": score.mean_nats,

@@ -70,8 +70,7 @@ pre { font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; }
 def summary(folder: RunFolder) -> dict[str, str]:
     """One row of the closing table, from what the run and its notebooks left in the folder."""
     status, train = folder.status(), folder.records("train")
-    found = folder.path / EVALUATION
-    result = json.loads(found.read_text("utf-8")) if found.is_file() else {}
+    result = evaluation(folder)
     splits = result.get("splits", {})
     unit = "char" if result.get("unit", "character") == "character" else result["unit"]
     row = {
@@ -96,6 +95,12 @@ def summary(folder: RunFolder) -> dict[str, str]:
     return row
 
 
+def evaluation(folder: RunFolder) -> dict[str, Any]:
+    """What `notebooks/evaluate.ipynb` measured; empty before it has run."""
+    found = folder.path / EVALUATION
+    return json.loads(found.read_text("utf-8")) if found.is_file() else {}
+
+
 def _method(score: Mapping[str, Any]) -> str:
     """How a split was scored: the tokens each layer looks back over, or all where a recurrent
     state has seen the whole text."""
@@ -110,8 +115,7 @@ def _steps(done: int, planned: int) -> str:
 
 def against_baselines(folder: RunFolder) -> str:
     """Bits of the model and of the baselines on the same test text, in a line."""
-    found = folder.path / EVALUATION
-    result = json.loads(found.read_text("utf-8")) if found.is_file() else {}
+    result = evaluation(folder)
     if not result:
         return f"{folder.recipe().name} is not evaluated yet"
     own = bits_per_token(result["splits"]["test"]["loss_nats"])
@@ -154,6 +158,8 @@ def build(path: Path, folders: Sequence[RunFolder]) -> Path:
         source = f" ({recipe.source.paper})" if recipe.source.paper else ""
         parts.append(f"<h2 id='{_id(i)}'>{html.escape(recipe.name)}</h2>")
         parts.append(f"<p class='about'>{html.escape(recipe.about + source)}</p>")
+        if told := evaluation(folder).get("comparable"):
+            parts.append(f"<p class='about'>Comparable: {html.escape(told)}.</p>")
         parts += [_figure(file, f"{_id(i)}-{file.stem}") for file in figures(folder)]
     parts.append("</main></body></html>")
     partial = path.with_name(path.name + ".partial")

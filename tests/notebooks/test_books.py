@@ -78,6 +78,9 @@ def test_the_demo_from_end_to_end(tmp_path: Path, span_recipe: Path, delta_recip
     assert delta_row["mean span"] == "-" and "delta_rule" in delta_row["backends"]
     result = json.loads((out / "tiny-span" / "evaluation.json").read_text("utf-8"))
     assert result["splits"]["test"]["tokens"] == result["splits"]["valid"]["tokens"] > 5000
+    assert "runs on the same sha256" in result["comparable"]
+    page = (out / "report.html").read_text("utf-8")
+    assert f"Comparable: {result['comparable']}." in page
     assert set(result["baselines_bits"]) == {"unigram", "gzip", "xz"}
     assert str(out / "report.html") in text and "tiny-delta-fast_weights.ipynb" in text
 

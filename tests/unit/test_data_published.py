@@ -238,8 +238,23 @@ def test_it_is_prepared_once_and_anew_where_the_rule_differs(root):
 def test_other_files_than_the_published_ones_are_told(root, caplog):
     put(root, "ptb", WORDS)
     with caplog.at_level(logging.WARNING, "workbench"):
-        Published(name="ptb", rule="awd-lstm").open()
-    assert "got 6 symbols in 8 training tokens, the published text has 10000" in caplog.text
+        corpus = Published(name="ptb", rule="awd-lstm").open()
+    says = "got symbols 6, train 8, valid 6, test 4, expected symbols 10,000, train 929,589, valid"
+    assert says in caplog.text
+    assert corpus.comparable.startswith(
+        f"only with runs on the same sha256 {corpus.info['sha256']}"
+    )
+
+
+def test_with_what_the_published_files_are_comparable(root, caplog, monkeypatch):
+    put(root, "ptb", WORDS)
+    facts = {"symbols": 6, "tokens": {"train": 8, "valid": 6, "test": 4}, "comparable": "with A"}
+    it = registry.entry("ptb")
+    rules = {"awd-lstm": load(registry.RuleFacts, facts)}
+    monkeypatch.setattr(registry, "entry", lambda _: it.model_copy(update={"rules": rules}))
+    with caplog.at_level(logging.WARNING, "workbench"):
+        corpus = Published(name="ptb", rule="awd-lstm").open()
+    assert corpus.comparable == "with A" and not caplog.text
 
 
 @pytest.mark.parametrize("name", ["enwik8", "text8"])

@@ -71,6 +71,13 @@ class Corpus:
         sizes = ", ".join(f"{name} {len(ids):,}" for name, ids in self.splits.items())
         return f"Corpus({self.name}, {self.level} level, {self.vocabulary.size} symbols; {sizes})"
 
+    @property
+    def comparable(self) -> str:
+        """With which results, of other runs or of papers, one on this text may be compared."""
+        if told := self.info.get("comparable"):
+            return str(told)
+        return f"only with runs on the same sha256 {self.info['sha256']}, split and vocabulary"
+
     def files(self) -> list[dict[str, Any]]:
         """The recorded source files: sha256, bytes, path and split ("" where files are cut)."""
         lines = (self.folder / "files.jsonl").read_text("ascii").splitlines()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from workbench.config import model_validator
+from workbench.config import dump, model_validator
 from workbench.data import registry, store
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.pieces import (
@@ -79,14 +79,23 @@ class Published(CorpusConfig):
         key = store.key(members, {"name": self.name, "rule": self.rule})
         name = f"published-{self.name}-{self.rule}-{key}"
         corpus = store.obtain(name, lambda folder: self._build(folder, members))
-        if corpus.vocabulary.size != self.n_symbols:
-            logger.warning(
-                "%s by the rule of %s: got %d symbols in %d training tokens, the published text "
-                "has %d; results with these files are not comparable with published ones",
-                *(self.name, self.rule, corpus.vocabulary.size, len(corpus.splits["train"])),
-                self.n_symbols,
-            )
+        self._compare(corpus)
         return corpus
+
+    def _compare(self, corpus: Corpus) -> None:
+        """Say with which figures results on these files may be compared, or that none are."""
+        facts = registry.entry(self.name).rules[self.rule]
+        known = {"symbols": facts.symbols, **(dump(facts.tokens) if facts.tokens else {})}
+        got = {"symbols": corpus.vocabulary.size, **corpus.info["tokens"]}
+        if differ := [f"{what} {got[what]:,}" for what in known if got[what] != known[what]]:
+            logger.warning(
+                "%s by the rule %s: got %s, expected %s%s as the published text has; results with "
+                "these files are not comparable with published ones",
+                *(self.name, self.rule, ", ".join(differ), "" if facts.verified else "about "),
+                ", ".join(f"{what} {count:,}" for what, count in known.items()),
+            )
+        else:
+            corpus.info["comparable"] = facts.comparable
 
     def _members(self, folder: Path) -> list[Member]:
         """The three prepared files, or the one raw file of enwik8 and text8."""

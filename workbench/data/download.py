@@ -1,0 +1,199 @@
+"""Files over HTTP: from one of several mirrors, resumed where they broke off, verified.
+
+What arrives is kept beside its place as `<place>.part`; a whole and verified file is renamed, so
+what lies at its place was never half. One process at a time fetches a file. Where no checksum is
+known, the sha256 of the first file is kept as `<place>.sha256`, and compared ever after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+import requests
+from filelock import FileLock, Timeout
+
+from workbench.data.transfer import BLOCK_BYTES, Broken, Partial, Patience, Refused
+from workbench.errors import DataError, DataMissing, WorkbenchError
+
+logger = logging.getLogger("workbench")
+NONE: Mapping[str, str] = MappingProxyType({})
+PATIENCE = Patience()
+
+
+def fetch(
+    urls: Sequence[str],
+    place: Path,
+    *,
+    bytes: int | None = None,
+    checksums: Mapping[str, str] = NONE,
+    limit_bytes: int = 64 << 30,
+    patience: Patience = PATIENCE,
+) -> Path:
+    """The whole, verified file at `place`; without a request where it is there already.
+
+    Safe to interrupt at any moment (the next call goes on from there), and to call from several
+    processes at once (one fetches, the others wait).
+
+    Args:
+        urls: mirrors of the same file, in the order in which they are tried.
+        place: the path of the file.
+        bytes: its exact size, where that is known.
+        checksums: by algorithm ("md5", "sha1", "sha256"); all must hold.
+        limit_bytes: of a file whose size is not known.
+        patience: with each address.
+
+    Raises:
+        DataMissing: no address gave the file; says why for each, and what to put where by hand.
+        DataError: the file that is there is another one, or nothing can be written there.
+    """
+    with writing(place):
+        if not place.is_file():
+            with alone(place):
+                # another process may have fetched it meanwhile
+                if not place.is_file():
+                    _fetch(urls, place, bytes, checksums or _recorded(place), limit_bytes, patience)
+        return verify(place, checksums, bytes)
+
+
+def verify(place: Path, checksums: Mapping[str, str] = NONE, bytes: int | None = None) -> Path:
+    """Compare a file with its size and checksums, or with its sha256 at its first use.
+
+    Raises:
+        DataError: it is another file.
+    """
+    known = checksums or _recorded(place)
+    if fault := _fault(place, bytes, known):
+        recorded = known is not checksums and known
+        first = " as at its first use" if recorded else ""
+        trust = f", or delete {_record(place).name} beside it to trust this one" if recorded else ""
+        raise DataError(
+            f"{place}: {fault}{first}. Put the right file there, or delete this one so that it "
+            f"can be downloaded again{trust}"
+        )
+    if not known:
+        try:
+            _record(place).write_text(_digests(place, ["sha256"])["sha256"] + "\n", "ascii")
+        except OSError as error:
+            logger.warning("%s: its sha256 cannot be recorded (%s)", place, error.strerror)
+    return place
+
+
+@contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Keep every other process, and thread, from work on the same place meanwhile."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{place}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("%s: another process is at work on it; waiting for that", place)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Say in a user's words that a disk is full or a folder read-only."""
+    try:
+        yield
+    except WorkbenchError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"{place}: got '{error.strerror or error}', expected to write there. Make room, mend "
+            "the permissions, or set the environment variable WORKBENCH_DATA to another folder"
+        ) from None
+
+
+def _fetch(
+    urls: Sequence[str],
+    place: Path,
+    size: int | None,
+    checksums: Mapping[str, str],
+    limit_bytes: int,
+    patience: Patience,
+) -> None:
+    """Fetch from the first address that has the file."""
+    partial = Partial(place, size, bool(checksums), limit_bytes)
+    reasons = []
+    with requests.Session() as session:
+        for url in urls:
+            try:
+                _patiently(partial, session, url, checksums, patience)
+            except Refused as reason:
+                reasons.append(f"  {url}: {reason}\n")
+                continue
+            with partial.path.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial.path, place)
+            return partial.discard()
+    raise DataMissing(
+        f"{place.name}: got no such file from any of {len(reasons)} address(es):\n"
+        f"{''.join(reasons)}Run again when one can be reached (what has arrived is kept), or "
+        f"download the file on another machine and put it at {place}"
+    )
+
+
+def _patiently(
+    partial: Partial,
+    session: requests.Session,
+    url: str,
+    checksums: Mapping[str, str],
+    patience: Patience,
+) -> None:
+    """Attempts at one address, each from where the last one broke off."""
+    reached, failures = partial.arrived(), 0
+    while True:
+        try:
+            at_once = partial.complete(session, url, patience)
+            if not (fault := _fault(partial.path, partial.size, checksums)):
+                return
+            partial.discard()
+            # several responses may be of several files; one whole response is what is there
+            raise (Refused if at_once else Broken)(fault)
+        except Broken as reason:
+            failures += 1
+            if partial.arrived() >= reached + BLOCK_BYTES:
+                reached, failures = partial.arrived(), 1
+            if failures >= patience.attempts:
+                raise Refused(f"{reason} (attempt {failures})") from None
+            logger.info("%s: %s; trying again", url, reason)
+            time.sleep(max(patience.wait_s * 2 ** (failures - 1), reason.wait_s))
+
+
+def _record(place: Path) -> Path:
+    return place.with_name(f"{place.name}.sha256")
+
+
+def _recorded(place: Path) -> Mapping[str, str]:
+    record = _record(place)
+    return {"sha256": record.read_text("ascii").strip()} if record.is_file() else NONE
+
+
+def _digests(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Hexadecimal digests of a file, read once."""
+    hashes = {name: hashlib.new(name, usedforsecurity=False) for name in names}
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            for digest in hashes.values():
+                digest.update(block)
+    return {name: digest.hexdigest() for name, digest in hashes.items()}
+
+
+def _fault(path: Path, size: int | None, checksums: Mapping[str, str]) -> str:
+    """What is wrong with a file; nothing where it is the right one."""
+    if size is not None and (got := path.stat().st_size) != size:
+        return f"got {got} bytes, expected {size}"
+    digests = _digests(path, list(checksums)) if checksums else {}
+    wrong = [n for n, digest in digests.items() if digest != checksums[n].lower()]
+    return ", ".join(f"got {n} {digests[n]}, expected {checksums[n].lower()}" for n in wrong)
