@@ -84,7 +84,7 @@ class Corpus:
         return [json.loads(line) for line in lines]
 
     def text(self, split: str) -> bytes:
-        """A split as bytes: exact at byte and BPE level; words have blanks as `decode` puts them."""
+        """A split as bytes: exact at byte and BPE level; words are parted as `decode` does."""
         return self.vocabulary.raw(self.splits[split])
 
     def check(self) -> None:
