@@ -153,28 +153,40 @@ def _nll(model: LanguageModel, cache: CacheConfig | None) -> Read:
 
 def check(model: LanguageModel, tokens: Tensor, config: EvalConfig) -> None:
     """Refuse a text that cannot be scored so; see `evaluate`."""
-    if tokens.ndim != 1 or len(tokens) < 2:
-        raise DataError(
-            f"got a text of shape {tuple(tokens.shape)}, expected one row of at least 2 tokens: "
-            "the first is only read, every other is scored. Give a longer text"
-        )
+    check_length(tokens, config)
     top = int(tokens[: config.max_tokens].max())
     if top >= model.vocab_size:
         raise DataError(
             f"got token id {top}, but the model knows {model.vocab_size} symbols (0 to "
             f"{model.vocab_size - 1}); encode the text with the vocabulary the model was trained on"
         )
-    if (length := len(tokens[: config.max_tokens])) < config.least_tokens:
-        field = "batch_size" if config.method == "streams" else "n_streams"
-        raise DataError(
-            f"got a text of {length:,} tokens for {config.streams} streams, expected at least "
-            f"{config.least_tokens:,}; give a longer text or a smaller eval.{field}"
-        )
     kind = model.config.restarting
     if config.method == "carried" and kind is not None:
         raise ConfigError(
             f"eval.method is carried, but the model's positions are {kind}, whose codes restart at "
             "each segment: the result would depend on segment_len. Write eval.method: windows"
+        )
+
+
+def check_length(tokens: Tensor, config: EvalConfig, name: str = "text") -> None:
+    """Refuse a text that is too short to be scored so.
+
+    Args:
+        tokens: (n,) ids.
+        name: of the text, for the message.
+    """
+    if tokens.ndim != 1 or len(tokens) < 2:
+        raise DataError(
+            f"{name}: got a text of shape {tuple(tokens.shape)}, expected one row of at least 2 "
+            "tokens: the first is only read, every other is scored. Give a longer text, or a "
+            "larger share of it (corpus.split)"
+        )
+    if (length := len(tokens[: config.max_tokens])) < config.least_tokens:
+        field = "batch_size" if config.method == "streams" else "n_streams"
+        raise DataError(
+            f"{name}: got a text of {length:,} tokens for {config.streams} streams, expected at "
+            f"least {config.least_tokens:,}; give a longer text, a larger share of it "
+            f"(corpus.split) or a smaller eval.{field}"
         )
 
 

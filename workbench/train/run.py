@@ -66,11 +66,12 @@ def start(
     device = choose_device(recipe.train.device)
     task = open_task(recipe)
     _same_corpus(folder, task)
+    batches = task.batches(device)
     model: Model = build_model(recipe.model, task.vocab_size, seed=recipe.train.seed).to(device)
     task.check(model)
     if origin is not None:
         checkpoint.load_weights(origin, model)
-    trainer = Trainer(model, task.batches(device), recipe.train, recipe.name)
+    trainer = Trainer(model, batches, recipe.train, recipe.name)
     if origin is not None and recipe.train.start_optimizer == "continued":
         trainer.adopt(checkpoint.load_state(origin))
     run = Run(recipe, task, folder, trainer)

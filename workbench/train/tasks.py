@@ -10,12 +10,11 @@ from torch import Tensor
 
 from workbench.data.batches import Batches
 from workbench.data.retrieval import RetrievalBatches, questions
-from workbench.errors import DataError
 from workbench.models.base import Model, evaluating
 from workbench.models.language_model import LanguageModel
 from workbench.recipe import AnyRecipe, Recipe, RetrievalRecipe
 from workbench.train.config import EvalConfig
-from workbench.train.evaluate import check, evaluate
+from workbench.train.evaluate import check, check_length, evaluate
 
 
 class Validation(NamedTuple):
@@ -64,13 +63,10 @@ class TextTask(Task):
 
     def __init__(self, recipe: Recipe):
         self.recipe, self.corpus = recipe, recipe.data.corpus.open()
-        for split in ("train", "valid"):
-            if len(self.corpus.splits[split]) < 2:
-                raise DataError(
-                    f"the {split} split of {self.corpus.name} has "
-                    f"{len(self.corpus.splits[split])} tokens, expected at least 2; give a longer "
-                    "text"
-                )
+        check_length(*self._validation(), f"{self.corpus.name}, valid")
+        # a text without a test split is trained on all the same
+        if len(test := self.corpus.splits["test"]):
+            check_length(test, recipe.eval, f"{self.corpus.name}, test")
         self.vocab_size, self.info = self.corpus.vocabulary.size, self.corpus.info
 
     def batches(self, device: torch.device) -> Batches:
