@@ -32,18 +32,18 @@ def perplexity(nats: float) -> float:
         return math.inf
 
 
-def describe(nats: float, unit: str, bytes_per_token: float = 1.0) -> str:
+def describe(nats: float, unit: str, bytes_per_token: float | None = None) -> str:
     """A mean loss as it is published for this unit.
 
     Args:
         nats: mean loss per token.
         unit: of the corpus: "character" gives bits per character, any other perplexity first.
-        bytes_per_token: of the scored text; other than 1 it adds bits per byte, which compare
+        bytes_per_token: of the scored text; known and not 1 it adds bits per byte, which compare
             across vocabularies.
     """
     bits = f"{bits_per_token(nats):.3f} bits per {unit}"
     told = bits if unit == "character" else f"perplexity {perplexity(nats):.2f} ({bits})"
-    if bytes_per_token == 1:
+    if bytes_per_token is None or bytes_per_token == 1:
         return told
     return f"{told}, {bits_per_token(nats) / bytes_per_token:.3f} bits per byte"
 

@@ -76,7 +76,8 @@ class Corpus:
         """With which results, of other runs or of papers, one on this text may be compared."""
         if told := self.info.get("comparable"):
             return str(told)
-        return f"only with runs on the same sha256 {self.info['sha256']}, split and vocabulary"
+        same = f"only with runs on the same sha256 {self.info['sha256']}, split and vocabulary"
+        return same + ("; bits per byte with every level" if self.unit == "token" else "")
 
     def files(self) -> list[dict[str, Any]]:
         """The recorded source files: sha256, bytes, path and split ("" where files are cut)."""
