@@ -95,7 +95,7 @@ def score(
     """What each token of a text costs.
 
     The model is left as it was, and no gradient is kept. Symbols that the vocabulary lacks are
-    scored as `<unk>` and counted, with a warning in the log (none are lacking at byte and BPE level).
+    scored as `<unk>` and counted, with a warning in the log (none at byte and BPE level).
 
     Args:
         source: a run, its folder, or a model.

@@ -148,22 +148,36 @@ def test_blocks_change_neither_units_nor_ids(bpe, size):
         assert ids == bpe.ids(text).tolist()
 
 
-@pytest.mark.parametrize("block", [1, 7, 1 << 20])
-def test_a_corpus_does_not_depend_on_blocks(tmp_path, monkeypatch, block):
+@pytest.mark.parametrize(("block", "chunk"), [(7, 1), (1, 50), (1 << 20, 333), (64, 1 << 20)])
+def test_a_corpus_does_not_depend_on_blocks_and_chunks(tmp_path, monkeypatch, block, chunk):
     path = tmp_path / "t.txt"
-    path.write_text(PROSE * 30, encoding="utf-8")
+    path.write_text((PROSE + "a line that goes on " * 12) * 30, encoding="utf-8")
     expected = Text(path=str(path), level="bpe").open()
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "other"))
-    blocks = pieces.blocks
-
-    def small(level, ranges, watch=None):
-        monkeypatch.setattr(pieces, "BLOCK_BYTES", block)
-        return blocks(level, ranges, watch)
-
-    monkeypatch.setattr("workbench.data.store.blocks", small)
+    monkeypatch.setattr("workbench.data.pieces.BLOCK_BYTES", block)
+    monkeypatch.setattr("workbench.data.prepare.CHUNK_BYTES", chunk)
     got = Text(path=str(path), level="bpe").open()
     assert got.folder != expected.folder
     assert got.info["tokens_sha256"] == expected.info["tokens_sha256"]
+    assert got.vocabulary.symbols() == expected.vocabulary.symbols()
+
+
+def test_chunks_of_several_files_end_with_lines(tmp_path, monkeypatch, bpe):
+    texts = [b"one\n\ntwo", b"", b"\n", b"three \n four " * 20, b"x" * 300]
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_bytes(text)
+    ranges = [
+        p
+        for i, t in enumerate(texts)
+        for p in (Piece(tmp_path / f"{i}.txt", 0, len(t)), pieces.NEWLINE)
+    ]
+    whole = b"".join(text + b"\n" for text in texts)
+    for size in (1, 7, 64, 10**6):
+        cut = pieces.chunks(ranges, "bpe", size)
+        parts = [b"".join(b for *_, b in pieces.raw_blocks(group)) for group in cut]
+        assert b"".join(parts) == whole and all(part.endswith(b"\n") for part in parts)
+        ids = [i for group in cut for b in pieces.blocks("bpe", group) for i in bpe.ids(b)]
+        assert ids == bpe.ids(whole).tolist()
 
 
 def test_a_corpus_of_any_bytes(tmp_path):

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 MAX_SIZE, MIN_COUNT = 16_384, 2
 UNIT = re.compile(rb"[^\n]{,65535}+\n|[^\n]{65536}[^\n ]{,65536}+\n?[\x80-\xbf]{,3}|[^\n]+")
 """what is encoded by itself"""
+PART_BYTES = 256 << 10
+"""of a text that are read at one place to learn from"""
 LEARN_BYTES = 64 << 20
 DISTINCT_BYTES = 8 << 20
 """of words; the memory of learning follows them, about 100 bytes for each"""

@@ -23,10 +23,9 @@ from pydantic import BeforeValidator
 
 from workbench.config import Config, load, model_validator
 from workbench.data import store
-from workbench.data.bpe import BpeVocabulary
+from workbench.data.bpe import PART_BYTES, BpeVocabulary
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.pieces import (
-    BLOCK_BYTES,
     NEWLINE,
     SPLITS,
     Member,
@@ -37,12 +36,28 @@ from workbench.data.pieces import (
     split_by_file,
     split_by_position,
 )
+from workbench.data.prepare import Counted, Rule
 from workbench.data.sources import find, plain_name
-from workbench.data.vocabulary import ByteVocabulary, Level
+from workbench.data.symbols import Symbols
+from workbench.data.vocabulary import (
+    BYTES,
+    ByteVocabulary,
+    CharVocabulary,
+    Level,
+    WordVocabulary,
+)
 from workbench.errors import DataError
 
 logger = logging.getLogger("workbench")
 FILES_FOR_WHOLE = 20
+# held-out text never shapes the vocabulary: train alone is counted
+RULES: dict[str, Rule] = {
+    "byte": BYTES,
+    "char": Counted(
+        Symbols("char", newline="\n"), lambda counts: CharVocabulary.learn(counts["train"])
+    ),
+    "word": Counted(Symbols("word"), lambda counts: WordVocabulary.learn(counts["train"])),
+}
 
 
 def _names(data: Any) -> Any:
@@ -195,13 +210,13 @@ class Text(CorpusConfig):
             "split_rule": rule,
         }
         split_of = {m.name: s for s, group in chosen.items() for m in group}
-        known = self._tokens(splits) if self.level == "bpe" else None
-        store.write(folder, self.level, splits, members, split_of, about, vocabulary=known)
+        how = self._tokens(splits) if self.level == "bpe" else RULES[self.level]
+        store.write(folder, splits, how, members, split_of, about)
         logger.info("prepared %s: %d file(s) at %s level", self.dataset, len(members), self.level)
 
     def _tokens(self, splits: dict[str, list[Piece]]) -> BpeVocabulary:
-        blocks = raw_blocks(mixed(splits["train"], BLOCK_BYTES >> 4))
-        return BpeVocabulary.learn(block for _, _, block in blocks)
+        parts = mixed(splits["train"], PART_BYTES)
+        return BpeVocabulary.learn(b"".join(b for *_, b in raw_blocks([part])) for part in parts)
 
     def _by_file(self, members: list[Member]) -> dict[str, list[Member]]:
         """Whole files of each split; nothing where the text is to be cut by position."""
