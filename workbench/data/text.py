@@ -23,6 +23,7 @@ from pydantic import BeforeValidator
 
 from workbench.config import Config, load, model_validator
 from workbench.data import store
+from workbench.data.bpe import PART_BYTES, BpeVocabulary
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.pieces import (
     NEWLINE,
@@ -30,6 +31,8 @@ from workbench.data.pieces import (
     Member,
     Piece,
     ends_line,
+    mixed,
+    raw_blocks,
     split_by_file,
     split_by_position,
 )
@@ -109,7 +112,8 @@ class Text(CorpusConfig):
     """A file, a folder, a pattern such as `books/**/*.txt`, or a list of these; relative to the
     working directory, `~` is the home folder. null where `split` names the files."""
     level: Level = "byte"
-    """What a token is: a byte, a Unicode character, or a blank-separated word."""
+    """What a token is: a byte, a Unicode character, a blank-separated word, or a frequent string
+    of bytes (`bpe`: byte-pair encoding, learned from train)."""
     split: Split = (0.9, 0.05, 0.05)
     """Shares of train, valid and test (0 for no test split), or the files of each:
     `{train: ..., valid: ..., test: ...}`, each as `path`."""
@@ -206,8 +210,13 @@ class Text(CorpusConfig):
             "split_rule": rule,
         }
         split_of = {m.name: s for s, group in chosen.items() for m in group}
-        store.write(folder, splits, RULES[self.level], members, split_of, about)
+        how = self._tokens(splits) if self.level == "bpe" else RULES[self.level]
+        store.write(folder, splits, how, members, split_of, about)
         logger.info("prepared %s: %d file(s) at %s level", self.dataset, len(members), self.level)
+
+    def _tokens(self, splits: dict[str, list[Piece]]) -> BpeVocabulary:
+        parts = mixed(splits["train"], PART_BYTES)
+        return BpeVocabulary.learn(b"".join(b for *_, b in raw_blocks([part])) for part in parts)
 
     def _by_file(self, members: list[Member]) -> dict[str, list[Member]]:
         """Whole files of each split; nothing where the text is to be cut by position."""
