@@ -107,7 +107,7 @@ def test_a_folder_holds_all_kinds_side_by_side(tmp_path, caplog):
     lines = joined(Text(path="t").open()).split()
     assert lines == [b"%d" % i * 30 for i in (0, 1, 2, 3, 5, 6)]
     assert "left out, the same text is there unpacked: 5.txt.gz" in caplog.text
-    assert len(joined(Text(path="t/*.txt.*").open()).split()) == 6
+    assert b"the same, packed\n" in joined(Text(path="t/*.txt.*").open())
 
 
 def test_many_compressed_files_are_split_whole(tmp_path):
@@ -147,13 +147,13 @@ def test_an_archive_that_leads_out_of_its_folder_is_refused(tmp_path, prepared):
 
 @pytest.mark.parametrize("ending", [*PACKERS, "zip"])
 def test_a_bomb_stops_at_the_limit(tmp_path, prepared, ending):
-    zeros = bytes(30 << 20)
+    zeros = bytes(12 << 20)
     packed = zipped(**{"a.txt": zeros}) if ending == "zip" else PACKERS[ending](zeros)
     path = write(tmp_path / f"a.txt.{ending}", packed)
     limit = {"path": path, "max_unpacked_bytes": 10 << 20}
     refused(DataError, "10,485,760 unpacked", "corpus.max_unpacked_bytes", **limit)
     assert list(prepared.iterdir()) == []
-    assert len(Text(path=path, max_unpacked_bytes=30 << 20).open().splits["train"]) == 28311552
+    assert len(Text(path=path, max_unpacked_bytes=12 << 20).open().splits["train"]) == 11324620
 
 
 def test_the_limit_is_for_all_files_together(tmp_path):

@@ -14,17 +14,21 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import cast
 
 from workbench.data import archives
+from workbench.data.compressed import unpacked
 from workbench.data.pieces import Member, member
 from workbench.errors import DataError, DataMissing
 
 logger = logging.getLogger("workbench")
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 ARCHIVES = (".zip", ".tar", ".tgz", *(".tar" + ending for ending in COMPRESSED))
+Blocks = Generator[bytes, None, None]
 MAGIC = "*?["
 ROOM_BYTES = 256 << 20
 """what unpacking leaves free on the disk"""
@@ -181,12 +185,15 @@ def unpack(members: Sequence[Member], folder: Path, glob: str, limit_bytes: int)
         if not m.name.endswith((*COMPRESSED, *ARCHIVES)):
             plain.append(m)
             continue
-        parts = []
-        for name, blocks in _contents(m, glob, limit_bytes):
-            place = folder / str(len(plain) + len(parts))
-            _write(blocks, place, m.path, limit_bytes - written)
-            parts.append(member(place, name))
-            written += parts[-1].bytes
+        parts: list[Member] = []
+        # closed at once, so that no file stays open where this ends early
+        with closing(_contents(m, glob, limit_bytes)) as contents:
+            for name, blocks in contents:
+                place = folder / str(len(plain) + len(parts))
+                with closing(blocks):
+                    _write(blocks, place, m.path, limit_bytes - written)
+                parts.append(member(place, name))
+                written += parts[-1].bytes
         if not parts:
             raise DataMissing(
                 f"{m.path}: got an archive without a file that matches '{glob}', expected text "
@@ -210,13 +217,13 @@ def check_unchanged(members: Sequence[Member]) -> None:
             )
 
 
-def _contents(m: Member, glob: str, limit_bytes: int) -> Iterator[tuple[str, Iterator[bytes]]]:
+def _contents(m: Member, glob: str, limit_bytes: int) -> Generator[tuple[str, Blocks], None, None]:
     """The files inside a compressed file or archive."""
     if not m.name.endswith(ARCHIVES):
-        yield m.name, archives.unpacked(m.path)
+        yield m.name, cast(Blocks, unpacked(m.path))
         return
     for part in archives.read(m.path, lambda n: matches(n, glob), limit_bytes=limit_bytes):
-        yield f"{m.name}/{part.name}", part.blocks
+        yield f"{m.name}/{part.name}", cast(Blocks, part.blocks)
 
 
 def _write(blocks: Iterator[bytes], place: Path, source: Path, limit_bytes: int) -> None:
