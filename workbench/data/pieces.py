@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +16,23 @@ from typing import Any, NamedTuple
 from workbench.data.vocabulary import Level
 from workbench.errors import DataError
 
-BLOCK_BYTES = 4 << 20
-BLANKS = b" \t\n\r"
+BLOCK_BYTES = 1 << 20
+WORD_CHARACTERS = 1 << 20
+"""a longer word is no word of a language"""
+WORD_BYTES = 4 * WORD_CHARACTERS
+_AHEAD = 1 << 16
+# bytes of the longest blank and one more: what may be torn at the end of a read
+_MARGIN = 4
+# what `str.split` takes for a blank, in UTF-8; `\r\n` is not torn, and a blank is no part of a word
+_BLANK = (
+    rb"[\t-\r\x1c-\x20]|\xc2[\x85\xa0]|\xe1\x9a\x80"
+    rb"|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80"
+)
+_ASCII_BLANKS = b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"
+_EDGES = {
+    "char": re.compile(rb"[^\x80-\xbf]"),
+    "word": re.compile(rb"(?<=[ \t\n])|(?<=\r)(?!\n)|(?<!\r)(?=" + _BLANK + rb")"),
+}
 SPLITS = ("train", "valid", "test")
 Fractions = tuple[float, float, float]
 
@@ -90,6 +106,28 @@ def ends_line(piece: Piece) -> bool:
         return file.read(1) == b"\n"
 
 
+def stripped(piece: Piece) -> Piece:
+    """A range of a file without the blanks (of ASCII) at its edges."""
+    path, start, stop = piece
+    assert path is not None
+    with path.open("rb") as file:
+        while start < stop:
+            file.seek(start)
+            data = file.read(min(_AHEAD, stop - start))
+            kept = len(data.lstrip(_ASCII_BLANKS))
+            start += len(data) - kept
+            if kept or not data:
+                break
+        while start < stop:
+            first = max(start, stop - _AHEAD)
+            file.seek(first)
+            kept = len(file.read(stop - first).rstrip(_ASCII_BLANKS))
+            stop = first + kept
+            if kept:
+                break
+    return Piece(path, start, stop)
+
+
 def split_by_position(
     pieces: Sequence[Piece], fractions: Fractions, level: Level
 ) -> dict[str, list[Piece]]:
@@ -109,7 +147,7 @@ def split_by_position(
         for index, name in enumerate(SPLITS):
             inside = min(edges[index], end) - begin + piece.start
             if index < 2 and piece.path is not None and piece.start < inside < piece.stop:
-                inside = _forward(piece.path, inside, piece.stop, level)
+                inside = forward(piece.path, inside, piece.stop, level)
             if inside > at:
                 result[name].append(Piece(piece.path, at, inside))
                 at = inside
@@ -117,32 +155,74 @@ def split_by_position(
     return result
 
 
-def _forward(path: Path, position: int, stop: int, level: Level) -> int:
-    """The first place from `position` on that tears no character (or word) in two."""
+def forward(path: Path, position: int, stop: int, level: Level) -> int:
+    """The first place from `position` on that tears no character (or word) in two.
+
+    Raises:
+        DataError: a word goes on for more than `WORD_BYTES`.
+    """
     if level == "byte":
         return position
+    at, edge = position, _EDGES[level]
     with path.open("rb") as file:
-        file.seek(position - 1)
-        before = file.read(1)
-        while position < stop and (block := file.read(min(4096, stop - position))):
-            for value in block:
-                if level == "char" and value & 0xC0 != 0x80:
-                    return position
-                if level == "word" and (before in BLANKS or value in BLANKS):
-                    return position
-                before = bytes((value,))
-                position += 1
-    return position
+        while at - position <= WORD_BYTES:
+            # one byte more at the front: what is no blank may end a word
+            file.seek(at - 1)
+            data = file.read(min(_AHEAD, stop - at + 1))
+            last = at - 1 + len(data) >= stop or len(data) <= _MARGIN
+            found = edge.search(data, 1)
+            if found and (last or found.start() <= len(data) - _MARGIN):
+                return at - 1 + found.start()
+            if last:
+                return stop
+            at += len(data) - _MARGIN
+    raise long_word(path, position)
 
 
-def raw_blocks(
-    pieces: Sequence[Piece], watch: Callable[[Path, bytes], None] | None = None
-) -> Iterator[tuple[Piece, int, bytes]]:
-    """The bytes of the pieces in order, as (piece, offset in its file, block).
+def long_word(path: Path | None, position: int) -> DataError:
+    """The fault of a text that is no text of words."""
+    return DataError(
+        f"{path}: got a word of more than {WORD_CHARACTERS:,} characters near byte offset "
+        f"{position:,}, expected words parted by blanks. Use `level: byte` or `level: char`."
+    )
+
+
+def chunks(
+    pieces: Sequence[Piece], level: Level, size: int, alone: bool = False
+) -> list[list[Piece]]:
+    """The pieces in groups of about `size` bytes; a larger piece is cut where no symbol is torn.
 
     Args:
-        pieces: what to read.
-        watch: called with every block read from a file (to hash what is read).
+        pieces: of one split, in order.
+        level: of the symbols.
+        size: bytes.
+        alone: begin a new group with every file.
+    """
+    groups: list[list[Piece]] = []
+    room = 0
+    for piece in pieces:
+        for part in _ranges(piece, level, size):
+            # a newline stays with what it ends
+            if not groups or (part.path and (room < part.stop - part.start or alone)):
+                groups.append([])
+                room = size
+            groups[-1].append(part)
+            room -= part.stop - part.start
+    return groups
+
+
+def _ranges(piece: Piece, level: Level, size: int) -> Iterator[Piece]:
+    path, at, stop = piece
+    while path is not None and stop - at > size:
+        cut = forward(path, at + size, stop, level)
+        yield Piece(path, at, cut)
+        at = cut
+    if at < stop:
+        yield Piece(path, at, stop)
+
+
+def raw_blocks(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, int, bytes]]:
+    """The bytes of the pieces in order, as (piece, offset in its file, block).
 
     Raises:
         DataError: a file became shorter since it was listed.
@@ -161,31 +241,25 @@ def raw_blocks(
                         f"{piece.path}: got {at} bytes, expected {piece.stop}: the file became "
                         "shorter while it was read. Run again when it is no longer written to."
                     )
-                if watch is not None:
-                    watch(piece.path, block)
                 yield piece, at, block
                 at += len(block)
 
 
-def blocks(
-    level: Level,
-    pieces: Sequence[Piece],
-    watch: Callable[[Path, bytes], None] | None = None,
-) -> Iterator[Any]:
+def blocks(level: Level, pieces: Sequence[Piece]) -> Iterator[Any]:
     """What `Vocabulary.ids` takes: bytes at byte level, else str that ends with no torn symbol.
 
     Raises:
         DataError: the text is no UTF-8 (char and word level).
     """
     if level == "byte":
-        for _, _, block in raw_blocks(pieces, watch):
+        for _, _, block in raw_blocks(pieces):
             yield block
         return
     if level == "char":
-        yield from _decoded(pieces, watch, level)
+        yield from _decoded(pieces, level)
         return
     held: list[str] = []
-    for text in _decoded(pieces, watch, level):
+    for text in _decoded(pieces, level):
         # only the new part is searched, so a line of any length costs its length once
         if cut := max(text.rfind(" "), text.rfind("\n")) + 1:
             yield "".join(held) + text[:cut]
@@ -195,11 +269,9 @@ def blocks(
         yield rest
 
 
-def _decoded(
-    pieces: Sequence[Piece], watch: Callable[[Path, bytes], None] | None, level: Level
-) -> Iterator[str]:
+def _decoded(pieces: Sequence[Piece], level: Level) -> Iterator[str]:
     torn = b""
-    for piece, at, block in raw_blocks(pieces, watch):
+    for piece, at, block in raw_blocks(pieces):
         data = torn + block
         last = piece.path is None or at + len(block) == piece.stop
         try:

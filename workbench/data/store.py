@@ -25,15 +25,15 @@ import numpy as np
 import torch
 
 from workbench.data.corpus import Corpus
-from workbench.data.pieces import SPLITS, Member, Piece, blocks, member
-from workbench.data.vocabulary import Level, Vocabulary, learn, restore
+from workbench.data.crew import Crew
+from workbench.data.pieces import SPLITS, Member, Piece, member
+from workbench.data.prepare import Rule, hash_jobs, write_tokens
+from workbench.data.vocabulary import restore
 from workbench.errors import DataError
 
 logger = logging.getLogger("workbench")
-FORMAT = 2
+FORMAT = 3
 ASIDE = ".unfinished-"
-Watch = Callable[[Path, bytes], None]
-Read = Callable[[Level, Sequence[Piece], Watch | None], Iterable[Any]]
 
 
 class Damaged(Exception):
@@ -162,65 +162,60 @@ def _alive(pid: int) -> bool:
 
 def write(
     folder: Path,
-    level: Level,
     splits: dict[str, list[Piece]],
+    rule: Rule,
     members: Sequence[Member],
     split_of: dict[str, str],
     about: dict[str, Any],
-    read: Read = blocks,
-    vocabulary: Vocabulary | None = None,
+    edges: bool = False,
 ) -> None:
-    """Encode all splits, record everything.
+    """Write the token files and the vocabulary, record everything.
 
     Args:
         folder: an empty folder.
-        level: of the tokens.
-        splits: the pieces of each split; none where there is no such split.
+        splits: the pieces of each split, none where there is no such split; above byte level each
+            ends with the end of a symbol.
+        rule: how symbols get ids: `Counted`, or a vocabulary made beforehand.
         members: the source files, for the record.
         split_of: split of each file's name, where whole files are split ("" otherwise).
         about: further entries of `info.json`; "name" among them.
-        read: gives pieces as the blocks that the vocabulary takes.
-        vocabulary: None learns it from train.
+        edges: record where the tokens of each file begin, as "edges" of `info.json`.
 
     Raises:
         DataError: the text cannot be decoded, or a split is left without two tokens.
     """
-    hashes = {m.path: hashlib.sha256() for m in members}
-    vocabulary = vocabulary or learn(level, read(level, splits["train"], None))
-    vocabulary.save(folder / "vocabulary.json")
+    n_bytes = {s: sum(p.stop - p.start for p in splits[s]) for s in SPLITS}
+    work = Crew()
+    hashes = work.map(hash_jobs(members))
+    written = write_tokens(folder, rule, splits, work, edges)
+    vocabulary = written.vocabulary
     info: dict[str, Any] = {
         **about,
         "format": FORMAT,
-        "level": level,
-        "unit": "word" if level == "word" else "character",
+        "level": vocabulary.level,
+        "unit": "word" if vocabulary.level == "word" else "character",
         "vocabulary_size": vocabulary.size,
         "dtype": vocabulary.dtype().str,
         "files": len(members),
-        "bytes": {s: sum(p.stop - p.start for p in splits[s]) for s in SPLITS},
+        "bytes": n_bytes,
+        "tokens": written.tokens,
+        "unknown": written.unknown,
+        "tokens_sha256": written.tokens_sha256,
+        **({"edges": written.edges} if edges else {}),
     }
-    counts = {
-        split: _encode(
-            folder / f"{split}.bin",
-            vocabulary,
-            read(level, splits[split], lambda path, block: hashes[path].update(block)),
-        )
-        for split in SPLITS
-    }
-    for field in ("tokens", "unknown", "tokens_sha256"):
-        info[field] = {split: counts[split][field] for split in SPLITS}
-    if min(n for split, n in info["tokens"].items() if splits[split]) < 2:
-        got = ", ".join(f"{split} {n}" for split, n in info["tokens"].items())
+    if min(n for split, n in written.tokens.items() if splits[split]) < 2:
+        got = ", ".join(f"{split} {n}" for split, n in written.tokens.items())
         raise DataError(
-            f"{about['name']}: got a text of {sum(info['bytes'].values())} bytes that gives {got} "
-            f"tokens at {level} level, expected at least 2 in each split. Use a longer text or a "
-            "larger share for the short split."
+            f"{about['name']}: got a text of {sum(n_bytes.values())} bytes that gives {got} "
+            f"tokens at {vocabulary.level} level, expected at least 2 in each split. Use a longer "
+            "text or a larger share for the short split."
         )
-    info["sha256"] = _record_files(folder, members, split_of, hashes)
+    info["sha256"] = _record_files(folder, members, split_of, [h for hs in hashes for h in hs])
     (folder / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
 
 
 def _record_files(
-    folder: Path, members: Sequence[Member], split_of: dict[str, str], hashes: dict[Path, Any]
+    folder: Path, members: Sequence[Member], split_of: dict[str, str], hashes: Sequence[str]
 ) -> str:
     """Write the list of source files; sha256 of the only file, or of the list for several.
 
@@ -228,38 +223,18 @@ def _record_files(
         DataError: a file changed since it was listed, so the record would be of another text.
     """
     lines = []
-    for m in members:
+    for m, sha256 in zip(members, hashes, strict=True):
         if member(m.path, m.name) != m:
             raise DataError(
                 f"{m.path}: got another size or modification time than at the start, expected a "
                 "file at rest. Run again when it is no longer written to."
             )
-        facts = {
-            "sha256": hashes[m.path].hexdigest(),
-            "bytes": m.bytes,
-            "split": split_of.get(m.name, ""),
-            "path": m.name,
-        }
+        split = split_of.get(m.name, "")
+        facts = {"sha256": sha256, "bytes": m.bytes, "split": split, "path": m.name}
         lines.append(json.dumps(facts) + "\n")
     manifest = "".join(lines).encode("ascii")
     (folder / "files.jsonl").write_bytes(manifest)
-    if len(members) == 1:
-        return str(hashes[members[0].path].hexdigest())
-    return hashlib.sha256(manifest).hexdigest()
-
-
-def _encode(path: Path, vocabulary: Vocabulary, blocks: Iterable[Any]) -> dict[str, Any]:
-    digest, n_tokens, n_unknown = hashlib.sha256(), 0, 0
-    with path.open("wb") as file:
-        for block in blocks:
-            ids = vocabulary.ids(block)
-            if vocabulary.unknown is not None:
-                n_unknown += int(np.count_nonzero(ids == vocabulary.unknown))
-            data = ids.astype(vocabulary.dtype()).tobytes()
-            digest.update(data)
-            file.write(data)
-            n_tokens += len(ids)
-    return {"tokens": n_tokens, "unknown": n_unknown, "tokens_sha256": digest.hexdigest()}
+    return hashes[0] if len(members) == 1 else hashlib.sha256(manifest).hexdigest()
 
 
 def open_prepared(folder: Path) -> Corpus:

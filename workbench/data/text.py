@@ -34,12 +34,28 @@ from workbench.data.pieces import (
     split_by_file,
     split_by_position,
 )
+from workbench.data.prepare import Counted, Rule
 from workbench.data.sources import check_unchanged, find, plain_name, unpack
-from workbench.data.vocabulary import ByteVocabulary, Level
+from workbench.data.symbols import Symbols
+from workbench.data.vocabulary import (
+    BYTES,
+    ByteVocabulary,
+    CharVocabulary,
+    Level,
+    WordVocabulary,
+)
 from workbench.errors import DataError
 
 logger = logging.getLogger("workbench")
 FILES_FOR_WHOLE = 20
+# held-out text never shapes the vocabulary: train alone is counted
+RULES: dict[str, Rule] = {
+    "byte": BYTES,
+    "char": Counted(
+        Symbols("char", newline="\n"), lambda counts: CharVocabulary.learn(counts["train"])
+    ),
+    "word": Counted(Symbols("word"), lambda counts: WordVocabulary.learn(counts["train"])),
+}
 
 
 def _names(data: Any) -> Any:
@@ -196,7 +212,7 @@ class Text(CorpusConfig):
             "split_rule": rule,
         }
         split_of = {m.name: s for s, group in chosen.items() for m in group}
-        store.write(folder, self.level, splits, members, split_of, about)
+        store.write(folder, splits, RULES[self.level], members, split_of, about)
         shutil.rmtree(folder / "unpacked")
         check_unchanged(packed)
         logger.info("prepared %s: %d file(s) at %s level", self.dataset, len(members), self.level)

@@ -1,26 +1,27 @@
 """Symbols and their ids, at byte, character or word level.
 
-Byte level has the 256 byte values and nothing to learn. The other two levels count the training
-split only, so that held-out text never shapes the vocabulary; what it did not hold is `<unk>`.
-Ids: specials first, then by falling count (ties: characters by code point, words by first
-appearance).
+Byte level has the 256 byte values and nothing to learn. Ids of the other two: specials first, then
+by falling count (ties: characters by code point, words by first appearance); a symbol that was not
+counted is `<unk>`.
 The texts of papers are prepared otherwise, each in its own way: `PreparedVocabulary`.
+The processes that prepare a text import this module, so it does without PyTorch until it is asked.
 """
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from workbench.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Level = Literal["byte", "char", "word"]
 UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
@@ -50,6 +51,14 @@ class Vocabulary(ABC):
     def ids(self, block: Any) -> np.ndarray:
         """Ids of a block of text as `blocks` yields it: bytes at byte level, else str."""
 
+    def find(self, symbols: Sequence[str]) -> np.ndarray:
+        """Ids of symbols as `tables` names them (bytes in decimal, `<eos>` for an end of line).
+
+        Raises:
+            DataError: a symbol has no id, and there is no `<unk>` to stand for it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is no vocabulary of counted symbols")
+
     @abstractmethod
     def decode(self, ids: Tensor) -> str:
         """The text that a 1-D tensor of ids stands for."""
@@ -64,7 +73,7 @@ class Vocabulary(ABC):
 
     def encode(self, text: str) -> Tensor:
         """Ids of a text as a 1-D int64 tensor."""
-        return torch.from_numpy(self.ids(text).astype(np.int64))
+        return tensor(self.ids(text))
 
     def dtype(self) -> np.dtype:
         """The smallest storage type that holds every id (little-endian)."""
@@ -119,17 +128,15 @@ class CharVocabulary(Vocabulary):
         self._id_of[codes] = np.arange(1, self.size)
 
     @classmethod
-    def learn(cls, blocks: Iterable[str]) -> CharVocabulary:
-        """Count the characters of the training text."""
-        counts = np.zeros(N_CODE_POINTS, dtype=np.int64)
-        for block in blocks:
-            seen = np.bincount(_code_points(block))
-            counts[: len(seen)] += seen
-        order = np.argsort(-counts, kind="stable")
-        return cls([chr(code) for code in order[: np.count_nonzero(counts)].tolist()])
+    def learn(cls, counts: Mapping[str, int]) -> CharVocabulary:
+        """All characters that were counted."""
+        return cls(sorted(counts, key=lambda c: (-counts[c], c)))
 
     def ids(self, block: str) -> np.ndarray:
-        return self._id_of[_code_points(block)]
+        return self._id_of[code_points(block)]
+
+    def find(self, symbols: Sequence[str]) -> np.ndarray:
+        return self._id_of[[ord(symbol) for symbol in symbols]]
 
     def decode(self, ids: Tensor) -> str:
         return "".join("\ufffd" if i == 0 else self._characters[i - 1] for i in ids.tolist())
@@ -150,20 +157,23 @@ class WordVocabulary(Vocabulary):
     def __init__(self, words: list[str]) -> None:
         self._words = [END_OF_LINE, UNKNOWN, *words]
         self.size = len(self._words)
-        self._id_of = {word: index for index, word in enumerate(self._words)}
+
+    @cached_property
+    def _id_of(self) -> dict[str, int]:
+        return {word: index for index, word in enumerate(self._words)}
 
     @classmethod
-    def learn(cls, blocks: Iterable[str]) -> WordVocabulary:
-        """Count the words of the training text."""
-        counts: Counter[str] = Counter()
-        for block in blocks:
-            counts.update(to_words(block))
-        specials = (END_OF_LINE, UNKNOWN)
-        return cls([word for word, _ in counts.most_common() if word not in specials])
+    def learn(cls, counts: Mapping[str, int]) -> WordVocabulary:
+        """All words that were counted, in order of first appearance."""
+        ranked = sorted(counts, key=counts.__getitem__, reverse=True)
+        return cls([word for word in ranked if word not in (END_OF_LINE, UNKNOWN)])
 
     def ids(self, block: str) -> np.ndarray:
-        words, id_of = to_words(block), self._id_of
-        return np.fromiter((id_of.get(word, 1) for word in words), np.int32, count=len(words))
+        return self.find(to_words(block))
+
+    def find(self, symbols: Sequence[str]) -> np.ndarray:
+        id_of = self._id_of
+        return np.fromiter((id_of.get(word, 1) for word in symbols), np.int32, count=len(symbols))
 
     def decode(self, ids: Tensor) -> str:
         text = " ".join("\n" if i == 0 else self._words[i] for i in ids.tolist())
@@ -190,20 +200,26 @@ class PreparedVocabulary(Vocabulary):
 
     def __init__(self, level: Level, symbols: list[str]) -> None:
         self.level, self._symbols, self.size = level, symbols, len(symbols)
-        self._id_of = {symbol: index for index, symbol in enumerate(symbols)}
-        self.unknown = self._id_of.get(UNKNOWN)
+
+    @cached_property
+    def _id_of(self) -> dict[str, int]:
+        return {symbol: index for index, symbol in enumerate(self._symbols)}
+
+    @cached_property
+    def unknown(self) -> int | None:  # type: ignore[override]
+        """Id of `<unk>`, where it is a symbol."""
+        return self._id_of.get(UNKNOWN)
 
     def ids(self, block: str) -> np.ndarray:
-        """Ids of prepared text.
+        """Ids of prepared text; errors as `find`."""
+        return self.find(to_words(block) if END_OF_LINE in self._id_of else block.split())
 
-        Raises:
-            DataError: a symbol has no id, and there is no `<unk>` to stand for it.
-        """
-        words = to_words(block) if END_OF_LINE in self._id_of else block.split()
-        found = np.fromiter((self._id_of.get(w, -1) for w in words), np.int32, count=len(words))
+    def find(self, symbols: Sequence[str]) -> np.ndarray:
+        n, id_of = len(symbols), self._id_of
+        found = np.fromiter((id_of.get(symbol, -1) for symbol in symbols), np.int32, count=n)
         if found.size and found.min() < 0:
             if self.unknown is None:
-                word = words[int(found.argmin())]
+                word = symbols[int(found.argmin())]
                 raise DataError(
                     f"got the symbol '{word}', expected one of the {self.size} symbols of the "
                     "vocabulary, which has no <unk>. Use a text in the same symbols."
@@ -213,7 +229,7 @@ class PreparedVocabulary(Vocabulary):
 
     def encode(self, text: str) -> Tensor:
         """Ids of a text as people write it; see `ids` for the errors."""
-        return torch.from_numpy(self.ids(spell(self.level, text)).astype(np.int64))
+        return tensor(self.ids(spell(self.level, text)))
 
     def raw(self, ids: Tensor) -> bytes:
         between = b" " if self.level == "word" else b""
@@ -252,13 +268,6 @@ def spell(level: Level, text: bytes | str) -> str:
     return "\n".join(" ".join(line.replace(" ", "_")) for line in text.split("\n"))
 
 
-def learn(level: Level, blocks: Iterable[Any]) -> Vocabulary:
-    """The vocabulary of a training text, given as blocks."""
-    if level == "byte":
-        return ByteVocabulary()
-    return CharVocabulary.learn(blocks) if level == "char" else WordVocabulary.learn(blocks)
-
-
 def restore(level: Level, path: Path) -> Vocabulary:
     """Read back what `Vocabulary.save` wrote."""
     symbols = json.loads(path.read_text(encoding="utf-8"))
@@ -269,7 +278,15 @@ def restore(level: Level, path: Path) -> Vocabulary:
     return CharVocabulary(symbols) if level == "char" else WordVocabulary(symbols)
 
 
-def _code_points(text: str) -> np.ndarray:
+def tensor(ids: np.ndarray) -> Tensor:
+    """Ids as a 1-D int64 tensor."""
+    import torch  # here: preparing a text needs none
+
+    return torch.from_numpy(ids.astype(np.int64))
+
+
+def code_points(text: str) -> np.ndarray:
+    """The code points of a text, four bytes each."""
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 
 
