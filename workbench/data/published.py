@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from workbench.config import dump, model_validator
+from workbench.config import model_validator
 from workbench.data import registry, store
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.pieces import (
@@ -87,14 +87,11 @@ class Published(CorpusConfig):
     def _compare(self, corpus: Corpus) -> None:
         """Say with which figures results on these files may be compared, or that none are."""
         facts = registry.entry(self.name).rules[self.rule]
-        known = {"symbols": facts.symbols, **(dump(facts.tokens) if facts.tokens else {})}
-        got = {"symbols": corpus.vocabulary.size, **corpus.info["tokens"]}
-        if differ := [f"{what} {got[what]:,}" for what in known if got[what] != known[what]]:
+        if fault := facts.fault(corpus.vocabulary.size, corpus.info["tokens"]):
             logger.warning(
-                "%s by the rule %s: got %s, expected %s%s as the published text has; results with "
-                "these files are not comparable with published ones",
-                *(self.name, self.rule, ", ".join(differ), "" if facts.verified else "about "),
-                ", ".join(f"{what} {count:,}" for what, count in known.items()),
+                "%s by the rule %s: %s as the published text has; results with these files are not "
+                "comparable with published ones",
+                *(self.name, self.rule, fault),
             )
         else:
             corpus.info["comparable"] = facts.comparable
