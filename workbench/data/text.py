@@ -24,6 +24,7 @@ from pydantic import BeforeValidator
 
 from workbench.config import Config, Positive, load, model_validator
 from workbench.data import store
+from workbench.data.bpe import PART_BYTES, BpeVocabulary
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.pieces import (
     NEWLINE,
@@ -31,6 +32,8 @@ from workbench.data.pieces import (
     Member,
     Piece,
     ends_line,
+    mixed,
+    raw_blocks,
     split_by_file,
     split_by_position,
 )
@@ -39,6 +42,7 @@ from workbench.data.sources import check_unchanged, find, plain_name, unpack
 from workbench.data.symbols import Symbols
 from workbench.data.vocabulary import (
     BYTES,
+    BYTEWISE,
     ByteVocabulary,
     CharVocabulary,
     Level,
@@ -110,7 +114,8 @@ class Text(CorpusConfig):
     """A file, a folder, a pattern such as `books/**/*.txt`, or a list of these; relative to the
     working directory, `~` is the home folder. null where `split` names the files."""
     level: Level = "byte"
-    """What a token is: a byte, a Unicode character, or a blank-separated word."""
+    """What a token is: a byte, a Unicode character, a blank-separated word, or a frequent string
+    of bytes (`bpe`: byte-pair encoding, learned from train)."""
     split: Split = (0.9, 0.05, 0.05)
     """Shares of train, valid and test (0 for no test split), or the files of each:
     `{train: ..., valid: ..., test: ...}`, each as `path`."""
@@ -212,10 +217,15 @@ class Text(CorpusConfig):
             "split_rule": rule,
         }
         split_of = {m.name: s for s, group in chosen.items() for m in group}
-        store.write(folder, splits, RULES[self.level], members, split_of, about)
+        how = self._tokens(splits) if self.level == "bpe" else RULES[self.level]
+        store.write(folder, splits, how, members, split_of, about)
         shutil.rmtree(folder / "unpacked")
         check_unchanged(packed)
         logger.info("prepared %s: %d file(s) at %s level", self.dataset, len(members), self.level)
+
+    def _tokens(self, splits: dict[str, list[Piece]]) -> BpeVocabulary:
+        parts = mixed(splits["train"], PART_BYTES)
+        return BpeVocabulary.learn(b"".join(b for *_, b in raw_blocks([part])) for part in parts)
 
     def _unpacked(self, groups: dict[str, list[Member]], folder: Path) -> dict[str, list[Member]]:
         plain, left = {}, self.max_unpacked_bytes
@@ -260,7 +270,7 @@ class Text(CorpusConfig):
 
     def _begin(self, m: Member) -> int:
         """Where the text of a file begins: after the mark that says it is UTF-8."""
-        if self.level == "byte":
+        if self.level in BYTEWISE:
             return 0
         with m.path.open("rb") as file:
             return len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
