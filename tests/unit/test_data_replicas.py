@@ -200,7 +200,7 @@ def test_ids_are_those_of_plain_python(world: World, root: Path, name: str, rule
 def kill_again_and_again(
     world: World, root: Path, monkeypatch: pytest.MonkeyPatch, kills: int, seed: int
 ) -> None:
-    """`get` is killed at random moments; then two at once go on to the same end as one left alone."""
+    """Killed at random moments, then two at once: `get` ends where one that is left alone ends."""
     rng = random.Random(seed)
     command = ("data", "get", "wikitext-103", "--rule", "plain")
     use(world, root / "alone", monkeypatch)
