@@ -1,4 +1,4 @@
-"""Symbols and their ids, at byte, character or word level.
+"""Symbols and their ids, at byte, character or word level (byte-pair encoding: `bpe.py`).
 
 Byte level has the 256 byte values and nothing to learn. Ids of the other two: specials first, then
 by falling count (ties: characters by code point, words by first appearance); a symbol that was not
@@ -23,7 +23,9 @@ from workbench.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Level = Literal["byte", "char", "word"]
+Level = Literal["byte", "char", "word", "bpe"]
+BYTEWISE: tuple[Level, ...] = ("byte", "bpe")
+"""levels at which any bytes have ids, and an id stands for the same bytes wherever it is"""
 UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
 N_CODE_POINTS = 0x110000
 
@@ -49,7 +51,7 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def ids(self, block: Any) -> np.ndarray:
-        """Ids of a block of text as `blocks` yields it: bytes at byte level, else str."""
+        """Ids of a block of text as `blocks` yields it: bytes at byte and BPE level, else str."""
 
     def find(self, symbols: Sequence[str]) -> np.ndarray:
         """Ids of symbols as `tables` names them (bytes in decimal, `<eos>` for an end of line).
@@ -71,8 +73,8 @@ class Vocabulary(ABC):
     def symbol(self, index: int) -> str:
         """A printable label of one id, for axes and tables."""
 
-    def encode(self, text: str) -> Tensor:
-        """Ids of a text as a 1-D int64 tensor."""
+    def encode(self, text: str | bytes) -> Tensor:
+        """Ids of a text as a 1-D int64 tensor; only those of `BYTEWISE` levels take bytes."""
         return tensor(self.ids(text))
 
     def dtype(self) -> np.dtype:
@@ -85,7 +87,7 @@ class Vocabulary(ABC):
         """Write the symbols as JSON; byte level has none to write."""
         path.write_text(json.dumps(self.symbols(), ensure_ascii=True), encoding="utf-8")
 
-    def symbols(self) -> list[str] | dict[str, list[str]]:
+    def symbols(self) -> list[str] | dict[str, Any]:
         """All symbols in id order, as `restore` takes them; empty at byte level."""
         return []
 
@@ -227,7 +229,7 @@ class PreparedVocabulary(Vocabulary):
             found[found < 0] = self.unknown
         return found
 
-    def encode(self, text: str) -> Tensor:
+    def encode(self, text: str | bytes) -> Tensor:
         """Ids of a text as people write it; see `ids` for the errors."""
         return tensor(self.ids(spell(self.level, text)))
 
@@ -271,6 +273,10 @@ def spell(level: Level, text: bytes | str) -> str:
 def restore(level: Level, path: Path) -> Vocabulary:
     """Read back what `Vocabulary.save` wrote."""
     symbols = json.loads(path.read_text(encoding="utf-8"))
+    if level == "bpe":
+        from workbench.data.bpe import BpeVocabulary  # here: it stands on this module
+
+        return BpeVocabulary(symbols["tokenizer"])
     if isinstance(symbols, dict):
         return PreparedVocabulary(level, symbols["symbols"])
     if level == "byte":
