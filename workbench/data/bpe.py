@@ -33,7 +33,7 @@ UNIT = re.compile(rb"[^\n]{,65535}+\n|[^\n]{65536}[^\n ]{,65536}+\n?[\x80-\xbf]{
 PART_BYTES = 256 << 10
 """of a text that are read at one place to learn from"""
 LEARN_BYTES = 64 << 20
-DISTINCT_BYTES = 8 << 20
+DISTINCT_BYTES = 5 << 20
 """of words; the memory of learning follows them, about 100 bytes for each"""
 LONGEST_WORD = 64
 """bytes of a word that learning looks at together: time would grow with their square"""
@@ -79,7 +79,8 @@ class BpeVocabulary(Vocabulary):
     ) -> BpeVocabulary:
         """Join the most frequent pair of tokens, again and again.
 
-        Reads no more than 64 MiB, or distinct words of 8 MiB, so that memory stays below 1 GB.
+        Reads no more than 64 MiB, or distinct words of 5 MiB, because memory follows these: about
+        1 GB for a text without blanks.
 
         Args:
             blocks: training text, a large one in an order that shows all parts of it early.
