@@ -26,7 +26,7 @@ import torch
 
 from workbench.data.corpus import Corpus
 from workbench.data.crew import Crew
-from workbench.data.pieces import SPLITS, Member, Piece, member
+from workbench.data.pieces import SPLITS, Member, Piece, check_unchanged
 from workbench.data.prepare import Rule, hash_jobs, write_tokens
 from workbench.data.vocabulary import restore
 from workbench.errors import DataError
@@ -168,7 +168,7 @@ def write(
     split_of: dict[str, str],
     about: dict[str, Any],
     edges: bool = False,
-) -> None:
+) -> dict[str, Any]:
     """Write the token files and the vocabulary, record everything.
 
     Args:
@@ -180,6 +180,9 @@ def write(
         split_of: split of each file's name, where whole files are split ("" otherwise).
         about: further entries of `info.json`; "name" among them.
         edges: record where the tokens of each file begin, as "edges" of `info.json`.
+
+    Returns:
+        what `info.json` holds.
 
     Raises:
         DataError: the text cannot be decoded, or a split is left without two tokens.
@@ -200,6 +203,7 @@ def write(
         "bytes": n_bytes,
         "tokens": written.tokens,
         "unknown": written.unknown,
+        "replaced": written.replaced,
         "tokens_sha256": written.tokens_sha256,
         **({"edges": written.edges} if edges else {}),
     }
@@ -212,6 +216,7 @@ def write(
         )
     info["sha256"] = _record_files(folder, members, split_of, [h for hs in hashes for h in hs])
     (folder / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
+    return info
 
 
 def _record_files(
@@ -222,13 +227,9 @@ def _record_files(
     Raises:
         DataError: a file changed since it was listed, so the record would be of another text.
     """
+    check_unchanged(members)
     lines = []
     for m, sha256 in zip(members, hashes, strict=True):
-        if member(m.path, m.name) != m:
-            raise DataError(
-                f"{m.path}: got another size or modification time than at the start, expected a "
-                "file at rest. Run again when it is no longer written to."
-            )
         split = split_of.get(m.name, "")
         facts = {"sha256": sha256, "bytes": m.bytes, "split": split, "path": m.name}
         lines.append(json.dumps(facts) + "\n")
