@@ -168,7 +168,7 @@ def write(
     split_of: dict[str, str],
     about: dict[str, Any],
     edges: bool = False,
-) -> dict[str, Any]:
+) -> None:
     """Write the token files and the vocabulary, record everything.
 
     Args:
@@ -180,9 +180,6 @@ def write(
         split_of: split of each file's name, where whole files are split ("" otherwise).
         about: further entries of `info.json`; "name" among them.
         edges: record where the tokens of each file begin, as "edges" of `info.json`.
-
-    Returns:
-        what `info.json` holds.
 
     Raises:
         DataError: the text cannot be decoded, or a split is left without two tokens.
@@ -216,7 +213,6 @@ def write(
         )
     info["sha256"] = _record_files(folder, members, split_of, [h for hs in hashes for h in hs])
     (folder / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
-    return info
 
 
 def _record_files(

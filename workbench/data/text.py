@@ -12,6 +12,7 @@ Word level is `line.split()` with `<eos>` for each end of line.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -212,11 +213,11 @@ class Text(CorpusConfig):
         }
         split_of = {m.name: s for s, group in chosen.items() for m in group}
         how = self.vocabulary.rule(self.level, splits, self.invalid == "replace")
-        info = store.write(folder, splits, how, members, split_of, about)
+        store.write(folder, splits, how, members, split_of, about)
         shutil.rmtree(folder / "unpacked")
         check_unchanged(packed)
         logger.info("prepared %s: %d file(s) at %s level", self.dataset, len(members), self.level)
-        self._warn(info)
+        self._warn(json.loads((folder / "info.json").read_text(encoding="utf-8")))
 
     def _warn(self, info: dict[str, Any]) -> None:
         """Say once, when it is prepared, what of the text is not what it was."""
