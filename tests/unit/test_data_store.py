@@ -159,8 +159,8 @@ import sys, time
 from workbench.data.text import Text
 from workbench.data import store
 real = store.write
-def slow(*args):
-    real(*args)
+def slow(*args, **options):
+    real(*args, **options)
     time.sleep(0.3)   # both processes are surely inside the preparation at once
 store.write = slow
 print("ready", flush=True)

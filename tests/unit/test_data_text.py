@@ -206,7 +206,7 @@ def test_recipes_name_the_corpus_by_kind_and_typos_are_caught():
     assert load(DataConfig, {**data, "corpus": {"kind": "python-source"}}).corpus.kind
     with pytest.raises(ConfigError, match="Did you mean 'python-source'"):
         load(DataConfig, {**data, "corpus": {"kind": "python-sources"}})
-    with pytest.raises(ConfigError, match="'byte', 'char' or 'word'"):
+    with pytest.raises(ConfigError, match="'byte', 'char', 'word' or 'bpe'"):
         load(DataConfig, {**data, "corpus": {"kind": "text", "path": "x", "level": "chars"}})
     with pytest.raises(ConfigError, match="batch_size"):
         load(DataConfig, {**data, "batch_size": 0, "corpus": {"kind": "python-source"}})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.data.batches import Batch, Order
     from workbench.data.corpus import Corpus, CorpusConfig
+    from workbench.data.raw import check, get
     from workbench.data.segments import DataConfig, Segments, check_length
     from workbench.data.sentences import Sentences
     from workbench.data.text import from_strings
@@ -26,8 +27,10 @@ _HOMES = {
     "Segments": "segments",
     "Sentences": "sentences",
     "Vocabulary": "vocabulary",
+    "check": "raw",
     "check_length": "segments",
     "from_strings": "text",
+    "get": "raw",
 }
 
 __all__ = [
@@ -39,8 +42,10 @@ __all__ = [
     "Segments",
     "Sentences",
     "Vocabulary",
+    "check",
     "check_length",
     "from_strings",
+    "get",
 ]
 
 

@@ -47,8 +47,9 @@ class Corpus:
 
     Attributes:
         name: what to call it in titles.
-        level: "byte", "char" or "word".
-        unit: what a token counts as in results: "character" (byte and char level) or "word".
+        level: "byte", "char", "word" or "bpe".
+        unit: what a token counts as in results: "character" (byte and char level), "word", or
+            "token" (BPE level).
         vocabulary: ids and symbols.
         splits: "train", "valid", "test": 1-D token ids in the smallest storage type, mapped.
         info: plain data that identifies the text (sha256, sizes, rule of the splits, ...).
@@ -75,7 +76,8 @@ class Corpus:
         """With which results, of other runs or of papers, one on this text may be compared."""
         if told := self.info.get("comparable"):
             return str(told)
-        return f"only with runs on the same sha256 {self.info['sha256']}, split and vocabulary"
+        same = f"only with runs on the same sha256 {self.info['sha256']}, split and vocabulary"
+        return same + ("; bits per byte with every level" if self.unit == "token" else "")
 
     def files(self) -> list[dict[str, Any]]:
         """The recorded source files: sha256, bytes, path and split ("" where files are cut)."""
@@ -83,7 +85,7 @@ class Corpus:
         return [json.loads(line) for line in lines]
 
     def text(self, split: str) -> bytes:
-        """A split as bytes: exact at byte level; at word level blanks are as `decode` puts them."""
+        """A split as bytes: exact at byte and BPE level; words are parted as `decode` does."""
         return self.vocabulary.raw(self.splits[split])
 
     def check(self) -> None:

@@ -14,6 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from workbench.data.bpe import units
 from workbench.data.vocabulary import Level
 from workbench.errors import DataError
 
@@ -35,6 +36,7 @@ _BLANK = (
 _ASCII_BLANKS = b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"
 _EDGES = {
     "char": re.compile(rb"[^\x80-\xbf]"),
+    "bpe": re.compile(rb"(?<=\n)"),
     "word": re.compile(rb"(?<=[ \t\n])|(?<=\r)(?!\n)|(?<!\r)(?=" + _BLANK + rb")"),
 }
 SPLITS = ("train", "valid", "test")
@@ -102,12 +104,33 @@ def whole(members: Sequence[Member]) -> list[Piece]:
     return [p for m in members for p in (Piece(m.path, 0, m.bytes), NEWLINE)]
 
 
+def mixed(pieces: Sequence[Piece], size: int) -> list[Piece]:
+    """The pieces of files in ranges of at most `size` bytes, in the same mixed order everywhere.
+
+    However few are read from the beginning on, they are spread evenly over the text.
+    """
+    ranges = [
+        Piece(path, at, min(at + size, stop))
+        for path, start, stop in pieces
+        if path
+        for at in range(start, stop, size)
+    ]
+    # their numbers with the bits in reverse: 0, 1/2, 1/4, 3/4, 1/8, ... of the way
+    order = sorted(range(len(ranges)), key=lambda i: f"{i:064b}"[::-1])
+    return [ranges[i] for i in order]
+
+
 def ends_line(piece: Piece) -> bool:
     """Whether a range of a file ends with a newline."""
     assert piece.path is not None
     with piece.path.open("rb") as file:
         file.seek(max(piece.start, piece.stop - 1))
         return file.read(1) == b"\n"
+
+
+def lines(pieces: Sequence[Piece]) -> list[Piece]:
+    """Pieces whose last lines end: a last line without its newline is a line all the same."""
+    return [q for p in pieces for q in ([p] if ends_line(p) else [p, NEWLINE])]
 
 
 def stripped(piece: Piece) -> Piece:
@@ -151,7 +174,9 @@ def split_by_position(
         for index, name in enumerate(SPLITS):
             inside = min(edges[index], end) - begin + piece.start
             if index < 2 and piece.path is not None and piece.start < inside < piece.stop:
-                inside = forward(piece.path, inside, piece.stop, level)
+                # a line may be the whole text, so that even at BPE level it is cut
+                symbol: Level = "char" if level == "bpe" else level
+                inside = forward(piece.path, inside, piece.stop, symbol)
             if inside > at:
                 result[name].append(Piece(piece.path, at, inside))
                 at = inside
@@ -160,7 +185,7 @@ def split_by_position(
 
 
 def forward(path: Path, position: int, stop: int, level: Level) -> int:
-    """The first place from `position` on that tears no character (or word) in two.
+    """The first place from `position` on that tears no character (word; at BPE level line) in two.
 
     Raises:
         DataError: a word goes on for more than `WORD_BYTES`.
@@ -169,7 +194,7 @@ def forward(path: Path, position: int, stop: int, level: Level) -> int:
         return position
     at, edge = position, _EDGES[level]
     with path.open("rb") as file:
-        while at - position <= WORD_BYTES:
+        while at - position <= WORD_BYTES or level == "bpe":
             # one byte more at the front: what is no blank may end a word
             file.seek(at - 1)
             data = file.read(min(_AHEAD, stop - at + 1))
@@ -262,7 +287,7 @@ def raw_blocks(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, int, bytes]]:
 
 
 def blocks(level: Level, pieces: Sequence[Piece]) -> Iterator[Any]:
-    """What `Vocabulary.ids` takes: bytes at byte level, else str that ends with no torn symbol.
+    """What `Vocabulary.ids` takes: bytes at byte and BPE level, else str; no symbol is torn.
 
     Raises:
         DataError: the text is no UTF-8 (char and word level).
@@ -270,6 +295,9 @@ def blocks(level: Level, pieces: Sequence[Piece]) -> Iterator[Any]:
     if level == "byte":
         for _, _, block in raw_blocks(pieces):
             yield block
+        return
+    if level == "bpe":
+        yield from units(block for _, _, block in raw_blocks(pieces))
         return
     if level == "char":
         yield from _decoded(pieces, level)

@@ -1,28 +1,43 @@
-"""Where a text of the user's lies: files, folders and patterns, listed in an order that stays.
+"""Where a text of the user's lies: files, folders, patterns and archives, in an order that stays.
 
 Whatever is named or matches is read, or refused by name; nothing is left out silently. Links are
 followed, to folders too; a file or folder that is reached twice (by a link, or by two of the names
 given) counts once.
+
+A compressed file (gz, xz, bz2, zst) is the file that it holds, an archive (zip, tar, also a
+compressed tar) a folder of files. Both are listed as they are and unpacked only to be prepared.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import cast
 
-from workbench.data.pieces import Member
+from workbench.data import archives
+from workbench.data.compressed import unpacked
+from workbench.data.pieces import Member, member
 from workbench.errors import DataError, DataMissing
 
-COMPRESSED = (".gz", ".xz", ".bz2", ".zst", ".zip")
+logger = logging.getLogger("workbench")
+COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
+ARCHIVES = (".zip", ".tar", ".tgz", *(".tar" + ending for ending in COMPRESSED))
+Blocks = Generator[bytes, None, None]
 MAGIC = "*?["
+ROOM_BYTES = 256 << 20
+"""what unpacking leaves free on the disk"""
 
 
 def plain_name(name: str) -> str:
     """A file's name without the ending of its compression."""
-    return name.removesuffix(next((e for e in COMPRESSED if name.endswith(e)), ""))
+    endings = (*COMPRESSED, ".zip")
+    return name.removesuffix(next((e for e in endings if name.endswith(e)), ""))
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -90,8 +105,11 @@ def _expand(path: str, glob: str) -> tuple[Path, list[Path]]:
         )
     if not stat.S_ISDIR(mode):
         return full.parent, [full]
-    if files := sorted(_walk(full, glob), key=lambda file: file.relative_to(full).as_posix()):
-        return full, files
+    names = {file.relative_to(full).as_posix(): file for file in _walk(full, glob)}
+    if twice := sorted(n for n in names if n != plain_name(n) and plain_name(n) in names):
+        logger.warning("%s: left out, the same text is there unpacked: %s", full, ", ".join(twice))
+    if names:
+        return full, [names[n] for n in sorted(names) if n not in twice]
     raise DataMissing(
         f"corpus.path: got the folder {full} without a file that matches '{glob}', expected text "
         "files. Put them there, or set corpus.glob, for example '**/*.md'."
@@ -146,3 +164,83 @@ def _unreadable(path: Path, error: OSError) -> DataError:
         f"{path}: got '{error.strerror or error}', expected a text that can be read. Correct its "
         "permissions or the link, or leave it out (corpus.path, corpus.glob)."
     )
+
+
+def unpack(members: Sequence[Member], folder: Path, glob: str, limit_bytes: int) -> list[Member]:
+    """The same text in plain files: what is compressed is written to a folder, the rest stays.
+
+    Args:
+        members: as `find` gives them.
+        folder: where to; names in it are numbers, whatever an archive says.
+        glob: which files of an archive belong to the text.
+        limit_bytes: of all that is written.
+
+    Raises:
+        DataMissing: no file of an archive matches.
+        DataError: it is more than the limit or the disk can hold, damaged, or hostile.
+    """
+    plain: list[Member] = []
+    written = 0
+    for m in members:
+        if not m.name.endswith((*COMPRESSED, *ARCHIVES)):
+            plain.append(m)
+            continue
+        parts: list[Member] = []
+        # closed at once, so that no file stays open where this ends early
+        with closing(_contents(m, glob, limit_bytes)) as contents:
+            for name, blocks in contents:
+                place = folder / str(len(plain) + len(parts))
+                with closing(blocks):
+                    _write(blocks, place, m.path, limit_bytes - written)
+                parts.append(member(place, name))
+                written += parts[-1].bytes
+        if not parts:
+            raise DataMissing(
+                f"{m.path}: got an archive without a file that matches '{glob}', expected text "
+                "files. Set corpus.glob, for example '**/*'."
+            )
+        plain += sorted(parts)
+    return plain
+
+
+def check_unchanged(members: Sequence[Member]) -> None:
+    """Refuse a text of which a file changed or went away since it was listed."""
+    for m in members:
+        try:
+            now = member(m.path, m.name)
+        except OSError as error:
+            raise _unreadable(m.path, error) from None
+        if now != m:
+            raise DataError(
+                f"{m.path}: got another size or modification time than at the start, expected a "
+                "file at rest. Run again when it is no longer written to."
+            )
+
+
+def _contents(m: Member, glob: str, limit_bytes: int) -> Generator[tuple[str, Blocks], None, None]:
+    """The files inside a compressed file or archive."""
+    if not m.name.endswith(ARCHIVES):
+        yield m.name, cast(Blocks, unpacked(m.path))
+        return
+    for part in archives.read(m.path, lambda n: matches(n, glob), limit_bytes=limit_bytes):
+        yield f"{m.name}/{part.name}", cast(Blocks, part.blocks)
+
+
+def _write(blocks: Iterator[bytes], place: Path, source: Path, limit_bytes: int) -> None:
+    n_bytes = 0
+    with place.open("wb") as file:
+        for number, block in enumerate(blocks):
+            n_bytes += len(block)
+            if n_bytes > limit_bytes:
+                raise DataError(
+                    f"{source}: got more than {limit_bytes:,} unpacked bytes, expected no more. If "
+                    "the file is to be trusted, raise corpus.max_unpacked_bytes."
+                )
+            free = shutil.disk_usage(place.parent).free if number % 16 == 0 else ROOM_BYTES
+            if free < ROOM_BYTES:
+                raise DataError(
+                    f"{place.parent}: got {free:,} bytes of free space while {source.name} is "
+                    f"unpacked, expected {ROOM_BYTES:,} at least. Make room, or set "
+                    "WORKBENCH_DATA to a folder on a larger disk."
+                )
+            file.write(block)

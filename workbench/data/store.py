@@ -193,7 +193,7 @@ def write(
         **about,
         "format": FORMAT,
         "level": vocabulary.level,
-        "unit": "word" if vocabulary.level == "word" else "character",
+        "unit": {"word": "word", "bpe": "token"}.get(vocabulary.level, "character"),
         "vocabulary_size": vocabulary.size,
         "dtype": vocabulary.dtype().str,
         "files": len(members),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,8 +22,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from workbench.config import Config, load, model_validator
+from workbench.config import Config, Positive, load, model_validator
 from workbench.data import store
+from workbench.data.bpe import PART_BYTES, BpeVocabulary
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.pieces import (
     NEWLINE,
@@ -30,14 +32,17 @@ from workbench.data.pieces import (
     Member,
     Piece,
     ends_line,
+    mixed,
+    raw_blocks,
     split_by_file,
     split_by_position,
 )
 from workbench.data.prepare import Counted, Rule
-from workbench.data.sources import find, plain_name
+from workbench.data.sources import check_unchanged, find, plain_name, unpack
 from workbench.data.symbols import Symbols
 from workbench.data.vocabulary import (
     BYTES,
+    BYTEWISE,
     ByteVocabulary,
     CharVocabulary,
     Level,
@@ -109,7 +114,8 @@ class Text(CorpusConfig):
     """A file, a folder, a pattern such as `books/**/*.txt`, or a list of these; relative to the
     working directory, `~` is the home folder. null where `split` names the files."""
     level: Level = "byte"
-    """What a token is: a byte, a Unicode character, or a blank-separated word."""
+    """What a token is: a byte, a Unicode character, a blank-separated word, or a frequent string
+    of bytes (`bpe`: byte-pair encoding, learned from train)."""
     split: Split = (0.9, 0.05, 0.05)
     """Shares of train, valid and test (0 for no test split), or the files of each:
     `{train: ..., valid: ..., test: ...}`, each as `path`."""
@@ -117,7 +123,10 @@ class Text(CorpusConfig):
     """How shares are cut: `position` in the joined text, or whole `file`s; `auto`: files from 20
     files on, position below."""
     glob: str = "**/*.txt"
-    """Which files of a folder belong to the text; not used for files named in `path`."""
+    """Which files of a folder or archive belong to the text; not used for files named in `path`.
+    The ending of a compressed file does not count: `a.txt.gz` is `*.txt` too."""
+    max_unpacked_bytes: Positive = 64_000_000_000
+    """What compressed files may take on the disk, unpacked, while the text is prepared."""
     name: str | None = None
     """What to call the text in titles and lists; null: as its first file or folder."""
 
@@ -166,7 +175,7 @@ class Text(CorpusConfig):
         groups = self._find()
         members = [m for group in groups.values() for m in group]
         options = {
-            **self.model_dump(mode="json", include={"level", "split", "split_by"}),
+            **self.model_dump(mode="json", include={"level", "split", "split_by", "glob"}),
             "files": {split: len(group) for split, group in groups.items()},
         }
         name = f"text-{_plain(self.dataset)}-{self.level}-{store.key(members, options)}"
@@ -189,6 +198,8 @@ class Text(CorpusConfig):
         return groups
 
     def _build(self, folder: Path, groups: dict[str, list[Member]]) -> None:
+        packed = [m for group in groups.values() for m in group]
+        groups = self._unpacked(groups, folder / "unpacked")
         members = [m for group in groups.values() for m in group]
         if isinstance(self.split, Given):
             chosen, rule = {s: groups.get(s, []) for s in SPLITS}, "as given"
@@ -206,8 +217,23 @@ class Text(CorpusConfig):
             "split_rule": rule,
         }
         split_of = {m.name: s for s, group in chosen.items() for m in group}
-        store.write(folder, splits, RULES[self.level], members, split_of, about)
+        how = self._tokens(splits) if self.level == "bpe" else RULES[self.level]
+        store.write(folder, splits, how, members, split_of, about)
+        shutil.rmtree(folder / "unpacked")
+        check_unchanged(packed)
         logger.info("prepared %s: %d file(s) at %s level", self.dataset, len(members), self.level)
+
+    def _tokens(self, splits: dict[str, list[Piece]]) -> BpeVocabulary:
+        parts = mixed(splits["train"], PART_BYTES)
+        return BpeVocabulary.learn(b"".join(b for *_, b in raw_blocks([part])) for part in parts)
+
+    def _unpacked(self, groups: dict[str, list[Member]], folder: Path) -> dict[str, list[Member]]:
+        plain, left = {}, self.max_unpacked_bytes
+        for split, group in groups.items():
+            (folder / split).mkdir(parents=True)
+            plain[split] = unpack(group, folder / split, self.glob, left)
+            left -= sum(m.bytes for m in plain[split] if folder in m.path.parents)
+        return plain
 
     def _by_file(self, members: list[Member]) -> dict[str, list[Member]]:
         """Whole files of each split; nothing where the text is to be cut by position."""
@@ -244,7 +270,7 @@ class Text(CorpusConfig):
 
     def _begin(self, m: Member) -> int:
         """Where the text of a file begins: after the mark that says it is UTF-8."""
-        if self.level == "byte":
+        if self.level in BYTEWISE:
             return 0
         with m.path.open("rb") as file:
             return len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0

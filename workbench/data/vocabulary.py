@@ -1,4 +1,4 @@
-"""Symbols and their ids, at byte, character or word level.
+"""Symbols and their ids, at byte, character or word level (byte-pair encoding: `bpe.py`).
 
 Byte level has the 256 byte values and nothing to learn. Ids of the other two: specials first, then
 by falling count (ties: characters by code point, words by first appearance); a symbol that was not
@@ -24,8 +24,12 @@ from workbench.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Level = Literal["byte", "char", "word"]
+Level = Literal["byte", "char", "word", "bpe"]
+BYTEWISE: tuple[Level, ...] = ("byte", "bpe")
+"""levels at which any bytes have ids, and an id stands for the same bytes wherever it is"""
 UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
+SENTENCE, UNKNOWN_WORD = "<S>", "<UNK>"
+"""of One Billion Word"""
 N_CODE_POINTS = 0x110000
 
 
@@ -50,7 +54,7 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def ids(self, block: Any) -> np.ndarray:
-        """Ids of a block of text as `blocks` yields it: bytes at byte level, else str."""
+        """Ids of a block of text as `blocks` yields it: bytes at byte and BPE level, else str."""
 
     def find(self, symbols: Sequence[str]) -> np.ndarray:
         """Ids of symbols as `tables` names them (bytes in decimal, `<eos>` for an end of line).
@@ -72,8 +76,8 @@ class Vocabulary(ABC):
     def symbol(self, index: int) -> str:
         """A printable label of one id, for axes and tables."""
 
-    def encode(self, text: str) -> Tensor:
-        """Ids of a text as a 1-D int64 tensor."""
+    def encode(self, text: str | bytes) -> Tensor:
+        """Ids of a text as a 1-D int64 tensor; only those of `BYTEWISE` levels take bytes."""
         return tensor(self.ids(text))
 
     def dtype(self) -> np.dtype:
@@ -86,7 +90,7 @@ class Vocabulary(ABC):
         """Write the symbols as JSON; byte level has none to write."""
         path.write_text(json.dumps(self.symbols(), ensure_ascii=True), encoding="utf-8")
 
-    def symbols(self) -> list[str] | dict[str, list[str]]:
+    def symbols(self) -> list[str] | dict[str, Any]:
         """All symbols in id order, as `restore` takes them; empty at byte level."""
         return []
 
@@ -198,6 +202,8 @@ class PreparedVocabulary(Vocabulary):
         symbols: in order of their ids.
     """
 
+    _end, _other = END_OF_LINE, UNKNOWN
+
     def __init__(self, level: Level, symbols: list[str]) -> None:
         self.level, self._symbols, self.size = level, symbols, len(symbols)
 
@@ -208,11 +214,12 @@ class PreparedVocabulary(Vocabulary):
     @cached_property
     def unknown(self) -> int | None:  # type: ignore[override]
         """Id of `<unk>`, where it is a symbol."""
-        return self._id_of.get(UNKNOWN)
+        return self._id_of.get(self._other)
 
     def ids(self, block: str) -> np.ndarray:
         """Ids of prepared text; errors as `find`."""
-        return self.find(to_words(block) if END_OF_LINE in self._id_of else block.split())
+        ends = self._end in self._id_of
+        return self.find(to_words(block, self._end) if ends else block.split())
 
     def find(self, symbols: Sequence[str]) -> np.ndarray:
         found = _look_up(self._id_of, symbols, -1)
@@ -226,7 +233,7 @@ class PreparedVocabulary(Vocabulary):
             found[found < 0] = self.unknown
         return found
 
-    def encode(self, text: str) -> Tensor:
+    def encode(self, text: str | bytes) -> Tensor:
         """Ids of a text as people write it; see `ids` for the errors."""
         return tensor(self.ids(spell(self.level, text)))
 
@@ -239,7 +246,7 @@ class PreparedVocabulary(Vocabulary):
         return self.raw(ids).decode("utf-8", errors="replace")
 
     def _bytes(self, symbol: str) -> bytes:
-        if symbol == END_OF_LINE:
+        if symbol == self._end:
             return b"\n"
         if self.level == "byte":
             return bytes([int(symbol)])
@@ -256,6 +263,18 @@ class PreparedVocabulary(Vocabulary):
         return {"symbols": self._symbols}
 
 
+class SentenceVocabulary(PreparedVocabulary):
+    """The words of One Billion Word: `<S>` is the end of a line, `<UNK>` what has no id."""
+
+    _end, _other = SENTENCE, UNKNOWN_WORD
+
+    def __init__(self, symbols: list[str]) -> None:
+        super().__init__("word", symbols)
+
+    def symbols(self) -> dict[str, list[str]]:
+        return {"sentences": self._symbols}
+
+
 def spell(level: Level, text: bytes | str) -> str:
     """A text as `PreparedVocabulary` reads it: symbols parted by blanks, the same lines."""
     if level == "byte":
@@ -270,7 +289,13 @@ def spell(level: Level, text: bytes | str) -> str:
 def restore(level: Level, path: Path) -> Vocabulary:
     """Read back what `Vocabulary.save` wrote."""
     symbols = json.loads(path.read_text(encoding="utf-8"))
+    if level == "bpe":
+        from workbench.data.bpe import BpeVocabulary  # here: it stands on this module
+
+        return BpeVocabulary(symbols["tokenizer"])
     if isinstance(symbols, dict):
+        if "sentences" in symbols:
+            return SentenceVocabulary(symbols["sentences"])
         return PreparedVocabulary(level, symbols["symbols"])
     if level == "byte":
         return ByteVocabulary()
@@ -293,6 +318,6 @@ def code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 
 
-def to_words(text: str) -> list[str]:
-    """line.split() of every line, each end of line as `<eos>`."""
-    return text.replace("\n", f" {END_OF_LINE} ").split()
+def to_words(text: str, end: str = END_OF_LINE) -> list[str]:
+    """line.split() of every line, each end of line as a symbol."""
+    return text.replace("\n", f" {end} ").split()
