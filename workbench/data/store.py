@@ -18,6 +18,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,8 @@ def write(
             "text or a larger share for the short split."
         )
     info["sha256"] = _record_files(folder, members, split_of, hashes)
+    names = ("vocabulary.json", "files.jsonl")
+    info["sizes"] = {name: (folder / name).stat().st_size for name in names}
     (folder / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
 
 
@@ -256,9 +259,10 @@ def open_prepared(folder: Path) -> Corpus:
             # copy-on-write: the tensor may not promise to be read-only, the file stays as it is
             ids = np.memmap(path, dtype=dtype, mode="c") if expected else np.empty(0, dtype)
             splits[name] = torch.from_numpy(np.asarray(ids))
-        vocabulary = restore(info["level"], folder / "vocabulary.json")
-        if vocabulary.size != info["vocabulary_size"] or not (folder / "files.jsonl").is_file():
-            raise Damaged("vocabulary.json or files.jsonl is not what info.json says")
-        return Corpus(folder, info, vocabulary, splits)
+        for name in ("vocabulary.json", "files.jsonl"):
+            if (got := (folder / name).stat().st_size) != (expected := info["sizes"][name]):
+                raise Damaged(f"{name} has {got} bytes, expected {expected}")
+        symbols = partial(restore, info["level"], folder / "vocabulary.json")
+        return Corpus(folder, info, symbols, splits)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error
