@@ -83,7 +83,8 @@ def get(given: argparse.Namespace) -> None:
     recipes = {} if given.rule else used()[given.name]
     rules = [given.rule] if given.rule else [rule for rule in it.rules if rule in recipes]
     got = raw.get(given.name, rules=rules, url=given.url, keep=given.keep)
-    _say(f"{given.name}: {', '.join(got.downloaded) or 'all was there'}; in {got.place}")
+    some = ", ".join(got.downloaded) if len(got.downloaded) <= 4 else f"{len(got.downloaded)} files"
+    _say(f"{given.name}: {some or 'all was there'}; in {got.place}")
     if got.prepared:
         _say(f"prepared by the rules: {', '.join(got.prepared)}")
     _say(f"licence: {it.licence.name} ({it.licence.note}; {it.licence.url})")

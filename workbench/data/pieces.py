@@ -124,6 +124,11 @@ def ends_line(piece: Piece) -> bool:
         return file.read(1) == b"\n"
 
 
+def lines(pieces: Sequence[Piece]) -> list[Piece]:
+    """Pieces whose last lines end: a last line without its newline is a line all the same."""
+    return [q for p in pieces for q in ([p] if ends_line(p) else [p, NEWLINE])]
+
+
 def stripped(piece: Piece) -> Piece:
     """A range of a file without the blanks (of ASCII) at its edges."""
     path, start, stop = piece

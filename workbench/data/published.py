@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Literal
 
 from workbench.config import model_validator
-from workbench.data import registry, store
+from workbench.data import lm1b, registry, store
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.pieces import (
     NEWLINE,
     SPLITS,
     Member,
     Piece,
-    ends_line,
+    lines,
     member,
     split_by_position,
     stripped,
@@ -77,10 +77,19 @@ class Published(CorpusConfig):
             DataMissing: there are no such files; the message says which to put where.
             DataError: they are not in the prepared format.
         """
-        members = self._members(store.root() / self.name)
+        place = store.root() / self.name
+        sentences = self.name == "lm1b"
+        members = lm1b.find(place, self.rule) if sentences else self._members(place)
         key = store.key(members, {"name": self.name, "rule": self.rule})
-        name = f"published-{self.name}-{self.rule}-{key}"
-        corpus = store.obtain(name, lambda folder: self._build(folder, members))
+
+        def build(folder: Path) -> None:
+            if sentences:
+                lm1b.build(folder, members, self.rule)
+            else:
+                self._build(folder, members)
+            logger.info("prepared %s by the rule of %s", self.name, self.rule)
+
+        corpus = store.obtain(f"published-{self.name}-{self.rule}-{key}", build)
         self._compare(corpus)
         return corpus
 
@@ -98,12 +107,6 @@ class Published(CorpusConfig):
 
     def _members(self, folder: Path) -> list[Member]:
         """The three prepared files, or the one raw file of enwik8 and text8."""
-        if self.name == "lm1b":
-            raise DataMissing(
-                "corpus lm1b: it is read as a stream of shuffled sentences for each row of the "
-                "batch, which the workbench does not do. Train on another corpus, such as "
-                "{kind: published, name: wikitext-103, rule: transformer-xl}"
-            )
         for form in FILES:
             paths = [folder / form.format(split) for split in SPLITS]
             if all(path.is_file() for path in paths):
@@ -135,7 +138,6 @@ class Published(CorpusConfig):
         split_of = {} if raw else dict(zip((m.name for m in members), SPLITS, strict=True))
         vocabulary = Counted(self._symbols(raw), learn)
         store.write(folder, self._splits(members), vocabulary, members, split_of, about)
-        logger.info("prepared %s by the rule of %s", self.name, self.rule)
 
     def _symbols(self, raw: bool) -> Symbols:
         """What the text's symbols are; raw text is spelled as the authors' scripts prepare it."""
@@ -157,11 +159,6 @@ class Published(CorpusConfig):
         if self.level == "char" and len(members) == 1:
             return {split: one_line(splits[split]) for split in SPLITS}
         return {split: lines(splits[split]) for split in SPLITS}
-
-
-def lines(pieces: Sequence[Piece]) -> list[Piece]:
-    """Pieces whose last lines end: a last line without its newline is a line all the same."""
-    return [q for p in pieces for q in ([p] if ends_line(p) else [p, NEWLINE])]
 
 
 def one_line(pieces: Sequence[Piece]) -> list[Piece]:

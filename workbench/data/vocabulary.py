@@ -27,6 +27,8 @@ Level = Literal["byte", "char", "word", "bpe"]
 BYTEWISE: tuple[Level, ...] = ("byte", "bpe")
 """levels at which any bytes have ids, and an id stands for the same bytes wherever it is"""
 UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
+SENTENCE, UNKNOWN_WORD = "<S>", "<UNK>"
+"""of One Billion Word"""
 N_CODE_POINTS = 0x110000
 
 
@@ -200,6 +202,8 @@ class PreparedVocabulary(Vocabulary):
         symbols: in order of their ids.
     """
 
+    _end, _other = END_OF_LINE, UNKNOWN
+
     def __init__(self, level: Level, symbols: list[str]) -> None:
         self.level, self._symbols, self.size = level, symbols, len(symbols)
 
@@ -210,11 +214,12 @@ class PreparedVocabulary(Vocabulary):
     @cached_property
     def unknown(self) -> int | None:  # type: ignore[override]
         """Id of `<unk>`, where it is a symbol."""
-        return self._id_of.get(UNKNOWN)
+        return self._id_of.get(self._other)
 
     def ids(self, block: str) -> np.ndarray:
         """Ids of prepared text; errors as `find`."""
-        return self.find(to_words(block) if END_OF_LINE in self._id_of else block.split())
+        ends = self._end in self._id_of
+        return self.find(to_words(block, self._end) if ends else block.split())
 
     def find(self, symbols: Sequence[str]) -> np.ndarray:
         n, id_of = len(symbols), self._id_of
@@ -242,7 +247,7 @@ class PreparedVocabulary(Vocabulary):
         return self.raw(ids).decode("utf-8", errors="replace")
 
     def _bytes(self, symbol: str) -> bytes:
-        if symbol == END_OF_LINE:
+        if symbol == self._end:
             return b"\n"
         if self.level == "byte":
             return bytes([int(symbol)])
@@ -257,6 +262,18 @@ class PreparedVocabulary(Vocabulary):
 
     def symbols(self) -> dict[str, list[str]]:
         return {"symbols": self._symbols}
+
+
+class SentenceVocabulary(PreparedVocabulary):
+    """The words of One Billion Word: `<S>` is the end of a line, `<UNK>` what has no id."""
+
+    _end, _other = SENTENCE, UNKNOWN_WORD
+
+    def __init__(self, symbols: list[str]) -> None:
+        super().__init__("word", symbols)
+
+    def symbols(self) -> dict[str, list[str]]:
+        return {"sentences": self._symbols}
 
 
 def spell(level: Level, text: bytes | str) -> str:
@@ -278,6 +295,8 @@ def restore(level: Level, path: Path) -> Vocabulary:
 
         return BpeVocabulary(symbols["tokenizer"])
     if isinstance(symbols, dict):
+        if "sentences" in symbols:
+            return SentenceVocabulary(symbols["sentences"])
         return PreparedVocabulary(level, symbols["symbols"])
     if level == "byte":
         return ByteVocabulary()
@@ -296,6 +315,6 @@ def code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 
 
-def to_words(text: str) -> list[str]:
-    """line.split() of every line, each end of line as `<eos>`."""
-    return text.replace("\n", f" {END_OF_LINE} ").split()
+def to_words(text: str, end: str = END_OF_LINE) -> list[str]:
+    """line.split() of every line, each end of line as a symbol."""
+    return text.replace("\n", f" {end} ").split()
