@@ -1,6 +1,7 @@
 """Batches prepared by a thread: the same ones, the same positions, and no thread left over."""
 
 import gc
+import statistics
 import subprocess
 import sys
 import threading
@@ -22,7 +23,9 @@ from workbench.data.batches import Batch
 from workbench.data.segments import RandomLengths
 from workbench.data.sentences import SentenceBatches
 from workbench.data.text import Text
-from workbench.recipe import Recipe
+from workbench.models.language_model import build_model
+from workbench.recipe import Recipe, load_recipe
+from workbench.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -241,6 +244,34 @@ def test_a_run_on_sentences_continues_bit_for_bit_with_and_without_a_thread(
     assert [r.loss_nats for r in ours] == [r.loss_nats for r in rows][-len(ours) :]
     for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("make", ["segments", "sentences"])
+def test_batches_are_not_what_training_waits_for(make: str) -> None:
+    """Beside steps far shorter than those of any recipe: of the fastest tiny one, on 256 tokens."""
+    recipe = load_recipe("all-attention-python-tiny")
+    tokens = torch.randint(1, 200, (1_000_001,), dtype=torch.uint8)
+    tokens[::50] = 0
+    if make == "segments":
+        batches: Any = Segments(tokens, 8, 32)
+    else:
+        batches = SentenceBatches(tokens, [0, 500_000, 1_000_000], 0, 8, 32)
+    model = build_model(recipe.model, 256, seed=1)
+    trainer = Trainer(model, batches, recipe.train, recipe.name)
+    steps, waits, draw = [], [], batches.next
+
+    def timed() -> Batch:
+        begin = time.perf_counter()
+        batch = draw()
+        waits.append(time.perf_counter() - begin)
+        return batch
+
+    batches.next = timed
+    for _ in range(7):
+        begin = time.perf_counter()
+        trainer.update()
+        steps.append(time.perf_counter() - begin)
+    assert statistics.median(waits) < 0.02 * statistics.median(steps)
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ import codecs
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from io import BufferedReader
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,10 @@ from workbench.data.bpe import units
 from workbench.data.vocabulary import Level
 from workbench.errors import DataError
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 18
+"""what is read at once: few enough words to stay in a core's cache"""
+CHUNK_BYTES = 32 << 20
+"""what one job counts or writes"""
 WORD_CHARACTERS = 1 << 20
 """a longer word is no word of a language"""
 WORD_BYTES = 4 * WORD_CHARACTERS
@@ -67,33 +70,11 @@ def member(path: Path, name: str) -> Member:
     return Member(name, path, stat.st_size, stat.st_mtime_ns)
 
 
-def opened(path: Path) -> BufferedReader:
-    """A file of the text, open to be read.
-
-    Raises:
-        DataError: it is not there any more, or may not be read.
-    """
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise unreadable(path, error) from None
-
-
-def unreadable(path: Path, error: OSError) -> DataError:
-    """The fault of a text that cannot be read."""
-    return DataError(
-        f"{path}: got '{error.strerror or error}', expected a text that can be read. Correct its "
-        "permissions or the link, or leave it out (corpus.path, corpus.glob)."
-    )
-
-
 def check_unchanged(members: Sequence[Member]) -> None:
     """Refuse a text of which a file changed or went away since it was listed."""
     for m in members:
-        try:
+        with readable(m.path):
             now = member(m.path, m.name)
-        except OSError as error:
-            raise unreadable(m.path, error) from None
         if now != m:
             raise DataError(
                 f"{m.path}: got another size or modification time than at the start, expected a "
@@ -154,7 +135,7 @@ def mixed(pieces: Sequence[Piece], size: int) -> list[Piece]:
 def ends_line(piece: Piece) -> bool:
     """Whether a range of a file ends with a newline."""
     assert piece.path is not None
-    with opened(piece.path) as file:
+    with readable(piece.path), piece.path.open("rb") as file:
         file.seek(max(piece.start, piece.stop - 1))
         return file.read(1) == b"\n"
 
@@ -168,7 +149,7 @@ def stripped(piece: Piece) -> Piece:
     """A range of a file without the blanks (of ASCII) at its edges."""
     path, start, stop = piece
     assert path is not None
-    with opened(path) as file:
+    with readable(path), path.open("rb") as file:
         while start < stop:
             file.seek(start)
             data = file.read(min(_AHEAD, stop - start))
@@ -224,7 +205,7 @@ def forward(path: Path, position: int, stop: int, level: Level) -> int:
     if level == "byte":
         return position
     at, edge = position, _EDGES[level]
-    with opened(path) as file:
+    with readable(path), path.open("rb") as file:
         while at - position <= WORD_BYTES or level == "bpe":
             # one byte more at the front: what is no blank may end a word
             file.seek(at - 1)
@@ -281,17 +262,29 @@ def _ranges(piece: Piece, level: Level, size: int) -> Iterator[Piece]:
         yield Piece(path, at, stop)
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say in a user's words that a file cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: got '{error.strerror or error}', expected a file that can be read. Mend its "
+            "permissions, or run again if it was moved meanwhile."
+        ) from None
+
+
 def raw_blocks(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, int, bytes]]:
     """The bytes of the pieces in order, as (piece, offset in its file, block).
 
     Raises:
-        DataError: a file became shorter since it was listed.
+        DataError: a file cannot be read, or became shorter since it was listed.
     """
     for piece in pieces:
         if piece.path is None:
             yield piece, 0, b"\n"
             continue
-        with opened(piece.path) as file:
+        with readable(piece.path), piece.path.open("rb") as file:
             file.seek(piece.start)
             at = piece.start
             while at < piece.stop:

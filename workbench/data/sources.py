@@ -10,6 +10,7 @@ compressed tar) a folder of files. Both are listed as they are and unpacked only
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -22,7 +23,7 @@ from typing import cast
 
 from workbench.data import archives
 from workbench.data.compressed import unpacked
-from workbench.data.pieces import Member, member, unreadable
+from workbench.data.pieces import Member, member, readable
 from workbench.errors import DataError, DataMissing
 
 logger = logging.getLogger("workbench")
@@ -119,7 +120,8 @@ def _expand(path: str, glob: str, where: str) -> tuple[Path, list[Path]]:
 
 def _walk(folder: Path, pattern: str) -> Iterator[Path]:
     def stop(error: OSError) -> None:
-        raise unreadable(Path(str(error.filename)), error)
+        with readable(Path(str(error.filename))):
+            raise error
 
     seen = set()
     for here, folders, names in os.walk(folder, onerror=stop, followlinks=True):
@@ -136,27 +138,24 @@ def _walk(folder: Path, pattern: str) -> Iterator[Path]:
 
 def _mode(path: Path) -> int | None:
     """The kind of what is there; None where nothing is."""
-    try:
-        return path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise unreadable(path, error) from None
+    with readable(path):
+        try:
+            return path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
 
 def _facts(file: Path) -> os.stat_result:
     """Size and time of a regular file that may be read."""
-    try:
+    with readable(file):
         facts = file.stat()
-    except OSError as error:
-        raise unreadable(file, error) from None
+        if not os.access(file, os.R_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
     if not stat.S_ISREG(facts.st_mode):
         raise DataError(
             f"{file}: got a device, pipe or socket, expected a file: a text is read more than "
             "once. Write it to a file, or give its lines to workbench.data.from_strings."
         )
-    if not os.access(file, os.R_OK):
-        raise unreadable(file, PermissionError("Permission denied"))
     return facts
 
 

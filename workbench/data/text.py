@@ -34,7 +34,7 @@ from workbench.data.pieces import (
     Piece,
     check_unchanged,
     ends_line,
-    opened,
+    readable,
     split_by_file,
     split_by_position,
 )
@@ -275,7 +275,7 @@ class Text(CorpusConfig):
         """Where the text of a file begins: after the mark that says it is UTF-8."""
         if self.level in BYTEWISE:
             return 0
-        with opened(m.path) as file:
+        with readable(m.path), m.path.open("rb") as file:
             return len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
 
     def _check_filled(self, splits: dict[str, list[Piece]], n_files: int) -> None:

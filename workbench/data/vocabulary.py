@@ -13,6 +13,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -199,8 +200,7 @@ class WordVocabulary(Vocabulary):
         return self.find(to_words(text) if self.end_of_line else text.split())
 
     def find(self, symbols: Sequence[str]) -> np.ndarray:
-        get, unknown = self._id_of.get, self.unknown
-        return np.fromiter((get(word, unknown) for word in symbols), np.int32, count=len(symbols))
+        return _look_up(self._id_of, symbols, self._id_of[UNKNOWN])
 
     def decode(self, ids: Tensor) -> str:
         if not self.end_of_line:
@@ -252,8 +252,7 @@ class PreparedVocabulary(Vocabulary):
         return self.find(to_words(block, self._end) if ends else block.split())
 
     def find(self, symbols: Sequence[str]) -> np.ndarray:
-        n, id_of = len(symbols), self._id_of
-        found = np.fromiter((id_of.get(symbol, -1) for symbol in symbols), np.int32, count=n)
+        found = _look_up(self._id_of, symbols, -1)
         if found.size and found.min() < 0:
             if self.unknown is None:
                 word = symbols[int(found.argmin())]
@@ -338,6 +337,10 @@ def tensor(ids: np.ndarray) -> Tensor:
     import torch  # here: preparing a text needs none
 
     return torch.from_numpy(ids.astype(np.int64))
+
+
+def _look_up(id_of: Mapping[str, int], symbols: Sequence[str], unknown: int) -> np.ndarray:
+    return np.fromiter(map(id_of.get, symbols, repeat(unknown)), np.int32, len(symbols))
 
 
 def code_points(text: str) -> np.ndarray:
