@@ -9,8 +9,8 @@ is a given split by itself. A file of train in a held-out split is refused.
 
 Levels. Bytes and BPE take any file as it is. Characters and words are UTF-8 without a byte-order
 mark at a file's begin; what is no UTF-8 is refused with file and byte offset, or replaced
-(`invalid`). Words are those of `str.split`: all blanks of Unicode part them, a carriage return among
-them, and a newline alone ends a line (`<eos>`); NUL is part of a word. A word of more than 2^20
+(`invalid`). Words are those of `str.split`: all blanks of Unicode part them, a carriage return
+too, and a newline alone ends a line (`<eos>`); NUL is part of a word. A word of more than 2^20
 characters is refused. Otherwise nothing is changed: carriage returns, NUL and odd blanks are
 characters like others. A line may have any length. Symbols that the vocabulary lacks are `<unk>`,
 counted in `info.json` (`unknown`), and a warning tells their share of valid and test.
