@@ -9,6 +9,7 @@ import codecs
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,10 @@ from workbench.data.bpe import units
 from workbench.data.vocabulary import Level
 from workbench.errors import DataError
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 18
+"""what is read at once: few enough words to stay in a core's cache"""
+CHUNK_BYTES = 32 << 20
+"""what one job counts or writes"""
 WORD_CHARACTERS = 1 << 20
 """a longer word is no word of a language"""
 WORD_BYTES = 4 * WORD_CHARACTERS
@@ -246,17 +250,29 @@ def _ranges(piece: Piece, level: Level, size: int) -> Iterator[Piece]:
         yield Piece(path, at, stop)
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say in a user's words that a file cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: got '{error.strerror or error}', expected a file that can be read. Mend its "
+            "permissions, or run again if it was moved meanwhile."
+        ) from None
+
+
 def raw_blocks(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, int, bytes]]:
     """The bytes of the pieces in order, as (piece, offset in its file, block).
 
     Raises:
-        DataError: a file became shorter since it was listed.
+        DataError: a file cannot be read, or became shorter since it was listed.
     """
     for piece in pieces:
         if piece.path is None:
             yield piece, 0, b"\n"
             continue
-        with piece.path.open("rb") as file:
+        with readable(piece.path), piece.path.open("rb") as file:
             file.seek(piece.start)
             at = piece.start
             while at < piece.stop:

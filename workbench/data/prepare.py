@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from workbench.data import crew, jobs
-from workbench.data.pieces import SPLITS, Member, Piece, chunks
+from workbench.data.pieces import CHUNK_BYTES, SPLITS, Member, Piece, chunks
 from workbench.data.symbols import Part, Symbols
 from workbench.data.tables import Counts, Keep, merge
 from workbench.data.vocabulary import Vocabulary
 
-CHUNK_BYTES = 32 << 20
 Chunks = Mapping[str, list[list[Piece]]]
 Parts = Mapping[str, list[list[Part]]]
 

@@ -100,7 +100,7 @@ class Published(CorpusConfig):
     def _compare(self, corpus: Corpus) -> None:
         """Say with which figures results on these files may be compared, or that none are."""
         facts = registry.entry(self.name).rules[self.rule]
-        if fault := facts.fault(corpus.vocabulary.size, corpus.info["tokens"]):
+        if fault := facts.fault(corpus.info["vocabulary_size"], corpus.info["tokens"]):
             logger.warning(
                 "%s by the rule %s: %s as the published text has; results with these files are not "
                 "comparable with published ones",

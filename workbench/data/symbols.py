@@ -98,18 +98,17 @@ def _lines(symbols: Symbols, pieces: Sequence[Piece]) -> Iterator[str]:
 
 def _count_part(texts: Iterator[str], text: str | None, pieces: list[Piece], stem: str) -> Part:
     """Number the words of blocks until the table is full."""
-    numbering, counts, tokens = Numbering(), np.zeros(0, np.int64), 0
+    numbering, tokens = Numbering(), 0
     number = numbering.__getitem__
     with Path(f"{stem}.ids").open("wb") as spool:
         while text is not None:
             words = text.split()
-            ids = np.fromiter(map(number, words), np.int32, len(words))
-            seen = np.bincount(ids, minlength=len(numbering))
-            seen[: len(counts)] += counts
-            counts, tokens = seen, tokens + len(words)
-            spool.write(ids.data)
-            full = len(numbering) >= PART_WORDS
-            text = None if full else next(texts, None)
+            spool.write(np.fromiter(map(number, words), np.int32, len(words)).data)
+            tokens += len(words)
+            text = next(texts, None) if len(numbering) < PART_WORDS else None
+    counts = np.zeros(len(numbering), np.int64)
+    for ids in spooled(stem, np.dtype(np.int32)):
+        counts += np.bincount(ids, minlength=len(counts))
     if numbering and max(map(len, numbering)) > WORD_CHARACTERS:
         raise long_word(pieces[0].path, pieces[0].start)
     order = np.arange(len(numbering))

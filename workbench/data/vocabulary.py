@@ -13,6 +13,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -176,8 +177,7 @@ class WordVocabulary(Vocabulary):
         return self.find(to_words(block))
 
     def find(self, symbols: Sequence[str]) -> np.ndarray:
-        id_of = self._id_of
-        return np.fromiter((id_of.get(word, 1) for word in symbols), np.int32, count=len(symbols))
+        return _look_up(self._id_of, symbols, 1)
 
     def decode(self, ids: Tensor) -> str:
         text = " ".join("\n" if i == 0 else self._words[i] for i in ids.tolist())
@@ -222,8 +222,7 @@ class PreparedVocabulary(Vocabulary):
         return self.find(to_words(block, self._end) if ends else block.split())
 
     def find(self, symbols: Sequence[str]) -> np.ndarray:
-        n, id_of = len(symbols), self._id_of
-        found = np.fromiter((id_of.get(symbol, -1) for symbol in symbols), np.int32, count=n)
+        found = _look_up(self._id_of, symbols, -1)
         if found.size and found.min() < 0:
             if self.unknown is None:
                 word = symbols[int(found.argmin())]
@@ -308,6 +307,10 @@ def tensor(ids: np.ndarray) -> Tensor:
     import torch  # here: preparing a text needs none
 
     return torch.from_numpy(ids.astype(np.int64))
+
+
+def _look_up(id_of: Mapping[str, int], symbols: Sequence[str], unknown: int) -> np.ndarray:
+    return np.fromiter(map(id_of.get, symbols, repeat(unknown)), np.int32, len(symbols))
 
 
 def code_points(text: str) -> np.ndarray:
