@@ -1,6 +1,8 @@
 """Batches prepared by a thread: the same ones, the same positions, and no thread left over."""
 
 import gc
+import random
+import statistics
 import subprocess
 import sys
 import threading
@@ -13,16 +15,18 @@ from typing import Any
 import pytest
 import tiny_run
 import torch
+from test_data_lm1b import VOCABULARY, put
 
 import workbench
 from workbench.config import dump, load, override
-from workbench.data import Corpus, Segments
+from workbench.data import Segments, lm1b
 from workbench.data.ahead import Ahead, ahead
 from workbench.data.batches import Batch
 from workbench.data.segments import RandomLengths
 from workbench.data.sentences import SentenceBatches
-from workbench.data.text import Text
-from workbench.recipe import Recipe
+from workbench.models.language_model import build_model
+from workbench.recipe import Recipe, load_recipe
+from workbench.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -198,37 +202,28 @@ def test_streams_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
 # a whole run
 
 
-def sentence_recipe(text: Path) -> Recipe:
-    order = {"data.order": {"kind": "sentences"}, "data.batch_size": 2}
-    measured = {"method": "streams", "order": "sentences", "batch_size": 2, "segment_len": 5}
-    return load(Recipe, override(dump(tiny_run.recipe(text)), {**order, "eval": measured}))
-
-
 @pytest.fixture
-def marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blanks open and close sentences."""
-    plain = Text.open
-
-    def opened(self: Text) -> Corpus:
-        corpus = plain(self)
-        mark, ids = ord(" "), corpus.splits["train"]
-        for split, part in corpus.splits.items():
-            at = (part == mark).nonzero().flatten().tolist()
-            corpus.splits[split] = part[at[0] : at[-1] + 1]
-        marks = (corpus.splits["train"] == mark).nonzero().flatten().tolist()
-        shards = [marks[i] for i in (0, len(marks) // 2, -1)]
-        corpus.info["sentences"] = {"symbol": " ", "id": mark, "shards": {"train": shards}}
-        assert ids.dtype == torch.uint8
-        return corpus
-
-    monkeypatch.setattr(Text, "open", opened)
+def sentence_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A tiny run on files that are laid out as those of One Billion Word."""
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
+    draw, words = random.Random(4), ["the", "cat", "sat", "dog"]
+    lines = [" ".join(draw.choices(words, k=draw.randrange(9))) + "\n" for _ in range(120)]
+    parts = ["".join(lines[i : i + 40]).encode() for i in (0, 40, 80)]
+    put(tmp_path / "data" / "lm1b", parts[:2], parts[2])
+    (tmp_path / "data" / "lm1b" / lm1b.WORDS).write_text(VOCABULARY)
+    corpus = {"kind": "published", "name": "lm1b", "rule": "transformer-xl"}
+    changes = {
+        "data.corpus": corpus,
+        "data.order": {"kind": "sentences"},
+        "eval": {"method": "streams", "order": "sentences", "batch_size": 2, "segment_len": 5},
+    }
+    return load(Recipe, override(dump(tiny_run.recipe(tmp_path / "none.txt")), changes))
 
 
-@pytest.mark.parametrize("stop", [6, 12])
 def test_a_run_on_sentences_continues_bit_for_bit_with_and_without_a_thread(
-    marked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    sentence_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = sentence_recipe(tiny_run.write_text(tmp_path / "text.txt"))
+    recipe, stop = sentence_recipe, 12
     whole = workbench.start(recipe, out=tmp_path / "whole")
     rows = [r for r in whole if r.kind == "train"]
     monkeypatch.setattr("workbench.train.run.ahead", lambda batches, device: Ahead(batches, CPU))
@@ -241,6 +236,34 @@ def test_a_run_on_sentences_continues_bit_for_bit_with_and_without_a_thread(
     assert [r.loss_nats for r in ours] == [r.loss_nats for r in rows][-len(ours) :]
     for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("make", ["segments", "sentences"])
+def test_batches_are_not_what_training_waits_for(make: str) -> None:
+    """Beside steps far shorter than those of any recipe: of the fastest tiny one, on 256 tokens."""
+    recipe = load_recipe("all-attention-python-tiny")
+    tokens = torch.randint(1, 200, (1_000_001,), dtype=torch.uint8)
+    tokens[::50] = 0
+    if make == "segments":
+        batches: Any = Segments(tokens, 8, 32)
+    else:
+        batches = SentenceBatches(tokens, [0, 500_000, 1_000_000], 0, 8, 32)
+    model = build_model(recipe.model, 256, seed=1)
+    trainer = Trainer(model, batches, recipe.train, recipe.name)
+    steps, waits, draw = [], [], batches.next
+
+    def timed() -> Batch:
+        begin = time.perf_counter()
+        batch = draw()
+        waits.append(time.perf_counter() - begin)
+        return batch
+
+    batches.next = timed
+    for _ in range(7):
+        begin = time.perf_counter()
+        trainer.update()
+        steps.append(time.perf_counter() - begin)
+    assert statistics.median(waits) < 0.02 * statistics.median(steps)
 
 
 @pytest.mark.gpu
@@ -257,13 +280,14 @@ def test_batches_on_a_gpu_are_right_and_arrive_while_it_computes(make):
 
     plain, source = build("cpu"), Ahead(build(device), device, depth=2)
     assert same(Batch(*(x.cpu() if torch.is_tensor(x) else x for x in source.next())), plain.next())
-    for _ in range(20):
+    for i in range(20):
         # a tenth of a second of work, behind which the next batches must not queue
         torch.cuda._sleep(200_000_000)
         busy = torch.cuda.current_stream().record_event()
         for future in list(source._pending):
             future.result().copied.synchronize()
-        assert not busy.query(), "the copies waited for the computation"
+        # the first batches allocate memory, for which the whole device may be waited
+        assert i < 8 or not busy.query(), "the copies waited for the computation"
         got, want = source.next(), plain.next()
         assert torch.equal(got.tokens_BT.cpu(), want.tokens_BT)
         assert torch.equal(got.targets_BT.cpu(), want.targets_BT)

@@ -140,7 +140,7 @@ def test_a_full_disk_is_told_before_anything_is_spent(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(raw, "free_bytes", lambda place: len(ARCHIVE))
-    with pytest.raises(DataError, match=r"free, expected .* download, .* unpacked, .* prepared"):
+    with pytest.raises(DataError, match=r"free, expected .* download, .* to prepare"):
         raw.get("ptb", rules=["plain"])
     assert world.asked() == [] and not (world.root / "prepared").exists()
 
@@ -148,7 +148,7 @@ def test_a_full_disk_is_told_before_anything_is_spent(
 def test_the_space_that_is_needed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     it = registry.entry("ptb")
     unpacked = sum(map(len, TEXT.values()))
-    needed = len(ARCHIVE) + unpacked + 2 * unpacked
+    needed = len(ARCHIVE) + unpacked + 3 * unpacked
     monkeypatch.setattr(raw, "free_bytes", lambda place: needed)
     raw.check_room(it, it.sources[0], 2)
     monkeypatch.setattr(raw, "free_bytes", lambda place: needed - 1)
@@ -158,6 +158,22 @@ def test_the_space_that_is_needed(world: World, monkeypatch: pytest.MonkeyPatch)
     world.put({"a.zip": ARCHIVE})
     raw.check_room(it, it.sources[0], 2)
     raw.check_room(it, it.sources[1], 2)
+
+
+def test_what_was_unpacked_with_the_archives_own_folders_is_taken(world: World) -> None:
+    (world.place / "in").mkdir(parents=True)
+    world.put({f"in/{name}": data for name, data in TEXT.items()})
+    raw.get("ptb")
+    assert world.asked() == [] and {*TEXT} <= world.files()
+
+
+def test_there_must_be_room_to_prepare(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.put(TEXT)
+    monkeypatch.setattr(raw, "free_bytes", lambda place: 10)
+    with pytest.raises(DataError, match=r"got 10 bytes free, .* to prepare"):
+        raw.get("ptb", rules=["plain"])
+    assert not (world.root / "prepared").exists()
+    assert raw.get("ptb").downloaded == ()
 
 
 def test_interrupted_at_the_unpacking_it_goes_on_from_there(

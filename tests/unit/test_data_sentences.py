@@ -237,7 +237,9 @@ def corpus(info: dict[str, Any]) -> Corpus:
     about = {"name": "notes", "level": "word", "unit": "word", **info}
     sentences = {"symbol": "<S>", "id": MARK, "shards": {"train": edges}}
     about |= {"sentences": sentences} if "sentences" in info else {}
-    return Corpus(Path(), about, PreparedVocabulary("word", []), {"train": torch.tensor(ids)})
+    return Corpus(
+        Path(), about, lambda: PreparedVocabulary("word", []), {"train": torch.tensor(ids)}
+    )
 
 
 def test_a_recipe_asks_for_sentences_and_says_no_more():

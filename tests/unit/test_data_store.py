@@ -108,8 +108,15 @@ def test_writing_to_a_split_never_reaches_the_file(path):
     assert Text(path=path).open().text("train").startswith(b"to be")
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_interrupted_preparation_leaves_nothing(path, prepared, monkeypatch, stop):
+STOPS = {
+    "ctrl-c": (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    "full": (OSError(28, "No space left on device"), DataError, "got 'No space left .* Make room"),
+}
+
+
+@pytest.mark.parametrize("how", STOPS)
+def test_interrupted_preparation_leaves_nothing(path, prepared, monkeypatch, how):
+    stop, error, says = STOPS[how]
     calls = []
     real = jobs.perform
 
@@ -120,7 +127,7 @@ def test_interrupted_preparation_leaves_nothing(path, prepared, monkeypatch, sto
         return real(job)
 
     monkeypatch.setattr(jobs, "perform", torn)
-    with pytest.raises(stop if isinstance(stop, type) else type(stop)):
+    with pytest.raises(error, match=says or None):
         Text(path=path).open()
     assert list(prepared.iterdir()) == []
     monkeypatch.setattr(jobs, "perform", real)

@@ -87,10 +87,10 @@ class Ahead:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken; what was prepared is dropped."""
-        for future in self._pending:
+        dropped, self._pending = self._pending, deque()
+        for future in dropped:
             future.cancel()
-        wait(self._pending)
-        self._pending.clear()
+        wait(dropped)
         self._batches.restore(state)
         self._state = self._batches.state()
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from workbench.data import symbols
-from workbench.data.pieces import raw_blocks
+from workbench.data.pieces import raw_blocks, readable
 from workbench.data.symbols import Part, Symbols, piece_of
 from workbench.data.tables import load
 from workbench.data.vocabulary import Level, Vocabulary, restore
@@ -78,7 +78,7 @@ def _hash(paths: list[str]) -> list[str]:
     """sha256 of whole files."""
     result = []
     for path in paths:
-        with Path(path).open("rb") as file:
+        with readable(Path(path)), Path(path).open("rb") as file:
             result.append(hashlib.file_digest(file, "sha256").hexdigest())
     return result
 

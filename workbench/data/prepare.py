@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from workbench.data import crew, jobs
-from workbench.data.pieces import SPLITS, Member, Piece, chunks
+from workbench.data.pieces import CHUNK_BYTES, SPLITS, Member, Piece, chunks
 from workbench.data.symbols import Part, Symbols
 from workbench.data.tables import Counts, Keep, merge
 from workbench.data.vocabulary import Vocabulary
 
-CHUNK_BYTES = 32 << 20
 Chunks = Mapping[str, list[list[Piece]]]
 Parts = Mapping[str, list[list[Part]]]
 
@@ -51,6 +50,8 @@ class Tokens(NamedTuple):
     tokens: dict[str, int]
     unknown: dict[str, int]
     tokens_sha256: dict[str, str]
+    replaced: dict[str, int]
+    """places that were no UTF-8"""
     edges: dict[str, list[int]]
     """where the tokens of each file begin, and their end; only if asked for"""
 
@@ -140,7 +141,8 @@ def _place(
         for block in jobs.read(folder / f"{split}.bin", start, stop * size):
             digests[split].update(block)
     sha256 = {s: digests[s].hexdigest() for s in SPLITS}
-    return Tokens(vocabulary, tokens, unknown, sha256, {})
+    replaced = {s: sum(part.replaced for group in parts[s] for part in group) for s in SPLITS}
+    return Tokens(vocabulary, tokens, unknown, sha256, replaced, {})
 
 
 def _edges(pieces: Sequence[Piece], cut: list[list[Piece]], parts: list[list[Part]]) -> list[int]:

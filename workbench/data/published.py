@@ -63,6 +63,10 @@ class Published(CorpusConfig):
         return registry.entry(self.name).rules[self.rule].symbols
 
     @property
+    def comparable(self) -> str:
+        return registry.entry(self.name).rules[self.rule].comparable
+
+    @property
     def level(self) -> Level:
         """What a symbol is."""
         return level_of(self.name)
@@ -96,14 +100,14 @@ class Published(CorpusConfig):
     def _compare(self, corpus: Corpus) -> None:
         """Say with which figures results on these files may be compared, or that none are."""
         facts = registry.entry(self.name).rules[self.rule]
-        if fault := facts.fault(corpus.vocabulary.size, corpus.info["tokens"]):
+        if fault := facts.fault(corpus.info["vocabulary_size"], corpus.info["tokens"]):
             logger.warning(
                 "%s by the rule %s: %s as the published text has; results with these files are not "
                 "comparable with published ones",
                 *(self.name, self.rule, fault),
             )
         else:
-            corpus.info["comparable"] = facts.comparable
+            corpus.info["comparable"] = self.comparable
 
     def _members(self, folder: Path) -> list[Member]:
         """The three prepared files, or the one raw file of enwik8 and text8."""

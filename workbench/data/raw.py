@@ -63,18 +63,22 @@ def get(name: str, *, rules: Sequence[str] = (), url: str | None = None, keep: b
 
     it = registry.entry(name)
     _known_rules(name, it, rules)
+    to_prepare = [rule for rule in rules if not prepared(name, [rule])]
     done: list[str] = []
     with download.writing(it.place):
         if not by_authors_scripts(it):
             if absent(it):
                 with download.alone(it.place / name):
-                    done = _obtain(name, it, url, len(rules))
+                    _adopt(it)
+                    done = _obtain(name, it, url, len(to_prepare))
             for content, known in it.contents.items():
                 download.verify(it.place / content, known.checksums, known.bytes)
         if not keep:
             _tidy(it)
-    for rule in rules:
-        load(Published, {"name": name, "rule": rule}).open()
+        check_room(it, None, len(to_prepare))
+    with download.writing(store.root() / "prepared"):
+        for rule in rules:
+            load(Published, {"name": name, "rule": rule}).open()
     return Got(it.place, tuple(done), tuple(rules))
 
 
@@ -93,7 +97,17 @@ def absent(it: Entry) -> list[str]:
 
 def by_authors_scripts(it: Entry) -> bool:
     """Whether the text lies there as the authors' scripts prepare it, which is as good."""
-    return it.kind == "corpus" and all((it.place / f"{s}.txt").is_file() for s in SPLITS)
+    # more files than three are no splits
+    named = it.kind == "corpus" and len(it.contents) <= len(SPLITS)
+    return named and all((it.place / f"{s}.txt").is_file() for s in SPLITS)
+
+
+def _adopt(it: Entry) -> None:
+    """Take what somebody unpacked there, in the archive's own folders, to its place."""
+    for inside, name in (m for s in it.sources for f in s.files for m in f.members.items()):
+        if (it.place / inside).is_file() and not (it.place / name).is_file():
+            (it.place / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(it.place / inside, it.place / name)
 
 
 def _obtain(name: str, it: Entry, url: str | None, n_rules: int) -> list[str]:
@@ -143,24 +157,30 @@ def _tidy(it: Entry) -> None:
             path.unlink(missing_ok=True)
 
 
-def check_room(it: Entry, source: Source, n_rules: int) -> None:
+def check_room(it: Entry, source: Source | None, n_rules: int) -> None:
     """Refuse what the disk cannot hold, before anything is spent.
+
+    Args:
+        it: the entry.
+        source: what is to be downloaded; None: nothing.
+        n_rules: by how many rules it is to be prepared.
 
     Raises:
         DataError: too little is free.
     """
-    missing = set(absent(it))
-    files = [f for f in source.files if f.members and missing & set(f.yields)]
+    missing = set(absent(it)) if source else set()
+    files = [f for f in source.files if f.members and missing & set(f.yields)] if source else []
     packed = sum(f.size for f in files if not _there(it, f))
     unpacked = sum(it.contents[name].size for name in missing)
-    # token ids take less than the text that they stand for
-    needed, free = packed + unpacked + n_rules * it.size, free_bytes(it.place)
+    # token ids take less than the text that they stand for; on the way they lie there twice
+    ids = it.size * (n_rules + 1) if n_rules else 0
+    needed, free = packed + unpacked + ids, free_bytes(it.place)
     if needed > free:
         words = registry.in_words
         raise DataError(
             f"{it.place}: got {words(free)} free, expected {words(needed)} ({words(packed)} to "
-            f"download, {words(unpacked)} unpacked, {words(n_rules * it.size)} prepared). Make "
-            "room, or set the environment variable WORKBENCH_DATA to a folder on another disk"
+            f"download, {words(unpacked)} unpacked, {words(ids)} to prepare). Make room, or set "
+            "the environment variable WORKBENCH_DATA to a folder on another disk"
         )
 
 
@@ -207,10 +227,10 @@ def _file(it: Entry, content: str, known: Known) -> Finding:
     return Finding(content, "recorded now" if first else "as recorded at its first use", True)
 
 
-def prepared(name: str) -> list[Path]:
-    """The folders of a corpus as it was prepared, by whatever rule."""
-    rules = registry.entry(name).rules
-    found = [store.root().glob(f"prepared/published-{name}-{rule}-*") for rule in rules]
+def prepared(name: str, rules: Sequence[str] = ()) -> list[Path]:
+    """The folders of a corpus as it was prepared, by these rules or by any."""
+    wanted = rules or [*registry.entry(name).rules]
+    found = [store.root().glob(f"prepared/published-{name}-{rule}-*") for rule in wanted]
     return sorted(folder for some in found for folder in some if (folder / "info.json").is_file())
 
 
@@ -224,7 +244,7 @@ def _corpus(it: Entry, folder: Path) -> Finding:
     facts, tokens = it.rules[corpus.info["rule"]], corpus.info["tokens"]
     sizes = " / ".join(f"{tokens[split]:,}" for split in SPLITS)
     what = f"{corpus.info['rule']}, {corpus.vocabulary.size:,} symbols, {sizes} tokens"
-    if fault := facts.fault(corpus.vocabulary.size, tokens):
+    if fault := facts.fault(corpus.info["vocabulary_size"], tokens):
         return Finding(what, f"{fault}: another text than the published one", False)
     unsaid = "" if facts.tokens else "; no source says how many tokens"
     return Finding(what, f"as published{unsaid if facts.verified else ', as far as known'}", True)
@@ -233,9 +253,8 @@ def _corpus(it: Entry, folder: Path) -> Finding:
 def state(name: str) -> str:
     """What of an entry is here, in words."""
     it = registry.entry(name)
-    if folders := prepared(name):
-        rules = {rule for rule in it.rules for f in folders if f"-{name}-{rule}-" in f"-{f.name}"}
-        return f"prepared: {', '.join(sorted(rules))}"
+    if rules := [rule for rule in it.rules if prepared(name, [rule])]:
+        return f"prepared: {', '.join(rules)}"
     missing = 0 if by_authors_scripts(it) else len(absent(it))
     if missing == len(it.contents):
         archives = any(_there(it, file) for source in it.sources for file in source.files)

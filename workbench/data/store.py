@@ -2,8 +2,8 @@
 
 A prepared corpus is `<root>/prepared/<name>-<key>/` with `info.json`, `files.jsonl` (sha256,
 bytes, split, path of each source file), `vocabulary.json` and `train.bin valid.bin test.bin`. The
-key is a digest of everything that the contents follow from, so two processes that prepare the
-same corpus at once make the same files and either may win.
+key is a digest of everything that the contents follow from. One process prepares a corpus and
+the others wait for it; a lock in `<root>/locks` sees to it, which ends with its holder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ import numpy as np
 import torch
 
 from workbench.data.corpus import Corpus
-from workbench.data.crew import Crew
-from workbench.data.pieces import SPLITS, Member, Piece, member
+from workbench.data.crew import hire
+from workbench.data.pieces import SPLITS, Member, Piece, check_unchanged
+from workbench.data.places import alone, writing
 from workbench.data.prepare import Rule, hash_jobs, write_tokens
 from workbench.data.vocabulary import restore
 from workbench.errors import DataError
@@ -81,11 +83,14 @@ def obtain(name: str, build: Callable[[Path], None]) -> Corpus:
 
 def _make(folder: Path, build: Callable[[Path], None]) -> None:
     """Build aside, then move into place; whatever happens, nothing unfinished keeps its name."""
-    with _aside(folder.parent) as aside:
+    with writing(folder), alone(root() / "locks" / folder.name), _aside(folder.parent) as aside:
+        if folder.exists() and _whole(folder):
+            # another process has made it meanwhile
+            return
         fresh, old = aside / "fresh", aside / "old"
         fresh.mkdir()
         build(fresh)
-        if folder.exists() and not _whole(folder):
+        if folder.exists():
             _move(folder, old)
         _move(fresh, folder)
 
@@ -93,16 +98,11 @@ def _make(folder: Path, build: Callable[[Path], None]) -> None:
 @contextmanager
 def _aside(parent: Path) -> Iterator[Path]:
     """A folder inside `parent` for what is unfinished; it goes away whatever happens."""
-    try:
+    with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
         _sweep(parent)
         prefix = f"{ASIDE}{socket.gethostname()}-{os.getpid()}-"
         aside = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    except OSError as error:
-        raise DataError(
-            f"{parent}: got '{error.strerror}', expected a folder to write the prepared "
-            "corpus to. Set the environment variable WORKBENCH_DATA to a folder of your own."
-        ) from None
     try:
         yield aside
     finally:
@@ -112,7 +112,7 @@ def _aside(parent: Path) -> Iterator[Path]:
 def spool(blocks: Iterable[bytes], folder: Path, name: str) -> Path:
     """Write `<folder>/<name>-<digest>.txt`, whole or not at all; one that is there stays."""
     digest = hashlib.sha256()
-    with _aside(folder) as aside:
+    with writing(folder), _aside(folder) as aside:
         fresh = aside / "fresh"
         with fresh.open("wb") as file:
             for block in blocks:
@@ -185,9 +185,10 @@ def write(
         DataError: the text cannot be decoded, or a split is left without two tokens.
     """
     n_bytes = {s: sum(p.stop - p.start for p in splits[s]) for s in SPLITS}
-    work = Crew()
-    hashes = work.map(hash_jobs(members))
-    written = write_tokens(folder, rule, splits, work, edges)
+    with hire(sum(n_bytes.values())) as work:
+        hashing = work.map(hash_jobs(members))
+        written = write_tokens(folder, rule, splits, work, edges)
+        hashes = [sha256 for some in hashing for sha256 in some]
     vocabulary = written.vocabulary
     info: dict[str, Any] = {
         **about,
@@ -200,6 +201,7 @@ def write(
         "bytes": n_bytes,
         "tokens": written.tokens,
         "unknown": written.unknown,
+        "replaced": written.replaced,
         "tokens_sha256": written.tokens_sha256,
         **({"edges": written.edges} if edges else {}),
     }
@@ -210,7 +212,9 @@ def write(
             f"tokens at {vocabulary.level} level, expected at least 2 in each split. Use a longer "
             "text or a larger share for the short split."
         )
-    info["sha256"] = _record_files(folder, members, split_of, [h for hs in hashes for h in hs])
+    info["sha256"] = _record_files(folder, members, split_of, hashes)
+    names = ("vocabulary.json", "files.jsonl")
+    info["sizes"] = {name: (folder / name).stat().st_size for name in names}
     (folder / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
 
 
@@ -222,13 +226,9 @@ def _record_files(
     Raises:
         DataError: a file changed since it was listed, so the record would be of another text.
     """
+    check_unchanged(members)
     lines = []
     for m, sha256 in zip(members, hashes, strict=True):
-        if member(m.path, m.name) != m:
-            raise DataError(
-                f"{m.path}: got another size or modification time than at the start, expected a "
-                "file at rest. Run again when it is no longer written to."
-            )
         split = split_of.get(m.name, "")
         facts = {"sha256": sha256, "bytes": m.bytes, "split": split, "path": m.name}
         lines.append(json.dumps(facts) + "\n")
@@ -256,9 +256,10 @@ def open_prepared(folder: Path) -> Corpus:
             # copy-on-write: the tensor may not promise to be read-only, the file stays as it is
             ids = np.memmap(path, dtype=dtype, mode="c") if expected else np.empty(0, dtype)
             splits[name] = torch.from_numpy(np.asarray(ids))
-        vocabulary = restore(info["level"], folder / "vocabulary.json")
-        if vocabulary.size != info["vocabulary_size"] or not (folder / "files.jsonl").is_file():
-            raise Damaged("vocabulary.json or files.jsonl is not what info.json says")
-        return Corpus(folder, info, vocabulary, splits)
+        for name in ("vocabulary.json", "files.jsonl"):
+            if (got := (folder / name).stat().st_size) != (expected := info["sizes"][name]):
+                raise Damaged(f"{name} has {got} bytes, expected {expected}")
+        symbols = partial(restore, info["level"], folder / "vocabulary.json")
+        return Corpus(folder, info, symbols, splits)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error
