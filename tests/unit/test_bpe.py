@@ -162,6 +162,18 @@ def test_a_corpus_does_not_depend_on_blocks_and_chunks(tmp_path, monkeypatch, bl
     assert got.vocabulary.symbols() == expected.vocabulary.symbols()
 
 
+def test_a_corpus_does_not_depend_on_workers(tmp_path, monkeypatch):
+    path = tmp_path / "t.txt"
+    path.write_bytes((PROSE.encode() + b"torn \xff\n") * 300)
+    expected = Text(path=str(path), level="bpe").open()
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "other"))
+    monkeypatch.setenv("WORKBENCH_WORKERS", "2")
+    monkeypatch.setattr("workbench.data.crew.SMALL_BYTES", 0)
+    monkeypatch.setattr("workbench.data.prepare.CHUNK_BYTES", 3000)
+    got = Text(path=str(path), level="bpe").open()
+    assert got.info["tokens_sha256"] == expected.info["tokens_sha256"]
+
+
 def test_chunks_of_several_files_end_with_lines(tmp_path, monkeypatch, bpe):
     texts = [b"one\n\ntwo", b"", b"\n", b"three \n four " * 20, b"x" * 300]
     for i, text in enumerate(texts):
