@@ -106,6 +106,21 @@ def test_a_fault_of_the_thread_arrives_with_its_batch_and_nothing_is_lost():
         assert same(source.next(), plain.next())
 
 
+@pytest.mark.parametrize("make", MAKERS)
+def test_no_batch_is_lost_when_waiting_for_it_is_broken_off(make):
+    def broken_off() -> None:
+        raise KeyboardInterrupt
+
+    source, plain = Ahead(make(), CPU), make()
+    for _ in range(8):
+        assert same(source.next(), plain.next())
+        prepared(source)
+        source._pending[0] = SimpleNamespace(result=broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            source.next()
+        assert str(source.state()) == str(plain.state())
+
+
 class Slow(Segments):
     """Takes a while."""
 
