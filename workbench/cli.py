@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.cli_data import add_data
+from workbench.cli_data import add_data, say
 from workbench.errors import ConfigError, DataMissing, WorkbenchError
 
 Commands = Any
@@ -187,11 +187,6 @@ COMMANDS: tuple[Callable[[Commands], None], ...] = (
     add_export,
     add_data,
 )
-
-
-def say(text: str) -> None:
-    """A line on standard output."""
-    sys.stdout.write(text + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

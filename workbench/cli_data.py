@@ -34,7 +34,8 @@ def _add(below: Any, name: str, about: str, run: Any) -> argparse.ArgumentParser
     return parser
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line on standard output."""
     sys.stdout.write(text + "\n")
 
 
@@ -62,7 +63,7 @@ def show(given: argparse.Namespace) -> None:
             {"name": name, "here": raw.state(name), "recipes": recipes[name], **dump(entry)}
             for name, entry in entries.items()
         ]
-        _say(json.dumps(facts, indent=1))
+        say(json.dumps(facts, indent=1))
         return
     rows = [("name", "level", "download", "licence", "recipes", "here", "what it is")]
     for name, it in entries.items():
@@ -72,7 +73,7 @@ def show(given: argparse.Namespace) -> None:
         rows.append((name, level, size, it.licence.name, count, raw.state(name), it.title))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        _say("  ".join(f"{text:<{w}}" for text, w in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(f"{text:<{w}}" for text, w in zip(row, widths, strict=True)).rstrip())
 
 
 def get(given: argparse.Namespace) -> None:
@@ -84,10 +85,10 @@ def get(given: argparse.Namespace) -> None:
     rules = [given.rule] if given.rule else [rule for rule in it.rules if rule in recipes]
     got = raw.get(given.name, rules=rules, url=given.url, keep=given.keep)
     some = ", ".join(got.downloaded) if len(got.downloaded) <= 4 else f"{len(got.downloaded)} files"
-    _say(f"{given.name}: {some or 'all was there'}; in {got.place}")
+    say(f"{given.name}: {some or 'all was there'}; in {got.place}")
     if got.prepared:
-        _say(f"prepared by the rules: {', '.join(got.prepared)}")
-    _say(f"licence: {it.licence.name} ({it.licence.note}; {it.licence.url})")
+        say(f"prepared by the rules: {', '.join(got.prepared)}")
+    say(f"licence: {it.licence.name} ({it.licence.note}; {it.licence.url})")
 
 
 def check(given: argparse.Namespace) -> int:
@@ -96,7 +97,7 @@ def check(given: argparse.Namespace) -> int:
 
     findings = raw.check(given.name)
     for finding in findings:
-        _say(f"{'ok ' if finding.good else 'BAD'} {finding.what}: {finding.said}")
+        say(f"{'ok ' if finding.good else 'BAD'} {finding.what}: {finding.said}")
     return 0 if all(finding.good for finding in findings) else 1
 
 
@@ -105,11 +106,11 @@ def where(given: argparse.Namespace) -> None:
     from workbench.data import raw, registry, store
 
     root, words = store.root(), registry.in_words
-    _say(f"{root}: {raw.why_there()}; {words(raw.free_bytes(root))} free")
+    say(f"{root}: {raw.why_there()}; {words(raw.free_bytes(root))} free")
     names = [given.name] if given.name else [*registry.entries()]
     rows = [(str(path), words(size)) for name in names for path, size in raw.folders(name)]
     width = max((len(path) for path, _ in rows), default=0)
     for path, size in rows:
-        _say(f"  {path:<{width}}  {size:>10}")
+        say(f"  {path:<{width}}  {size:>10}")
     if given.name and not rows:
-        _say(f"  {given.name} would lie in {registry.entry(given.name).place}")
+        say(f"  {given.name} would lie in {registry.entry(given.name).place}")

@@ -11,26 +11,41 @@ import pytest
 import replicas
 import torch
 
-from workbench.data import lm1b, prepare
+from workbench.config import load
+from workbench.data import lm1b, prepare, registry
 from workbench.data.corpus import Corpus
 from workbench.data.published import Published
+from workbench.data.segments import DataConfig
 from workbench.errors import DataError, DataMissing
 
 VOCABULARY = "<S> 9\n</S> 9\n<UNK> 0\nthe 5\ncat 3\nthe 2\n\nsat 1 extra\n"
 WORDS = ["<S>", "</S>", "<UNK>", "the", "cat", "sat"]
 
 
+TRAIN = "training-monolingual.tokenized.shuffled/news.en-{:05}-of-00100"
+
+
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder, and a registry that wants as many shards as `put` has put there."""
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
+    monkeypatch.setattr(registry, "entry", lambda _: ENTRY.model_copy(update={"contents": WANTED}))
+    WANTED.clear()
     return tmp_path
 
 
+ENTRY = registry.entry("lm1b")
+WANTED: dict[str, registry.Known] = {}
+
+
 def put(base: Path, shards: list[bytes], held: bytes) -> None:
-    texts = {lm1b.TRAIN.replace("*", f"{i + 1:05}"): data for i, data in enumerate(shards)}
-    for name, data in {**texts, lm1b.HELD_OUT: held}.items():
+    known = next(iter(ENTRY.contents.values()))
+    texts = {TRAIN.format(i + 1): data for i, data in enumerate(shards)}
+    for name, data in {lm1b.HELD_OUT: held, **texts}.items():
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         (base / name).write_bytes(data)
+        WANTED[name] = known
+    WANTED[lm1b.WORDS] = known
 
 
 def shards(corpus: Corpus, split: str) -> list[list[int]]:
@@ -120,14 +135,38 @@ def test_sentences_are_those_of_plain_python(
         assert [sentences(ids, 0) for ids in shards(corpus, split)] == expected[4:]
 
 
-@pytest.mark.parametrize("lost", [lm1b.TRAIN, lm1b.HELD_OUT, lm1b.WORDS])
-def test_what_is_missing_is_told(root: Path, lost: str) -> None:
-    put(root / "lm1b", [b"the cat\n"], b"the\n")
+@pytest.mark.parametrize("lost", [TRAIN.format(2), lm1b.HELD_OUT, lm1b.WORDS])
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_is_missing_is_told(root: Path, lost: str, empty: bool) -> None:
+    put(root / "lm1b", [b"the cat\n", b"sat\n"], b"the\n")
     (root / "lm1b" / lm1b.WORDS).write_text(VOCABULARY)
-    for path in (root / "lm1b").glob(lost):
-        path.unlink()
-    with pytest.raises(DataMissing, match=r"got not all of .* expected the published files"):
+    path = root / "lm1b" / lost
+    path.write_bytes(b"") if empty else path.unlink()
+    with pytest.raises(DataMissing, match=rf"got 1 of 4 files missing or empty, such as .*{lost}"):
         Published(name="lm1b", rule="transformer-xl").open()
+
+
+def test_training_reads_its_sentences(root: Path) -> None:
+    put(root / "lm1b", [b"the cat sat\n\ncat the the\n", b"sat sat\nthe the cat\n"], b"the\n")
+    (root / "lm1b" / lm1b.WORDS).write_text(VOCABULARY)
+    corpus = Published(name="lm1b", rule="transformer-xl").open()
+    ids = corpus.splits["train"].tolist()
+    pairs = sorted(itertools.pairwise(ids))
+    data = load(
+        DataConfig,
+        {
+            "corpus": {"kind": "published", "name": "lm1b", "rule": "transformer-xl"},
+            "order": {"kind": "sentences"},
+            "segment_len": 1,
+            "batch_size": 1,
+        },
+    )
+    batches = data.order.batches(corpus, data, seed=1)
+    for _ in range(3):
+        # an epoch has every token but the last, each with the one that follows it
+        epoch = [batches.next() for _ in pairs]
+        assert sorted((b.tokens_BT.item(), b.targets_BT.item()) for b in epoch) == pairs
+        assert [b.fresh for b in epoch] == [True] + [False] * (len(pairs) - 1)
 
 
 @pytest.mark.parametrize("lost", ["<S>", "<UNK>"])

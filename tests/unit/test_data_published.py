@@ -273,7 +273,7 @@ def test_a_natural_text_under_the_prepared_name_is_refused(root, name):
 @pytest.mark.parametrize("name", ["enwik8", "wikitext-2", "lm1b"])
 def test_what_is_missing_is_named(root, name):
     put(root, name, {"train": "a\n", "valid": "a\n"})
-    says = rf"in {root / name}, expected the published files[^$]*data get {name}"
+    says = rf"{root / name}.* expected the published files[^$]*data get {name}"
     with pytest.raises(DataMissing, match=says):
         Published(name=name, rule="transformer-xl").open()
 

@@ -34,6 +34,11 @@ class CorpusConfig(Choice):
         """Size of the vocabulary where it is known without the text; None where it is not."""
         return None
 
+    @property
+    def comparable(self) -> str | None:
+        """With which published figures a result may be compared; None where with none."""
+        return None
+
     @abstractmethod
     def open(self) -> Corpus:
         """Prepare the corpus if that was not done before, then open it.

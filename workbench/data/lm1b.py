@@ -31,7 +31,6 @@ from workbench.data.vocabulary import SENTENCE, UNKNOWN_WORD, SentenceVocabulary
 from workbench.errors import DataError, DataMissing
 
 ARCHIVE = "1-billion-word-language-modeling-benchmark-r13output"
-TRAIN = "training-monolingual.tokenized.shuffled/news.en-*-of-00100"
 HELD_OUT = "heldout-monolingual.tokenized.shuffled/news.en.heldout-00000-of-00050"
 WORDS = "1b_word_vocab.txt"
 MIN_COUNT = 3
@@ -43,17 +42,21 @@ def find(folder: Path, rule: str) -> list[Member]:
     Raises:
         DataMissing: one of them is not there.
     """
+    names = [n for n in registry.entry("lm1b").contents if n != WORDS or rule != "plain"]
     # where `workbench data get` puts them, or where the archive was unpacked
-    for base in (folder, folder / ARCHIVE):
-        found = [sorted(p for p in base.glob(n) if p.stat().st_size) for n in (TRAIN, HELD_OUT)]
-        if rule != "plain":
-            found.append([path for path in [folder / WORDS] if path.is_file()])
-        if all(found):
-            return [member(path, path.name) for paths in found for path in paths]
+    for base in (folder / ARCHIVE, folder):
+        paths = [(folder if name == WORDS else base) / name for name in sorted(names, key=_rank)]
+        missing = [path for path in paths if not path.is_file() or not path.stat().st_size]
+        if not missing:
+            return [member(path, path.name) for path in paths]
     raise DataMissing(
-        f"corpus lm1b: got not all of {TRAIN}, {HELD_OUT} and {WORDS} in {folder}, expected the "
-        f"published files. {registry.by_hand('lm1b')}"
+        f"corpus lm1b: got {len(missing)} of {len(paths)} files missing or empty, such as "
+        f"{missing[0]}, expected the published files. {registry.by_hand('lm1b')}"
     )
+
+
+def _rank(name: str) -> tuple[bool, bool, str]:
+    return name == WORDS, name == HELD_OUT, name
 
 
 def build(folder: Path, members: Sequence[Member], rule: str) -> None:

@@ -70,6 +70,18 @@ def member(path: Path, name: str) -> Member:
     return Member(name, path, stat.st_size, stat.st_mtime_ns)
 
 
+def check_unchanged(members: Sequence[Member]) -> None:
+    """Refuse a text of which a file changed or went away since it was listed."""
+    for m in members:
+        with readable(m.path):
+            now = member(m.path, m.name)
+        if now != m:
+            raise DataError(
+                f"{m.path}: got another size or modification time than at the start, expected a "
+                "file at rest. Run again when it is no longer written to."
+            )
+
+
 def split_by_file(
     members: Sequence[Member], fractions: Fractions, largest: float = 1.0
 ) -> dict[str, list[Member]]:
@@ -123,7 +135,7 @@ def mixed(pieces: Sequence[Piece], size: int) -> list[Piece]:
 def ends_line(piece: Piece) -> bool:
     """Whether a range of a file ends with a newline."""
     assert piece.path is not None
-    with piece.path.open("rb") as file:
+    with readable(piece.path), piece.path.open("rb") as file:
         file.seek(max(piece.start, piece.stop - 1))
         return file.read(1) == b"\n"
 
@@ -137,7 +149,7 @@ def stripped(piece: Piece) -> Piece:
     """A range of a file without the blanks (of ASCII) at its edges."""
     path, start, stop = piece
     assert path is not None
-    with path.open("rb") as file:
+    with readable(path), path.open("rb") as file:
         while start < stop:
             file.seek(start)
             data = file.read(min(_AHEAD, stop - start))
@@ -193,7 +205,7 @@ def forward(path: Path, position: int, stop: int, level: Level) -> int:
     if level == "byte":
         return position
     at, edge = position, _EDGES[level]
-    with path.open("rb") as file:
+    with readable(path), path.open("rb") as file:
         while at - position <= WORD_BYTES or level == "bpe":
             # one byte more at the front: what is no blank may end a word
             file.seek(at - 1)
@@ -286,8 +298,15 @@ def raw_blocks(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, int, bytes]]:
                 at += len(block)
 
 
-def blocks(level: Level, pieces: Sequence[Piece]) -> Iterator[Any]:
+def blocks(
+    level: Level, pieces: Sequence[Piece], replaced: list[int] | None = None
+) -> Iterator[Any]:
     """What `Vocabulary.ids` takes: bytes at byte and BPE level, else str; no symbol is torn.
+
+    Args:
+        level: of the symbols.
+        pieces: what to read.
+        replaced: takes numbers of places that were no UTF-8 and are U+FFFD now; None refuses them.
 
     Raises:
         DataError: the text is no UTF-8 (char and word level).
@@ -300,10 +319,10 @@ def blocks(level: Level, pieces: Sequence[Piece]) -> Iterator[Any]:
         yield from units(block for _, _, block in raw_blocks(pieces))
         return
     if level == "char":
-        yield from _decoded(pieces, level)
+        yield from _decoded(pieces, level, replaced)
         return
     held: list[str] = []
-    for text in _decoded(pieces, level):
+    for text in _decoded(pieces, level, replaced):
         # only the new part is searched, so a line of any length costs its length once
         if cut := max(text.rfind(" "), text.rfind("\n")) + 1:
             yield "".join(held) + text[:cut]
@@ -313,19 +332,23 @@ def blocks(level: Level, pieces: Sequence[Piece]) -> Iterator[Any]:
         yield rest
 
 
-def _decoded(pieces: Sequence[Piece], level: Level) -> Iterator[str]:
-    torn = b""
+def _decoded(pieces: Sequence[Piece], level: Level, replaced: list[int] | None) -> Iterator[str]:
+    torn, errors = b"", "strict" if replaced is None else "replace"
     for piece, at, block in raw_blocks(pieces):
         data = torn + block
         last = piece.path is None or at + len(block) == piece.stop
         try:
-            text, used = codecs.utf_8_decode(data, "strict", last)
+            text, used = codecs.utf_8_decode(data, errors, last)
         except UnicodeDecodeError as error:
             offset = at - len(torn) + error.start
+            wide = offset == 0 and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             raise DataError(
                 f"{piece.path}: got byte 0x{data[error.start]:02x} at byte offset {offset} "
-                f"({error.reason}), expected UTF-8 text for `level: {level}`. Convert the file to "
-                "UTF-8, or use `level: byte`, which takes any bytes."
+                f"({'UTF-16, it seems' if wide else error.reason}), expected UTF-8 text for "
+                f"`level: {level}`. Convert the file to UTF-8, write `invalid: replace`, or use "
+                "`level: byte`, which takes any bytes."
             ) from None
+        if replaced is not None:
+            replaced.append(text.count("\ufffd") - data.count("\ufffd".encode(), 0, used))
         torn = data[used:]
         yield text

@@ -50,6 +50,8 @@ class Tokens(NamedTuple):
     tokens: dict[str, int]
     unknown: dict[str, int]
     tokens_sha256: dict[str, str]
+    replaced: dict[str, int]
+    """places that were no UTF-8"""
     edges: dict[str, list[int]]
     """where the tokens of each file begin, and their end; only if asked for"""
 
@@ -139,7 +141,8 @@ def _place(
         for block in jobs.read(folder / f"{split}.bin", start, stop * size):
             digests[split].update(block)
     sha256 = {s: digests[s].hexdigest() for s in SPLITS}
-    return Tokens(vocabulary, tokens, unknown, sha256, {})
+    replaced = {s: sum(part.replaced for group in parts[s] for part in group) for s in SPLITS}
+    return Tokens(vocabulary, tokens, unknown, sha256, replaced, {})
 
 
 def _edges(pieces: Sequence[Piece], cut: list[list[Piece]], parts: list[list[Part]]) -> list[int]:

@@ -63,6 +63,10 @@ class Published(CorpusConfig):
         return registry.entry(self.name).rules[self.rule].symbols
 
     @property
+    def comparable(self) -> str:
+        return registry.entry(self.name).rules[self.rule].comparable
+
+    @property
     def level(self) -> Level:
         """What a symbol is."""
         return level_of(self.name)
@@ -103,7 +107,7 @@ class Published(CorpusConfig):
                 *(self.name, self.rule, fault),
             )
         else:
-            corpus.info["comparable"] = facts.comparable
+            corpus.info["comparable"] = self.comparable
 
     def _members(self, folder: Path) -> list[Member]:
         """The three prepared files, or the one raw file of enwik8 and text8."""

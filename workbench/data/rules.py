@@ -14,8 +14,8 @@ line that has no end gets none at byte and character level, and a symbol that tr
 train alone; in adaptive-span, wikitext-103 (used with adaptive input and output) is by falling
 count, last seen first.
 
-A line ends at `\\n`, `\\r\\n` or `\\r`; words are parted by what Unicode calls white space. No rule
-changes the case of letters.
+A line ends at `\\n`, `\\r\\n` or `\\r`; words are parted by what Unicode calls white space.
+Deviates: the option of the Transformer-XL code to lower the case of letters is left out.
 """
 
 from __future__ import annotations

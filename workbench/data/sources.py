@@ -10,6 +10,7 @@ compressed tar) a folder of files. Both are listed as they are and unpacked only
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -22,7 +23,7 @@ from typing import cast
 
 from workbench.data import archives
 from workbench.data.compressed import unpacked
-from workbench.data.pieces import Member, member
+from workbench.data.pieces import Member, member, readable
 from workbench.errors import DataError, DataMissing
 
 logger = logging.getLogger("workbench")
@@ -58,12 +59,13 @@ def _fit(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], first) and _fit(parts[1:], rest)
 
 
-def find(paths: Sequence[str], glob: str) -> list[Member]:
+def find(paths: Sequence[str], glob: str, where: str = "corpus.path") -> list[Member]:
     """The files of a text: in the order of `paths`, sorted by name inside a folder or pattern.
 
     Args:
         paths: files, folders and patterns such as `books/**/*.txt`; `~` is the home folder.
         glob: which files of a folder belong to the text.
+        where: what the messages call `paths`.
 
     Returns:
         the files, their names relative to the folder that holds all of `paths`; compressed ones
@@ -76,7 +78,7 @@ def find(paths: Sequence[str], glob: str) -> list[Member]:
     found: dict[tuple[int, int], tuple[Path, os.stat_result]] = {}
     roots = []
     for path in paths:
-        root, files = _expand(path, glob)
+        root, files = _expand(path, glob, where)
         roots.append(root)
         for file in files:
             facts = _facts(file)
@@ -88,7 +90,7 @@ def find(paths: Sequence[str], glob: str) -> list[Member]:
     ]
 
 
-def _expand(path: str, glob: str) -> tuple[Path, list[Path]]:
+def _expand(path: str, glob: str, where: str) -> tuple[Path, list[Path]]:
     """The folder that a path's names start from, and its files."""
     full = Path(path).expanduser().absolute()
     mode = _mode(full)
@@ -99,7 +101,7 @@ def _expand(path: str, glob: str) -> tuple[Path, list[Path]]:
         mode = _mode(full)
     if mode is None:
         raise DataMissing(
-            f"corpus.path: got '{path}', which is not there ({full}), expected a text file, a "
+            f"{where}: got '{path}', which is not there ({full}), expected a text file, a "
             "folder or a pattern. Correct the path or put the text there; a relative path starts "
             f"from the working directory {Path.cwd()}."
         )
@@ -111,14 +113,15 @@ def _expand(path: str, glob: str) -> tuple[Path, list[Path]]:
     if names:
         return full, [names[n] for n in sorted(names) if n not in twice]
     raise DataMissing(
-        f"corpus.path: got the folder {full} without a file that matches '{glob}', expected text "
+        f"{where}: got the folder {full} without a file that matches '{glob}', expected text "
         "files. Put them there, or set corpus.glob, for example '**/*.md'."
     )
 
 
 def _walk(folder: Path, pattern: str) -> Iterator[Path]:
     def stop(error: OSError) -> None:
-        raise _unreadable(Path(str(error.filename)), error)
+        with readable(Path(str(error.filename))):
+            raise error
 
     seen = set()
     for here, folders, names in os.walk(folder, onerror=stop, followlinks=True):
@@ -135,35 +138,25 @@ def _walk(folder: Path, pattern: str) -> Iterator[Path]:
 
 def _mode(path: Path) -> int | None:
     """The kind of what is there; None where nothing is."""
-    try:
-        return path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise _unreadable(path, error) from None
+    with readable(path):
+        try:
+            return path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
 
 def _facts(file: Path) -> os.stat_result:
     """Size and time of a regular file that may be read."""
-    try:
+    with readable(file):
         facts = file.stat()
-    except OSError as error:
-        raise _unreadable(file, error) from None
+        if not os.access(file, os.R_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
     if not stat.S_ISREG(facts.st_mode):
         raise DataError(
             f"{file}: got a device, pipe or socket, expected a file: a text is read more than "
             "once. Write it to a file, or give its lines to workbench.data.from_strings."
         )
-    if not os.access(file, os.R_OK):
-        raise _unreadable(file, PermissionError("Permission denied"))
     return facts
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"{path}: got '{error.strerror or error}', expected a text that can be read. Correct its "
-        "permissions or the link, or leave it out (corpus.path, corpus.glob)."
-    )
 
 
 def unpack(members: Sequence[Member], folder: Path, glob: str, limit_bytes: int) -> list[Member]:
@@ -201,20 +194,6 @@ def unpack(members: Sequence[Member], folder: Path, glob: str, limit_bytes: int)
             )
         plain += sorted(parts)
     return plain
-
-
-def check_unchanged(members: Sequence[Member]) -> None:
-    """Refuse a text of which a file changed or went away since it was listed."""
-    for m in members:
-        try:
-            now = member(m.path, m.name)
-        except OSError as error:
-            raise _unreadable(m.path, error) from None
-        if now != m:
-            raise DataError(
-                f"{m.path}: got another size or modification time than at the start, expected a "
-                "file at rest. Run again when it is no longer written to."
-            )
 
 
 def _contents(m: Member, glob: str, limit_bytes: int) -> Generator[tuple[str, Blocks], None, None]:

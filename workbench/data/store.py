@@ -27,7 +27,7 @@ import torch
 
 from workbench.data.corpus import Corpus
 from workbench.data.crew import hire
-from workbench.data.pieces import SPLITS, Member, Piece, member
+from workbench.data.pieces import SPLITS, Member, Piece, check_unchanged
 from workbench.data.places import alone, writing
 from workbench.data.prepare import Rule, hash_jobs, write_tokens
 from workbench.data.vocabulary import restore
@@ -201,6 +201,7 @@ def write(
         "bytes": n_bytes,
         "tokens": written.tokens,
         "unknown": written.unknown,
+        "replaced": written.replaced,
         "tokens_sha256": written.tokens_sha256,
         **({"edges": written.edges} if edges else {}),
     }
@@ -225,13 +226,9 @@ def _record_files(
     Raises:
         DataError: a file changed since it was listed, so the record would be of another text.
     """
+    check_unchanged(members)
     lines = []
     for m, sha256 in zip(members, hashes, strict=True):
-        if member(m.path, m.name) != m:
-            raise DataError(
-                f"{m.path}: got another size or modification time than at the start, expected a "
-                "file at rest. Run again when it is no longer written to."
-            )
         split = split_of.get(m.name, "")
         facts = {"sha256": sha256, "bytes": m.bytes, "split": split, "path": m.name}
         lines.append(json.dumps(facts) + "\n")

@@ -43,6 +43,10 @@ class Symbols(NamedTuple):
     """char level: which character stands for a blank"""
     universal: bool = False
     """word level: `\\r\\n` and `\\r` end a line too"""
+    lower_case: bool = False
+    """word level: all letters small"""
+    replace: bool = False
+    """what is no UTF-8 becomes U+FFFD, instead of an error"""
 
     def names(self, codes: np.ndarray) -> list[str]:
         """The symbols of bytes or code points."""
@@ -57,12 +61,14 @@ class Part(NamedTuple):
     stem: str
     """of the table and the spool"""
     tokens: int
+    replaced: int = 0
+    """places that were no UTF-8"""
 
     @classmethod
     def of(cls, plain: Any) -> Part:
         """From what came through a pipe."""
-        pieces, stem, tokens = plain
-        return cls(list(map(piece_of, pieces)), stem, tokens)
+        pieces, *rest = plain
+        return cls(list(map(piece_of, pieces)), *rest)
 
 
 def piece_of(plain: Any) -> Piece:
@@ -77,20 +83,27 @@ def count(symbols: Symbols, pieces: list[Piece], stem: str) -> list[Part]:
     Raises:
         DataError: the text cannot be decoded, or has a word without end.
     """
+    replaced: list[int] = []
     if symbols.level == "word":
-        return list(_count_words(symbols, pieces, stem))
-    return [_count_codes(symbols, pieces, stem)]
+        parts = list(_count_words(symbols, pieces, stem, replaced))
+    else:
+        parts = [_count_codes(symbols, pieces, stem, replaced)]
+    return [part._replace(replaced=sum(replaced)) if part is parts[-1] else part for part in parts]
 
 
-def _count_words(symbols: Symbols, pieces: list[Piece], stem: str) -> Iterator[Part]:
-    texts = _lines(symbols, pieces)
+def _count_words(
+    symbols: Symbols, pieces: list[Piece], stem: str, replaced: list[int]
+) -> Iterator[Part]:
+    texts = _lines(symbols, pieces, replaced)
     for number, text in enumerate(texts):
         yield _count_part(texts, text, pieces, f"{stem}-{number}")
 
 
-def _lines(symbols: Symbols, pieces: Sequence[Piece]) -> Iterator[str]:
+def _lines(symbols: Symbols, pieces: Sequence[Piece], replaced: list[int]) -> Iterator[str]:
     """Words between blanks, the end of each line among them if it is a token."""
-    for text in blocks("word", pieces):
+    for text in blocks("word", pieces, replaced if symbols.replace else None):
+        if symbols.lower_case:
+            text = text.lower()
         if symbols.universal:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         yield text if symbols.newline is None else text.replace("\n", f" {symbols.newline} ")
@@ -116,11 +129,11 @@ def _count_part(texts: Iterator[str], text: str | None, pieces: list[Piece], ste
     return Part([], stem, tokens)
 
 
-def _count_codes(symbols: Symbols, pieces: list[Piece], stem: str) -> Part:
+def _count_codes(symbols: Symbols, pieces: list[Piece], stem: str, replaced: list[int]) -> Part:
     """Count bytes or characters, which number themselves."""
     size = 256 if symbols.level == "byte" else N_CODE_POINTS
     counts, firsts, read = np.zeros(size, np.int64), np.full(size, NEVER), 0
-    for codes in _codes(symbols, pieces):
+    for codes in _codes(symbols, pieces, replaced):
         seen = np.bincount(codes)
         counts[: len(seen)] += seen
         if (firsts[np.flatnonzero(seen)] == NEVER).any():
@@ -134,7 +147,7 @@ def _count_codes(symbols: Symbols, pieces: list[Piece], stem: str) -> Part:
     return Part(pieces, stem, int(counts.sum()))
 
 
-def _codes(symbols: Symbols, pieces: Sequence[Piece]) -> Iterator[np.ndarray]:
+def _codes(symbols: Symbols, pieces: Sequence[Piece], replaced: list[int]) -> Iterator[np.ndarray]:
     """The text as bytes or code points, without ends of lines if they are no tokens."""
     if symbols.level == "byte":
         # PyTorch may be absent here, and bytes.translate is the quickest way to drop one value
@@ -142,7 +155,7 @@ def _codes(symbols: Symbols, pieces: Sequence[Piece]) -> Iterator[np.ndarray]:
         for _, _, block in raw_blocks(pieces):
             yield np.frombuffer(block.translate(None, drop) if drop else block, np.uint8)
         return
-    for text in blocks("char", pieces):
+    for text in blocks("char", pieces, replaced if symbols.replace else None):
         if symbols.blank != " ":
             text = text.replace(" ", symbols.blank)
         if symbols.newline is None:
@@ -167,7 +180,7 @@ def final(
     ids_of[table.ids] = found
     if symbols.level == "word":
         return (ids_of[ids] for ids in spooled(part.stem, np.dtype(np.int32)))
-    return (ids_of[codes] for codes in _codes(symbols, part.pieces))
+    return (ids_of[codes] for codes in _codes(symbols, part.pieces, []))
 
 
 def spooled(stem: str, dtype: np.dtype) -> Iterator[np.ndarray]:

@@ -12,6 +12,7 @@ Word level is `line.split()` with `<eos>` for each end of line.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -24,42 +25,25 @@ from pydantic import BeforeValidator
 
 from workbench.config import Config, Positive, load, model_validator
 from workbench.data import store
-from workbench.data.bpe import PART_BYTES, BpeVocabulary
 from workbench.data.corpus import Corpus, CorpusConfig
+from workbench.data.learning import Learning
 from workbench.data.pieces import (
     NEWLINE,
     SPLITS,
     Member,
     Piece,
+    check_unchanged,
     ends_line,
-    mixed,
-    raw_blocks,
+    readable,
     split_by_file,
     split_by_position,
 )
-from workbench.data.prepare import Counted, Rule
-from workbench.data.sources import check_unchanged, find, plain_name, unpack
-from workbench.data.symbols import Symbols
-from workbench.data.vocabulary import (
-    BYTES,
-    BYTEWISE,
-    ByteVocabulary,
-    CharVocabulary,
-    Level,
-    WordVocabulary,
-)
+from workbench.data.sources import find, plain_name, unpack
+from workbench.data.vocabulary import BYTEWISE, ByteVocabulary, Level
 from workbench.errors import DataError
 
 logger = logging.getLogger("workbench")
 FILES_FOR_WHOLE = 20
-# held-out text never shapes the vocabulary: train alone is counted
-RULES: dict[str, Rule] = {
-    "byte": BYTES,
-    "char": Counted(
-        Symbols("char", newline="\n"), lambda counts: CharVocabulary.learn(counts["train"])
-    ),
-    "word": Counted(Symbols("word"), lambda counts: WordVocabulary.learn(counts["train"])),
-}
 
 
 def _names(data: Any) -> Any:
@@ -115,13 +99,18 @@ class Text(CorpusConfig):
     working directory, `~` is the home folder. null where `split` names the files."""
     level: Level = "byte"
     """What a token is: a byte, a Unicode character, a blank-separated word, or a frequent string
-    of bytes (`bpe`: byte-pair encoding, learned from train)."""
+    of bytes (`bpe`: byte-pair encoding)."""
     split: Split = (0.9, 0.05, 0.05)
     """Shares of train, valid and test (0 for no test split), or the files of each:
     `{train: ..., valid: ..., test: ...}`, each as `path`."""
     split_by: Literal["auto", "position", "file"] = "auto"
     """How shares are cut: `position` in the joined text, or whole `file`s; `auto`: files from 20
     files on, position below."""
+    vocabulary: Learning = Learning()
+    """Which symbols get ids (char, word and BPE level)."""
+    invalid: Literal["refuse", "replace"] = "refuse"
+    """What happens to bytes that are no UTF-8 at char and word level: an error names the file and
+    the byte, or U+FFFD takes their place, and `info.json` says how often (`replaced`)."""
     glob: str = "**/*.txt"
     """Which files of a folder or archive belong to the text; not used for files named in `path`.
     The ending of a compressed file does not count: `a.txt.gz` is `*.txt` too."""
@@ -149,6 +138,10 @@ class Text(CorpusConfig):
             raise ValueError(
                 f"split_by: got '{self.split_by}', but split names files; leave it out"
             )
+        if fault := self.vocabulary.fault(self.level):
+            raise ValueError(f"vocabulary: {fault}; leave it out, or choose another level")
+        if self.invalid == "replace" and self.level in BYTEWISE:
+            raise ValueError(f"invalid: got replace, but {self.level} level takes any bytes")
         if not self.glob or Path(self.glob).is_absolute():
             raise ValueError(
                 f"glob: got '{self.glob}', expected a pattern below the folder, such as '**/*.md'"
@@ -174,8 +167,10 @@ class Text(CorpusConfig):
         """
         groups = self._find()
         members = [m for group in groups.values() for m in group]
+        fields = {"level", "split", "split_by", "vocabulary", "invalid", "glob"}
         options = {
-            **self.model_dump(mode="json", include={"level", "split", "split_by", "glob"}),
+            **self.model_dump(mode="json", include=fields),
+            "vocabulary_file": self.vocabulary.identity(),
             "files": {split: len(group) for split, group in groups.items()},
         }
         name = f"text-{_plain(self.dataset)}-{self.level}-{store.key(members, options)}"
@@ -217,15 +212,23 @@ class Text(CorpusConfig):
             "split_rule": rule,
         }
         split_of = {m.name: s for s, group in chosen.items() for m in group}
-        how = self._tokens(splits) if self.level == "bpe" else RULES[self.level]
+        how = self.vocabulary.rule(self.level, splits, self.invalid == "replace")
         store.write(folder, splits, how, members, split_of, about)
         shutil.rmtree(folder / "unpacked")
         check_unchanged(packed)
         logger.info("prepared %s: %d file(s) at %s level", self.dataset, len(members), self.level)
+        self._warn(json.loads((folder / "info.json").read_text(encoding="utf-8")))
 
-    def _tokens(self, splits: dict[str, list[Piece]]) -> BpeVocabulary:
-        parts = mixed(splits["train"], PART_BYTES)
-        return BpeVocabulary.learn(b"".join(b for *_, b in raw_blocks([part])) for part in parts)
+    def _warn(self, info: dict[str, Any]) -> None:
+        """Say once, when it is prepared, what of the text is not what it was."""
+        for split in ("valid", "test"):
+            if n := info["unknown"][split]:
+                share = 100 * n / info["tokens"][split]
+                of = f"{self.dataset}, {split}: {n:,} of {info['tokens'][split]:,} tokens"
+                size = f"{info['vocabulary_size']:,}"
+                logger.warning("%s (%.2f %%) are <unk>, none of the %s symbols", of, share, size)
+        if n := sum(info["replaced"].values()):
+            logger.warning("%s: %d places were no UTF-8 and are U+FFFD now", self.dataset, n)
 
     def _unpacked(self, groups: dict[str, list[Member]], folder: Path) -> dict[str, list[Member]]:
         plain, left = {}, self.max_unpacked_bytes
@@ -272,7 +275,7 @@ class Text(CorpusConfig):
         """Where the text of a file begins: after the mark that says it is UTF-8."""
         if self.level in BYTEWISE:
             return 0
-        with m.path.open("rb") as file:
+        with readable(m.path), m.path.open("rb") as file:
             return len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
 
     def _check_filled(self, splits: dict[str, list[Piece]], n_files: int) -> None:

@@ -133,9 +133,10 @@ class CharVocabulary(Vocabulary):
         self._id_of[codes] = np.arange(1, self.size)
 
     @classmethod
-    def learn(cls, counts: Mapping[str, int]) -> CharVocabulary:
-        """All characters that were counted."""
-        return cls(sorted(counts, key=lambda c: (-counts[c], c)))
+    def learn(cls, counts: Mapping[str, int], max_size: int | None = None) -> CharVocabulary:
+        """The characters that were counted; with `<unk>` no more than `max_size`."""
+        ranked = sorted(counts, key=lambda c: (-counts[c], c))
+        return cls(ranked[: None if max_size is None else max_size - 1])
 
     def ids(self, block: str) -> np.ndarray:
         return self._id_of[code_points(block)]
@@ -154,40 +155,69 @@ class CharVocabulary(Vocabulary):
 
 
 class WordVocabulary(Vocabulary):
-    """Ids of blank-separated words; `<eos>` (id 0) stands for each end of line, `<unk>` is 1."""
+    """Ids of blank-separated words; `<eos>` stands for each end of line, `<unk>` for other words.
+
+    Args:
+        words: in order of their ids; `<eos>` and `<unk>` come first unless they are among them.
+        lower_case: make all letters of a text small.
+        end_of_line: whether an end of line is a token.
+    """
 
     level = "word"
-    unknown = 1
 
-    def __init__(self, words: list[str]) -> None:
-        self._words = [END_OF_LINE, UNKNOWN, *words]
-        self.size = len(self._words)
+    def __init__(
+        self, words: list[str], lower_case: bool = False, end_of_line: bool = True
+    ) -> None:
+        specials = [END_OF_LINE, UNKNOWN] if end_of_line else [UNKNOWN]
+        self._words = [s for s in specials if s not in words] + words
+        self.lower_case, self.end_of_line = lower_case, end_of_line
+        self.size, self.unknown = len(self._words), self._words.index(UNKNOWN)
 
     @cached_property
     def _id_of(self) -> dict[str, int]:
         return {word: index for index, word in enumerate(self._words)}
 
     @classmethod
-    def learn(cls, counts: Mapping[str, int]) -> WordVocabulary:
-        """All words that were counted, in order of first appearance."""
+    def learn(
+        cls,
+        counts: Mapping[str, int],
+        max_size: int | None = None,
+        lower_case: bool = False,
+        end_of_line: bool = True,
+    ) -> WordVocabulary:
+        """The words that were counted, in order of first appearance.
+
+        Args:
+            max_size: words at most, `<eos>` and `<unk>` among them: the most frequent.
+        """
+        specials = [END_OF_LINE, UNKNOWN] if end_of_line else [UNKNOWN]
         ranked = sorted(counts, key=counts.__getitem__, reverse=True)
-        return cls([word for word in ranked if word not in (END_OF_LINE, UNKNOWN)])
+        words = specials + [word for word in ranked if word not in specials]
+        return cls(words[:max_size], lower_case, end_of_line)
 
     def ids(self, block: str) -> np.ndarray:
-        return self.find(to_words(block))
+        text = block.lower() if self.lower_case else block
+        return self.find(to_words(text) if self.end_of_line else text.split())
 
     def find(self, symbols: Sequence[str]) -> np.ndarray:
-        return _look_up(self._id_of, symbols, 1)
+        return _look_up(self._id_of, symbols, self._id_of[UNKNOWN])
 
     def decode(self, ids: Tensor) -> str:
-        text = " ".join("\n" if i == 0 else self._words[i] for i in ids.tolist())
+        if not self.end_of_line:
+            return " ".join([self._words[i] for i in ids.tolist()])
+        newline = self._id_of[END_OF_LINE]
+        text = " ".join("\n" if i == newline else self._words[i] for i in ids.tolist())
         return text.replace(" \n", "\n").replace("\n ", "\n")
 
     def symbol(self, index: int) -> str:
         return printable(self._words[index])
 
-    def symbols(self) -> list[str]:
-        return self._words[2:]
+    def symbols(self) -> dict[str, Any]:
+        return {
+            "words": self._words,
+            "lower_case": self.lower_case,
+            "end_of_line": self.end_of_line,
+        }
 
 
 class PreparedVocabulary(Vocabulary):
@@ -293,13 +323,13 @@ def restore(level: Level, path: Path) -> Vocabulary:
         from workbench.data.bpe import BpeVocabulary  # here: it stands on this module
 
         return BpeVocabulary(symbols["tokenizer"])
-    if isinstance(symbols, dict):
-        if "sentences" in symbols:
-            return SentenceVocabulary(symbols["sentences"])
+    if "sentences" in symbols:
+        return SentenceVocabulary(symbols["sentences"])
+    if "symbols" in symbols:
         return PreparedVocabulary(level, symbols["symbols"])
     if level == "byte":
         return ByteVocabulary()
-    return CharVocabulary(symbols) if level == "char" else WordVocabulary(symbols)
+    return CharVocabulary(symbols) if level == "char" else WordVocabulary(**symbols)
 
 
 def tensor(ids: np.ndarray) -> Tensor:
