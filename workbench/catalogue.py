@@ -17,7 +17,7 @@ from workbench.config import dump
 from workbench.errors import ConfigError
 from workbench.models.language_model import LanguageModel
 from workbench.models.retrieval import RetrievalModel
-from workbench.recipe import AnyRecipe, Result, load_recipe, recipe_names
+from workbench.recipe import AnyRecipe, Recipe, Result, load_recipe, recipe_names
 
 DATASETS = "enwik8|text8|wt103|wt2|ptbc|ptb|lm1b|python|books"
 """what datasets are called in the names of recipes"""
@@ -39,6 +39,8 @@ class Entry:
     number of pairs where it has them"""
     paper: str
     code: str
+    comparable: str | None
+    """in which unit a result may be compared, and with whose; None where with no published one"""
 
 
 def entries(words: Sequence[str] = ()) -> list[Entry]:
@@ -69,6 +71,7 @@ def entry(recipe: AnyRecipe) -> Entry:
         published=[published(result) for result in source.results],
         paper=source.paper,
         code=source.code,
+        comparable=recipe.data.corpus.comparable if isinstance(recipe, Recipe) else None,
     )
 
 

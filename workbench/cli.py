@@ -1,5 +1,5 @@
-"""The command line: `workbench recipes` lists the experiments, `workbench generate` and
-`workbench score` use a trained model.
+"""The command line: `workbench recipes` lists the experiments, `workbench data` has the corpora,
+`workbench generate` and `workbench score` use a trained model.
 
 A command is a function `add_*` that describes its arguments and names what runs them. What a
 command needs is imported when it runs, so that `--help` answers at once.
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.cli_data import add_data, say
 from workbench.errors import ConfigError, DataMissing, WorkbenchError
 
 Commands = Any
@@ -95,7 +96,7 @@ def score_text(given: argparse.Namespace) -> None:
     bits = bits_per_token(found.mean_nats)
     say(f"{len(found.nll_nats):,} tokens, {found.unknown:,} unknown; {found.settings}")
     say(f"{bits:.4f} bits per token, perplexity {perplexity(found.mean_nats):.3f}")
-    say(f"{found.bits_per_character:.4f} bits per character")
+    say(f"{found.bits_per_character:.4f} bits per character, {found.bits_per_byte:.4f} per byte")
 
 
 def add_import(commands: Commands) -> None:
@@ -184,16 +185,13 @@ COMMANDS: tuple[Callable[[Commands], None], ...] = (
     add_score,
     add_import,
     add_export,
+    add_data,
 )
 
 
-def say(text: str) -> None:
-    """A line on standard output."""
-    sys.stdout.write(text + "\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (2: the user can mend it, and is told how)."""
+    """Run one command; returns the exit status (1: what was checked differs; 2: the user can mend
+    it, and is told how)."""
     parser = argparse.ArgumentParser(
         prog="workbench", description="A research workbench for sequence models that carry state."
     )
@@ -202,12 +200,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add(commands)
     given = parser.parse_args(arguments)
     try:
-        given.run(given)
+        status = given.run(given)
         sys.stdout.flush()
     except WorkbenchError as error:
         sys.stderr.write(f"workbench: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("workbench: interrupted\n")
+        return 130
     except BrokenPipeError:
         # whoever read our output (`| head`) has enough; what is still buffered has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    return status or 0

@@ -165,7 +165,7 @@ def import_published(name: str, out: str | Path, *, url: str | None = None) -> I
         and whatever `import_checkpoint` raises.
     """
     path = fetch(name, url)
-    return import_checkpoint(path, out, recipe=CHECKPOINTS[name].recipe)
+    return import_checkpoint(path, out, recipe=CHECKPOINTS[name])
 
 
 def _model_config(

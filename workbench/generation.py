@@ -13,6 +13,7 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from numbers import Integral, Real
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from workbench.data.corpus import Corpus
-from workbench.data.vocabulary import Vocabulary
+from workbench.data.vocabulary import BYTEWISE, Vocabulary
 from workbench.errors import ConfigError, DataError
 from workbench.reading import Reader, Source, State, Subject, Text, open_source, reading, rows
 
@@ -76,7 +77,8 @@ def generate(
         top_k: draw from the likeliest so many only.
         top_p: draw from the likeliest that together reach this probability (arXiv:1904.09751).
         stop: a string, a token id, or a list of strings, ids and sequences of ids; a sample that
-            ends with one of them is done.
+            ends with one of them is done. At BPE level the token that completes a string may go on
+            beyond it.
         seed: of this generation's own random numbers; sample i is the same whatever `samples`. None
             takes a new one; `Generation.seed` tells which.
         samples: texts to write side by side.
@@ -109,7 +111,8 @@ class Plan(NamedTuple):
     temperature: float
     top_k: int | None
     top_p: float | None
-    stops: tuple[tuple[int, ...], ...]
+    stops: tuple[tuple[int, ...] | bytes, ...]
+    """a string at BPE level is bytes: the same characters may come in other tokens"""
     seed: int
 
     def check(self, samples: int) -> None:
@@ -161,17 +164,18 @@ def _prompt(subject: Subject, prompt: Text, past: Past | None) -> Tensor:
     )
 
 
-def _stops(subject: Subject, stop: Stop) -> tuple[tuple[int, ...], ...]:
-    """Every stop as a sequence of ids."""
+def _stops(subject: Subject, stop: Stop) -> tuple[tuple[int, ...] | bytes, ...]:
+    """Every stop as a sequence of ids, or as bytes."""
     each = [stop] if isinstance(stop, str | int) else stop
-    found = []
+    found: list[tuple[int, ...] | bytes] = []
     for one in each:
         if isinstance(one, str) and (unknown := subject.unknown(one)):
             raise DataError(f"stop: {one!r} can never come, the vocabulary lacks {unknown}")
         ids = subject.encode([one] if isinstance(one, int) else one)
         if not len(ids):
             raise ConfigError(f"stop: got {one!r}, expected at least one symbol; leave it out")
-        found.append(tuple(ids.tolist()))
+        spelt = isinstance(one, str) and subject.symbols().level == "bpe"
+        found.append(subject.symbols().raw(ids) if spelt else tuple(ids.tolist()))
     return tuple(found)
 
 
@@ -287,8 +291,14 @@ class Generation:
         return tokens
 
     def _is_done(self, ids: list[int]) -> bool:
-        stopped = any(ids[-len(stop) :] == list(stop) for stop in self._plan.stops)
-        return stopped or len(ids) >= self._plan.length
+        return len(ids) >= self._plan.length or any(map(partial(self._ends, ids), self._plan.stops))
+
+    def _ends(self, ids: list[int], stop: tuple[int, ...] | bytes) -> bool:
+        # a token has at least one byte, and what is further back did not end the sample before
+        last = ids[-len(stop) :]
+        if isinstance(stop, bytes):
+            return stop in self._subject.symbols().raw(torch.tensor(last))
+        return last == list(stop)
 
     def _end(self, done: list[int]) -> None:
         """Take samples out of the batch, and keep where they ended."""
@@ -307,9 +317,9 @@ def _speller(subject: Subject, prompt: Tensor) -> Callable[[int], str]:
     vocabulary = subject.vocabulary
     if vocabulary is None:
         return lambda i: ""
-    if vocabulary.level == "byte":
+    if vocabulary.level in BYTEWISE:
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        return lambda i: utf8.decode(bytes([i]))
+        return lambda i: utf8.decode(vocabulary.raw(torch.tensor([i])))
     last = int(prompt[-1])
 
     def spell(i: int) -> str:

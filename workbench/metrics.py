@@ -1,7 +1,8 @@
 """Losses in a reader's units, and the baselines that a trained model must beat.
 
 Losses are nats per token everywhere else; bits and perplexity are derived here only. What a token
-counts as is the corpus's `unit`: "character" (byte and character level) or "word".
+counts as is the corpus's `unit`: "character" (byte and character level), "word" or "token" (BPE);
+bits per byte compare across them.
 """
 
 from __future__ import annotations
@@ -31,15 +32,20 @@ def perplexity(nats: float) -> float:
         return math.inf
 
 
-def describe(nats: float, unit: str) -> str:
+def describe(nats: float, unit: str, bytes_per_token: float | None = None) -> str:
     """A mean loss as it is published for this unit.
 
     Args:
         nats: mean loss per token.
         unit: of the corpus: "character" gives bits per character, any other perplexity first.
+        bytes_per_token: of the scored text; known and not 1 it adds bits per byte, which compare
+            across vocabularies.
     """
     bits = f"{bits_per_token(nats):.3f} bits per {unit}"
-    return bits if unit == "character" else f"perplexity {perplexity(nats):.2f} ({bits})"
+    told = bits if unit == "character" else f"perplexity {perplexity(nats):.2f} ({bits})"
+    if bytes_per_token is None or bytes_per_token == 1:
+        return told
+    return f"{told}, {bits_per_token(nats) / bytes_per_token:.3f} bits per byte"
 
 
 def unigram_nats(train: Tensor, test: Tensor, vocab_size: int) -> float:

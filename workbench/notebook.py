@@ -248,6 +248,16 @@ def symbols(corpus: Corpus, ids: Any) -> list[str]:
     return [corpus.vocabulary.symbol(int(i)) + gap for i in ids]
 
 
+def bytes_per_token(corpus: Corpus, ids: torch.Tensor) -> float | None:
+    """Mean length of tokens in UTF-8; None at word level, where `<unk>` hides what the text was.
+
+    Args:
+        corpus: which has the vocabulary.
+        ids: (n,) the tokens that were scored.
+    """
+    return None if corpus.unit == "word" else len(corpus.vocabulary.raw(ids)) / len(ids)
+
+
 def show(fig: go.Figure) -> None:
     """Put a figure on the page, without plotly's upload button."""
     display(bundle(fig), raw=True)
@@ -288,6 +298,9 @@ def save_evaluation(
             split: {
                 "loss_nats": score.mean_nats,
                 "tokens": score.tokens,
+                "bytes_per_token": bytes_per_token(
+                    view.corpus, view.corpus.splits[split][score.positions]
+                ),
                 "method": score.method,
                 "context_len": score.context_len,
                 "seconds": round(score.seconds, 3),

@@ -208,8 +208,11 @@ def cache_grid(
     Raises:
         ConfigError: windows have no running past to keep in a cache.
     """
-    if config.method == "windows":
-        raise ConfigError("a cache needs a running text; set eval.method: carried or streams")
+    if config.method == "windows" or config.order == "sentences":
+        raise ConfigError(
+            "a cache needs a running text; set eval.method: carried or streams, and eval.order: "
+            "contiguous"
+        )
     streams = config.batch_size if config.method == "streams" else 1
     # rows that overlap would make several pasts of one
     config = config.model_copy(update={"batch_size": streams})

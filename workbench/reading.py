@@ -18,7 +18,7 @@ from workbench import carry as carries
 from workbench.carry import Carry
 from workbench.config import load
 from workbench.data.corpus import Corpus
-from workbench.data.vocabulary import UNKNOWN, Vocabulary, printable
+from workbench.data.vocabulary import BYTEWISE, UNKNOWN, Vocabulary, printable
 from workbench.errors import ConfigError, DataError, DataMissing
 from workbench.models.base import Model, evaluating
 from workbench.models.language_model import LanguageModel
@@ -98,9 +98,7 @@ class Subject(NamedTuple):
 
     def _ids(self, text: str | bytes) -> Tensor:
         vocabulary = self.symbols()
-        if isinstance(text, bytes) and vocabulary.level == "byte":
-            return torch.tensor(list(text))
-        return vocabulary.encode(_decoded(text))
+        return vocabulary.encode(text if vocabulary.level in BYTEWISE else _decoded(text))
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """The text of ids; "" for a bare model."""

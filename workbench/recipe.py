@@ -123,6 +123,11 @@ class Recipe(Experiment):
         for name, config in (("eval", self.eval), ("train.valid", self.train.valid)):
             if config is not None and config.method == "carried":
                 self._can_be_carried(name, config)
+            if config is not None and config.order == "sentences" != self.data.order.kind:
+                raise ValueError(
+                    f"{name}.order is sentences, but data.order is {self.data.order.kind}; write "
+                    f"{name}.order: contiguous, or data.order: {{kind: sentences}}"
+                )
         valid = self.train.valid or self.eval
         if self.train.eval_tokens < valid.least_tokens:
             raise ValueError(

@@ -82,6 +82,9 @@ def summary(folder: RunFolder) -> dict[str, str]:
         score = splits.get(name)
         row[f"{name} bits/{unit}"] = f"{bits_per_token(score['loss_nats']):.3f}" if score else "-"
     score = splits.get("test")
+    if score and unit == "token":
+        bits = bits_per_token(score["loss_nats"]) / score["bytes_per_token"]
+        row["test bits/byte"] = f"{bits:.3f}"
     row["method"] = _method(score) if score else "-"
     row["scored"] = f"{score['tokens']:,}" if score else "-"
     spans = [r["readings"]["span"] for r in train[-1:] if r["readings"].get("span")]

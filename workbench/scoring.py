@@ -42,6 +42,8 @@ class Score:
     """(scored,) nats of each."""
     characters: int | None
     """Unicode characters that the scored tokens stand for; None for a bare model."""
+    n_bytes: int | None
+    """Bytes that they stand for, in UTF-8."""
     unknown: int
     """How many tokens of the text are `<unk>`."""
     settings: str
@@ -72,6 +74,12 @@ class Score:
         """Bits of the scored tokens over the characters that they stand for."""
         return bits_per_token(self.total_nats) / self.characters if self.characters else None
 
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits of the scored tokens over the bytes that they stand for: the same unit at every
+        level."""
+        return bits_per_token(self.total_nats) / self.n_bytes if self.n_bytes else None
+
 
 def score(
     source: Source,
@@ -87,8 +95,7 @@ def score(
     """What each token of a text costs.
 
     The model is left as it was, and no gradient is kept. Symbols that the vocabulary lacks are
-    scored as `<unk>` and counted, with a warning in the log; where every text has ids (byte level)
-    there are none.
+    scored as `<unk>` and counted, with a warning in the log (none at byte and BPE level).
 
     Args:
         source: a run, its folder, or a model.
@@ -127,6 +134,7 @@ def score(
         positions=positions,
         nll_nats=nll,
         characters=len(known.decode(ids[positions])) if known else None,
+        n_bytes=len(known.raw(ids[positions])) if known else None,
         unknown=unknown,
         settings=config.describe(),
         log_probs=more.pop(0) if log_probs else None,

@@ -84,14 +84,31 @@ def plain(name: str, texts: dict[str, bytes]) -> Found:
         for line in lines_of(texts[split]):
             ends = name in WORDS or line.endswith("\n")
             tokens[split] += [*line.split(), "<eos>"] if ends else line.split()
-    seen: list[str] = []
-    for token in tokens["train"]:
-        if token not in seen:
-            seen.append(token)
-    symbols = sorted(seen, key=lambda symbol: -tokens["train"].count(symbol))
-    if name in WORDS and "<unk>" not in symbols:
-        symbols.append("<unk>")
-    return symbols, tokens
+    return by_count(tokens["train"], name in WORDS), tokens
+
+
+def plain_raw(name: str, data: bytes) -> Found:
+    """Of enwik8 and text8 themselves: nothing is left out or added."""
+    a, b = len(data) * 90 // 100, len(data) * 95 // 100
+    tokens = {
+        split: [symbol(name, value) for value in part]
+        for split, part in zip(SPLITS, (data[:a], data[a:b], data[b:]), strict=True)
+    }
+    return by_count(tokens["train"], False), tokens
+
+
+def symbol(name: str, value: int) -> str:
+    if name == "enwik8":
+        return "<eos>" if value == 10 else str(value)
+    return chr(value).replace(" ", "_")
+
+
+def by_count(train: list[str], unknown: bool) -> list[str]:
+    counts: dict[str, int] = {}
+    for token in train:
+        counts[token] = counts.get(token, 0) + 1
+    symbols = sorted(counts, key=lambda symbol: -counts[symbol])
+    return [*symbols, "<unk>"] if unknown and "<unk>" not in counts else symbols
 
 
 RULES = {
@@ -110,16 +127,20 @@ def expected(
     A symbol of valid or test that has no id is `<unk>`; where there is none, it comes last (the
     originals stop there).
     """
-    symbols, tokens = RULES[rule](name, texts)
+    return numbered(rule, *RULES[rule](name, texts))
+
+
+def numbered(
+    rule: str, symbols: list[str], tokens: dict[str, list[str]]
+) -> tuple[list[str], dict[str, list[int]]]:
     if "<unk>" not in symbols or rule in ("adaptive-span", "awd-lstm"):
-        new = [t for split in SPLITS for t in tokens[split] if t not in symbols]
-        symbols = list(dict.fromkeys([*symbols, *new]))
+        symbols = list(dict.fromkeys([*symbols, *(t for s in SPLITS for t in tokens[s])]))
     ids = {symbol: i for i, symbol in enumerate(symbols)}
     return symbols, {s: [ids.get(t, ids.get("<unk>", -1)) for t in tokens[s]] for s in SPLITS}
 
 
 def sentences(data: bytes, known: list[str]) -> list[list[int]]:
     """One Billion Word: each line between `<S>` and `<S>`; what the vocabulary lacks is `<UNK>`."""
-    ids = {word: i for i, word in reversed(list(enumerate(known)))}
+    ids = {word: i for i, word in enumerate(known)}
     wrapped = [["<S>", *line.strip().split(), "<S>"] for line in lines_of(data)]
     return [[ids.get(word, ids["<UNK>"]) for word in words] for words in wrapped]

@@ -41,7 +41,7 @@ SMALL = {
     "wikitext-2": Shape((90, 12, 14), (2_088, 217, 245), 333),
     "wikitext-103": Shape((180, 12, 14), (10_322, 217, 245), 2_677),
     "ptb": Shape((42, 5, 6), (929, 73, 82), 100),
-    "ptb-char": Shape((42, 5, 6), (5_100, 400, 450), 50),
+    "ptb-char": Shape((42, 5, 6), (5_100, 400, 450), 40),
 }
 BYTES = {True: 100_000_000, False: 100_000}
 """of enwik8 and text8, in true size and small"""

@@ -27,8 +27,11 @@ def test_recipes_as_json(capsys):
     assert [entry["name"] for entry in found] == recipe_names()
     for entry in found:
         assert set(entry) == {
-            *("name", "family", "dataset", "about", "parameters", "published", "paper", "code")
+            *("name", "family", "dataset", "about", "parameters", "published", "paper", "code"),
+            "comparable",
         }
+        published = entry["dataset"] in ("enwik8", "text8", "lm1b", "ptb", "ptb-char")
+        assert bool(entry["comparable"]) == (published or entry["dataset"].startswith("wikitext"))
         for result in entry["published"]:
             tables = {"by_pairs", "steps_by_pairs"} if entry["family"] == "retrieval" else set()
             assert set(result) >= {"metric", "valid", "test", "source", "unverified"} | tables

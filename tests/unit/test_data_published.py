@@ -10,6 +10,7 @@ import torch
 from workbench.config import load
 from workbench.data import registry
 from workbench.data.corpus import CorpusConfig
+from workbench.data.pieces import NEWLINE, Piece, raw_blocks
 from workbench.data.published import Published, one_line
 from workbench.data.segments import DataConfig
 from workbench.errors import ConfigError, DataError, DataMissing
@@ -193,11 +194,16 @@ def test_text8_is_one_line_without_blanks_at_its_edges(root, rule, ends):
     assert corpus.vocabulary.symbols()["symbols"] == symbols[rule]
 
 
-def test_blanks_inside_the_line_stay_wherever_it_is_cut():
-    for n in range(1, 6):
-        text = "  ab  c d  "
-        pieces = [text[i : i + n] for i in range(0, len(text), n)]
-        assert "".join(one_line(pieces)) == "ab  c d\n"
+@pytest.mark.parametrize("ahead", [1, 2, 3, 100])
+def test_blanks_inside_the_line_stay_and_those_at_its_edges_go(tmp_path, monkeypatch, ahead):
+    monkeypatch.setattr("workbench.data.pieces._AHEAD", ahead)
+    text = b"  ab  c d \n  "
+    for start in range(6):
+        (tmp_path / "t").write_bytes(text)
+        pieces = one_line([Piece(tmp_path / "t", start, len(text))])
+        assert b"".join(block for _, _, block in raw_blocks(pieces)) == text[start:].strip() + b"\n"
+    (tmp_path / "t").write_bytes(b" \n" * 5)
+    assert one_line([Piece(tmp_path / "t", 0, 10)]) == [NEWLINE]
 
 
 def test_ptb_char(root):
@@ -267,11 +273,7 @@ def test_a_natural_text_under_the_prepared_name_is_refused(root, name):
 @pytest.mark.parametrize("name", ["enwik8", "wikitext-2", "lm1b"])
 def test_what_is_missing_is_named(root, name):
     put(root, name, {"train": "a\n", "valid": "a\n"})
-    says = (
-        "shuffled sentences"
-        if name == "lm1b"
-        else rf"in {root / name}, expected the published files[^$]*data get {name}"
-    )
+    says = rf"{root / name}.* expected the published files[^$]*data get {name}"
     with pytest.raises(DataMissing, match=says):
         Published(name=name, rule="transformer-xl").open()
 

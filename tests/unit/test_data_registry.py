@@ -178,3 +178,10 @@ def test_git_keeps_what_describes_data_and_ignores_data() -> None:
     kept = (ROOT / "data" / ".gitignore").read_text().split()
     assert kept[0] == "*" and {"!registry.yaml", "!README.md"} <= set(kept)
     assert all(re.fullmatch(r"\*|![\w.]+", line) for line in kept)
+
+
+def test_the_page_of_the_data_folder_lists_every_corpus_with_its_licence() -> None:
+    lines = (ROOT / "data" / "README.md").read_text("utf-8").splitlines()
+    for name, entry in CORPORA.items():
+        (row,) = [line for line in lines if line.startswith(f"| `{name}` |")]
+        assert row.rstrip(" |").endswith(entry.licence.name) and f"| {entry.level} |" in row

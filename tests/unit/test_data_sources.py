@@ -212,19 +212,20 @@ def test_what_may_not_be_read_is_refused_by_name(tmp_path, monkeypatch):
 
 
 def test_ten_thousand_files_are_quick(tmp_path):
-    texts = tmp_path / "texts"
-    for i in range(100):
-        (texts / f"{i:02}").mkdir(parents=True)
+    for folder in range(100):
+        os.makedirs(f"texts/{folder:02}")
     for i in range(10_000):
-        (texts / f"{i % 100:02}" / f"{i:04}.txt").write_text(f"file {i:04}")
-    began = time.perf_counter()
+        with open(f"texts/{i % 100:02}/{i:04}.txt", "wb") as file:
+            file.write(b"file %04d" % i)
+    # of this process: other work on the machine does not count
+    began = time.process_time()
     corpus = Text(path="texts").open()
-    first = time.perf_counter() - began
+    first = time.process_time() - began
     assert joined(corpus).count(b"file") == 10_000
-    began = time.perf_counter()
+    began = time.process_time()
     Text(path="texts").open()
-    assert time.perf_counter() - began < 2
-    assert first < 10
+    assert time.process_time() - began < 2
+    assert first < 5
 
 
 def test_strings_become_a_text_of_lines(tmp_path, prepared):

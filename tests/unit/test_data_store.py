@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.data import store
+from workbench.data import jobs, store
 from workbench.data.text import Text
 from workbench.errors import DataError
 
@@ -108,22 +108,29 @@ def test_writing_to_a_split_never_reaches_the_file(path):
     assert Text(path=path).open().text("train").startswith(b"to be")
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_interrupted_preparation_leaves_nothing(path, prepared, monkeypatch, stop):
+STOPS = {
+    "ctrl-c": (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    "full": (OSError(28, "No space left on device"), DataError, "got 'No space left .* Make room"),
+}
+
+
+@pytest.mark.parametrize("how", STOPS)
+def test_interrupted_preparation_leaves_nothing(path, prepared, monkeypatch, how):
+    stop, error, says = STOPS[how]
     calls = []
-    real = store._encode
+    real = jobs.perform
 
-    def torn(*args):
-        calls.append(args)
-        if len(calls) == 2:
+    def torn(job):
+        calls.append(job["do"])
+        if calls.count("place") == 2:
             raise stop
-        return real(*args)
+        return real(job)
 
-    monkeypatch.setattr(store, "_encode", torn)
-    with pytest.raises(stop if isinstance(stop, type) else type(stop)):
+    monkeypatch.setattr(jobs, "perform", torn)
+    with pytest.raises(error, match=says or None):
         Text(path=path).open()
     assert list(prepared.iterdir()) == []
-    monkeypatch.setattr(store, "_encode", real)
+    monkeypatch.setattr(jobs, "perform", real)
     assert len(Text(path=path).open().splits["train"]) == 1710
 
 
@@ -141,14 +148,14 @@ def test_what_a_killed_process_left_is_swept_and_a_living_one_is_spared(path, pr
 
 
 def test_text_that_changes_while_it_is_read_is_refused(path, prepared, monkeypatch):
-    real = store.learn
+    real = jobs.perform
 
-    def meanwhile(*args):
+    def meanwhile(job):
         with Path(path).open("a") as file:
             file.write("more\n")
-        return real(*args)
+        return real(job)
 
-    monkeypatch.setattr(store, "learn", meanwhile)
+    monkeypatch.setattr(jobs, "perform", meanwhile)
     with pytest.raises(DataError, match=r"t\.txt: got another size .* expected .* Run again"):
         Text(path=path).open()
     assert list(prepared.iterdir()) == []
@@ -159,8 +166,8 @@ import sys, time
 from workbench.data.text import Text
 from workbench.data import store
 real = store.write
-def slow(*args):
-    real(*args)
+def slow(*args, **options):
+    real(*args, **options)
     time.sleep(0.3)   # both processes are surely inside the preparation at once
 store.write = slow
 print("ready", flush=True)

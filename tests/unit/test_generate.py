@@ -13,7 +13,12 @@ from tiny_run import recipe, write_text
 import workbench
 from workbench import generate
 from workbench.config import load
-from workbench.data.vocabulary import ByteVocabulary, CharVocabulary, WordVocabulary
+from workbench.data.vocabulary import (
+    ByteVocabulary,
+    CharVocabulary,
+    PreparedVocabulary,
+    WordVocabulary,
+)
 from workbench.errors import ConfigError, DataError, DataMissing
 from workbench.generation import draw, sharpened
 from workbench.models.language_model import LanguageModel, ModelConfig
@@ -114,7 +119,12 @@ def test_tokens_come_one_by_one_and_break_is_safe() -> None:
 
 @pytest.mark.parametrize(
     ("vocabulary", "prompt"),
-    [(ByteVocabulary(), "\u00e4\u20ac"), (WORDS, "the cat"), (CHARS, "a\n")],
+    [
+        (ByteVocabulary(), "\u00e4\u20ac"),
+        (WORDS, "the cat"),
+        (CHARS, "a\n"),
+        (PreparedVocabulary("byte", ["98", "97", "<eos>", "32", "195", "164"]), "ab\n\u00e4"),
+    ],
 )
 def test_pieces_of_text_join_to_the_text(vocabulary: object, prompt: str) -> None:
     subject = model(vocabulary.size)  # type: ignore[attr-defined]

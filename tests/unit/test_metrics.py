@@ -28,6 +28,9 @@ def test_perplexity_of_a_diverged_loss_is_infinite():
 def test_describe_uses_what_is_published_for_the_unit():
     assert describe(math.log(2) * 1.5, "character") == "1.500 bits per character"
     assert describe(math.log(24.1), "word") == "perplexity 24.10 (4.591 bits per word)"
+    told = describe(math.log(24.1), "token", 4.0)
+    assert told == "perplexity 24.10 (4.591 bits per token), 1.148 bits per byte"
+    assert describe(math.log(2), "character", 1.0) == "1.000 bits per character"
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.int64])

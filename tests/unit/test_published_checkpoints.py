@@ -13,12 +13,12 @@ import torch
 from span_checkpoint import saved, span_state
 
 from workbench.config import dump
+from workbench.data import registry
 from workbench.errors import ConfigError, DataError, DataMissing
 from workbench.exchange import import_checkpoint, import_published
 from workbench.models.language_model import LanguageModel
-from workbench.originals import published
 from workbench.originals.checkpoint import find
-from workbench.originals.published import CHECKPOINTS, Published, fetch
+from workbench.originals.published import CHECKPOINTS, fetch
 from workbench.originals.reader import read
 from workbench.recipe import Recipe, recipe_names
 from workbench.train.evaluate import evaluate
@@ -59,7 +59,7 @@ def test_published_checkpoints_are_fetched_once(
         fetch("adaptive-span-text8")
     path.unlink()
     saved(span_state(29), tmp_path / "www" / "text8.pt")
-    with pytest.raises(DataMissing, match="hash"):
+    with pytest.raises(DataMissing, match="got sha256"):
         fetch("adaptive-span-text8", server)
 
 
@@ -67,14 +67,12 @@ def test_without_a_network_the_message_says_what_to_put_where(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(published, "HOST", "http://127.0.0.1:9/")
     place = tmp_path / "data" / "checkpoints" / "adaptive-span" / "enwik8.pt"
-    with pytest.raises(DataMissing) as caught:
-        fetch("adaptive-span-enwik8")
-    assert "got no file from http://127.0.0.1:9/enwik8.pt" in str(caught.value)
-    assert f"put the authors' file enwik8.pt at {place}" in str(caught.value)
-    with pytest.raises(DataMissing, match="404"):
+    with pytest.raises(DataMissing, match="404") as caught:
         fetch("adaptive-span-enwik8", server)
+    assert f"{server}enwik8.pt" in str(caught.value) and f"{place.parent}" in str(caught.value)
+    assert "workbench data get adaptive-span-enwik8" in str(caught.value)
+    assert "https://dl.fbaipublicfiles.com/adaptive-span/enwik8.pt" in str(caught.value)
     with pytest.raises(ConfigError, match="Did you mean 'adaptive-span-enwik8'"):
         fetch("adaptive-span-enwick8")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +87,7 @@ def test_a_published_checkpoint_is_imported_and_measured_with_its_recipe(
     path = saved(span_state(), tmp_path / "a.pt")
     folder = import_checkpoint(path, tmp_path / "a", asked={"ramp": 7, "block_size": 5}).folder
     recipe = str(folder.path / "recipe.yaml")
-    monkeypatch.setitem(CHECKPOINTS, "adaptive-span-text8", Published("text8.pt", recipe))
+    monkeypatch.setitem(CHECKPOINTS, "adaptive-span-text8", recipe)
     imported = import_published("adaptive-span-text8", tmp_path / "run", url=server)
     assert "taken for block_size, ramp" in str(imported)
     run = imported.folder.recipe()
@@ -102,11 +100,9 @@ def test_a_published_checkpoint_is_imported_and_measured_with_its_recipe(
     assert 0 < measured.mean_nats < 100
 
 
-def test_every_published_checkpoint_has_its_recipe() -> None:
-    assert {c.recipe for c in CHECKPOINTS.values()} <= set(recipe_names())
-    assert sorted(c.file for c in CHECKPOINTS.values()) == [
-        "enwik8.pt",
-        "enwik8_large.pt",
-        "text8.pt",
-        "text8_large.pt",
-    ]
+def test_every_published_checkpoint_has_its_recipe_and_its_place() -> None:
+    assert set(CHECKPOINTS.values()) <= set(recipe_names())
+    entries = {name: e for name, e in registry.entries().items() if e.kind == "checkpoint"}
+    assert entries.keys() == CHECKPOINTS.keys()
+    files = [file for entry in entries.values() for file in entry.contents]
+    assert sorted(files) == ["enwik8.pt", "enwik8_large.pt", "text8.pt", "text8_large.pt"]

@@ -10,7 +10,12 @@ import torch
 
 from workbench import score
 from workbench.config import load
-from workbench.data.vocabulary import ByteVocabulary, CharVocabulary, WordVocabulary
+from workbench.data.vocabulary import (
+    ByteVocabulary,
+    CharVocabulary,
+    PreparedVocabulary,
+    WordVocabulary,
+)
 from workbench.errors import ConfigError, DataError
 from workbench.models.language_model import LanguageModel, ModelConfig
 from workbench.train.config import CacheConfig, EvalConfig
@@ -95,6 +100,8 @@ def test_units() -> None:
         score(model(256), b"abc", vocabulary=ByteVocabulary()).ids.byte(),
         torch.tensor([97, 98, 99]).byte(),
     )
+    prepared = PreparedVocabulary("byte", ["98", "97", "<eos>"])
+    assert score(model(3), b"ab\na", vocabulary=prepared).ids.tolist() == [1, 0, 2, 1]
     bare = score(model(20), [3, 1, 4])
     assert bare.bits_per_character is None and bare.symbols == ["3", "1", "4"]
 

@@ -27,7 +27,7 @@ from typing import IO, NamedTuple, cast
 
 from workbench.config import nearest
 from workbench.data.compressed import BLOCK_BYTES, decompressed, reading, unpacked
-from workbench.data.download import alone, writing
+from workbench.data.places import alone, writing
 from workbench.errors import DataError
 
 HEADER_BYTES = 1 << 15

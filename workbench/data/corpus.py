@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,11 @@ class CorpusConfig(Choice):
         """Size of the vocabulary where it is known without the text; None where it is not."""
         return None
 
+    @property
+    def comparable(self) -> str | None:
+        """With which published figures a result may be compared; None where with none."""
+        return None
+
     @abstractmethod
     def open(self) -> Corpus:
         """Prepare the corpus if that was not done before, then open it.
@@ -47,35 +54,47 @@ class Corpus:
 
     Attributes:
         name: what to call it in titles.
-        level: "byte", "char" or "word".
-        unit: what a token counts as in results: "character" (byte and char level) or "word".
-        vocabulary: ids and symbols.
+        level: "byte", "char", "word" or "bpe".
+        unit: what a token counts as in results: "character" (byte and char level), "word", or
+            "token" (BPE level).
+        vocabulary: ids and symbols; read at first use.
         splits: "train", "valid", "test": 1-D token ids in the smallest storage type, mapped.
         info: plain data that identifies the text (sha256, sizes, rule of the splits, ...).
         folder: where the prepared files are.
     """
 
     def __init__(
-        self, folder: Path, info: dict[str, Any], vocabulary: Vocabulary, splits: dict[str, Tensor]
+        self,
+        folder: Path,
+        info: dict[str, Any],
+        restore: Callable[[], Vocabulary],
+        splits: dict[str, Tensor],
     ) -> None:
         self.folder = folder
         self.info = info
         self.name: str = info["name"]
         self.level: str = info["level"]
         self.unit: str = info["unit"]
-        self.vocabulary = vocabulary
         self.splits = splits
+        self._restore = restore
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        # hundreds of thousands of words take longer than all else at opening
+        return self._restore()
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {len(ids):,}" for name, ids in self.splits.items())
-        return f"Corpus({self.name}, {self.level} level, {self.vocabulary.size} symbols; {sizes})"
+        symbols = self.info["vocabulary_size"]
+        return f"Corpus({self.name}, {self.level} level, {symbols} symbols; {sizes})"
 
     @property
     def comparable(self) -> str:
         """With which results, of other runs or of papers, one on this text may be compared."""
         if told := self.info.get("comparable"):
             return str(told)
-        return f"only with runs on the same sha256 {self.info['sha256']}, split and vocabulary"
+        same = f"only with runs on the same sha256 {self.info['sha256']}, split and vocabulary"
+        return same + ("; bits per byte with every level" if self.unit == "token" else "")
 
     def files(self) -> list[dict[str, Any]]:
         """The recorded source files: sha256, bytes, path and split ("" where files are cut)."""
@@ -83,7 +102,7 @@ class Corpus:
         return [json.loads(line) for line in lines]
 
     def text(self, split: str) -> bytes:
-        """A split as bytes: exact at byte level; at word level blanks are as `decode` puts them."""
+        """A split as bytes: exact at byte and BPE level; words are parted as `decode` does."""
         return self.vocabulary.raw(self.splits[split])
 
     def check(self) -> None:

@@ -12,15 +12,13 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from filelock import FileLock, Timeout
-
+from workbench.data.places import alone, writing
 from workbench.data.transfer import BLOCK_BYTES, Broken, Partial, Patience, Refused, Session
-from workbench.errors import DataError, DataMissing, WorkbenchError
+from workbench.errors import DataError, DataMissing
 
 logger = logging.getLogger("workbench")
 NONE: Mapping[str, str] = MappingProxyType({})
@@ -83,36 +81,6 @@ def verify(place: Path, checksums: Mapping[str, str] = NONE, bytes: int | None =
         except OSError as error:
             logger.warning("%s: its sha256 cannot be recorded (%s)", place, error.strerror)
     return place
-
-
-@contextmanager
-def alone(place: Path) -> Iterator[None]:
-    """Keep every other process, and thread, from work on the same place meanwhile."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{place}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning("%s: another process is at work on it; waiting for that", place)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Say in a user's words that a disk is full or a folder read-only."""
-    try:
-        yield
-    except WorkbenchError:
-        raise
-    except OSError as error:
-        raise DataError(
-            f"{place}: got '{error.strerror or error}', expected to write there. Make room, mend "
-            "the permissions, or set the environment variable WORKBENCH_DATA to another folder"
-        ) from None
 
 
 def _fetch(

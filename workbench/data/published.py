@@ -8,26 +8,28 @@ The rules are in `workbench.data.rules`.
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from workbench.config import dump, model_validator
-from workbench.data import registry, store
+from workbench.config import model_validator
+from workbench.data import lm1b, registry, store
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.pieces import (
     NEWLINE,
     SPLITS,
     Member,
     Piece,
-    blocks,
-    ends_line,
+    lines,
     member,
     split_by_position,
+    stripped,
 )
+from workbench.data.prepare import Counted
 from workbench.data.rules import Name, Rule, level_of, misspelt, order
-from workbench.data.vocabulary import Level, PreparedVocabulary, spell, to_words
+from workbench.data.symbols import Symbols
+from workbench.data.tables import Counts
+from workbench.data.vocabulary import END_OF_LINE, Level, PreparedVocabulary
 from workbench.errors import DataError, DataMissing
 
 logger = logging.getLogger("workbench")
@@ -61,12 +63,16 @@ class Published(CorpusConfig):
         return registry.entry(self.name).rules[self.rule].symbols
 
     @property
+    def comparable(self) -> str:
+        return registry.entry(self.name).rules[self.rule].comparable
+
+    @property
     def level(self) -> Level:
         """What a symbol is."""
         return level_of(self.name)
 
     def open(self) -> Corpus:
-        """Prepare on first use (enwik8: a minute), then map the files.
+        """Prepare on first use, then map the files.
 
         Other files than the published ones are taken too; a warning then says that the vocabulary
         is another one.
@@ -75,36 +81,36 @@ class Published(CorpusConfig):
             DataMissing: there are no such files; the message says which to put where.
             DataError: they are not in the prepared format.
         """
-        members = self._members(store.root() / self.name)
+        place = store.root() / self.name
+        sentences = self.name == "lm1b"
+        members = lm1b.find(place, self.rule) if sentences else self._members(place)
         key = store.key(members, {"name": self.name, "rule": self.rule})
-        name = f"published-{self.name}-{self.rule}-{key}"
-        corpus = store.obtain(name, lambda folder: self._build(folder, members))
+
+        def build(folder: Path) -> None:
+            if sentences:
+                lm1b.build(folder, members, self.rule)
+            else:
+                self._build(folder, members)
+            logger.info("prepared %s by the rule of %s", self.name, self.rule)
+
+        corpus = store.obtain(f"published-{self.name}-{self.rule}-{key}", build)
         self._compare(corpus)
         return corpus
 
     def _compare(self, corpus: Corpus) -> None:
         """Say with which figures results on these files may be compared, or that none are."""
         facts = registry.entry(self.name).rules[self.rule]
-        known = {"symbols": facts.symbols, **(dump(facts.tokens) if facts.tokens else {})}
-        got = {"symbols": corpus.vocabulary.size, **corpus.info["tokens"]}
-        if differ := [f"{what} {got[what]:,}" for what in known if got[what] != known[what]]:
+        if fault := facts.fault(corpus.info["vocabulary_size"], corpus.info["tokens"]):
             logger.warning(
-                "%s by the rule %s: got %s, expected %s%s as the published text has; results with "
-                "these files are not comparable with published ones",
-                *(self.name, self.rule, ", ".join(differ), "" if facts.verified else "about "),
-                ", ".join(f"{what} {count:,}" for what, count in known.items()),
+                "%s by the rule %s: %s as the published text has; results with these files are not "
+                "comparable with published ones",
+                *(self.name, self.rule, fault),
             )
         else:
-            corpus.info["comparable"] = facts.comparable
+            corpus.info["comparable"] = self.comparable
 
     def _members(self, folder: Path) -> list[Member]:
         """The three prepared files, or the one raw file of enwik8 and text8."""
-        if self.name == "lm1b":
-            raise DataMissing(
-                "corpus lm1b: it is read as a stream of shuffled sentences for each row of the "
-                "batch, which the workbench does not do. Train on another corpus, such as "
-                "{kind: published, name: wikitext-103, rule: transformer-xl}"
-            )
         for form in FILES:
             paths = [folder / form.format(split) for split in SPLITS]
             if all(path.is_file() for path in paths):
@@ -120,22 +126,31 @@ class Published(CorpusConfig):
 
     def _build(self, folder: Path, members: list[Member]) -> None:
         raw = len(members) == 1
-        read_whole = read_raw if self.rule == "plain" else read_trimmed
-        read = read_whole if raw else read_prepared
-        splits = self._splits(members)
-        counts = {split: _count(read(self.level, splits[split])) for split in SPLITS}
-        symbols = order(self.name, self.rule, counts)
-        _check_spelling(self.level, symbols, members[0].path.parent)
+        source = members[0].path.parent
+
+        def learn(counts: Counts) -> PreparedVocabulary:
+            symbols = order(self.name, self.rule, counts)
+            _check_spelling(self.level, symbols, source)
+            return PreparedVocabulary(self.level, symbols)
+
         about = {
             "name": self.name,
-            "source": str(members[0].path.parent),
+            "source": str(source),
             "rule": self.rule,
             "split_rule": "by position in bytes" if raw else "as published",
         }
         split_of = {} if raw else dict(zip((m.name for m in members), SPLITS, strict=True))
-        vocabulary = PreparedVocabulary(self.level, symbols)
-        store.write(folder, self.level, splits, members, split_of, about, read, vocabulary)
-        logger.info("prepared %s by the rule of %s", self.name, self.rule)
+        vocabulary = Counted(self._symbols(raw), learn)
+        store.write(folder, self._splits(members), vocabulary, members, split_of, about)
+
+    def _symbols(self, raw: bool) -> Symbols:
+        """What the text's symbols are; raw text is spelled as the authors' scripts prepare it."""
+        no_end = self.rule == "transformer-xl" and self.level != "word"
+        newline = None if no_end else END_OF_LINE
+        if raw:
+            return Symbols(self.level, newline, blank="_")
+        # prepared files are words, whatever a word is; a file opened for text ends its lines so
+        return Symbols("word", newline, universal=True)
 
     def _splits(self, members: list[Member]) -> dict[str, list[Piece]]:
         pieces = [Piece(m.path, 0, m.bytes) for m in members]
@@ -145,57 +160,14 @@ class Published(CorpusConfig):
             splits = split_by_position(pieces, (0.9, 0.05, 0.05), "byte")
         if self.rule == "plain" and self.level != "word":
             return splits
+        if self.level == "char" and len(members) == 1:
+            return {split: one_line(splits[split]) for split in SPLITS}
         return {split: lines(splits[split]) for split in SPLITS}
 
 
-def lines(pieces: Sequence[Piece]) -> list[Piece]:
-    """Pieces whose last lines end: a last line without its newline is a line all the same."""
-    return [q for p in pieces for q in ([p] if ends_line(p) else [p, NEWLINE])]
-
-
-def read_prepared(
-    level: Level, pieces: Sequence[Piece], watch: store.Watch | None = None
-) -> Iterator[str]:
-    """Prepared files are words parted by blanks, whatever a word is."""
-    for text in blocks("word", pieces, watch):
-        # as a file opened for text ends its lines
-        yield text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def read_raw(
-    level: Level, pieces: Sequence[Piece], watch: store.Watch | None = None
-) -> Iterator[str]:
-    """A raw text, every symbol of it."""
-    return (spell(level, text) for text in blocks(level, pieces, watch))
-
-
-def read_trimmed(
-    level: Level, pieces: Sequence[Piece], watch: store.Watch | None = None
-) -> Iterator[str]:
-    """A raw text, spelled as the authors' scripts prepare it."""
-    if level == "byte":
-        return read_raw(level, pieces, watch)
-    return (spell(level, text) for text in one_line(blocks(level, pieces, watch)))
-
-
-def one_line(texts: Iterable[str]) -> Iterator[str]:
+def one_line(pieces: Sequence[Piece]) -> list[Piece]:
     """A split of text8: one line, without the blanks at its edges that the cut has left."""
-    body = held = ""
-    for text in texts:
-        text = (held + text) if body else text.lstrip()
-        if rest := text.rstrip():
-            body = rest
-            yield body
-        held = text[len(rest) :]
-    yield "\n"
-
-
-def _count(texts: Iterable[str]) -> Counter[str]:
-    """How often each symbol occurs, in order of first appearance; `<eos>` ends each line."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(to_words(text))
-    return counts
+    return [*(s for p in pieces if (s := stripped(p)).start < s.stop), NEWLINE]
 
 
 def _check_spelling(level: Level, symbols: list[str], folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Literal
 from workbench.data import store
 from workbench.data.corpus import Corpus, CorpusConfig
 from workbench.data.pieces import Member, member, split_by_file, whole
-from workbench.data.vocabulary import ByteVocabulary
+from workbench.data.vocabulary import BYTES, ByteVocabulary
 from workbench.errors import DataMissing
 
 logger = logging.getLogger("workbench")
@@ -65,7 +65,7 @@ class PythonSource(CorpusConfig):
             }
             splits = {s: whole(chosen[s]) for s in chosen}
             split_of = {m.name: s for s, group in chosen.items() for m in group}
-            store.write(target, "byte", splits, members, split_of, about)
+            store.write(target, splits, BYTES, members, split_of, about)
             logger.info("prepared python-source: %d files of Python %s", len(members), version)
 
         return store.obtain(name, build)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
-from workbench.config import Config, Positive, load, model_validator, nearest
+from workbench.config import Config, Positive, dump, load, model_validator, nearest
 from workbench.data import store
 from workbench.errors import ConfigError
 
@@ -97,6 +97,11 @@ class Source(Config):
         """Bytes to download."""
         return sum(file.size for file in self.files)
 
+    @property
+    def exact(self) -> bool:
+        """Whether that is known for certain."""
+        return all(file.bytes for file in self.files)
+
 
 class Licence(Config):
     """Under which terms others gave it away; no legal advice."""
@@ -127,6 +132,17 @@ class RuleFacts(Config):
     """what is special in it"""
     comparable: str
     """with which published numbers a result may be compared"""
+
+    def fault(self, symbols: int, tokens: Mapping[str, int]) -> str:
+        """How a prepared corpus differs from the published one; nothing where it does not."""
+        known = {"symbols": self.symbols, **(dump(self.tokens) if self.tokens else {})}
+        got = {"symbols": symbols, **tokens}
+        differ = [f"{what} {got[what]:,}" for what in known if got[what] != known[what]]
+        expected = [f"{what} {count:,}" for what, count in known.items()]
+        about = "" if self.verified else "about "
+        if not differ:
+            return ""
+        return f"got {', '.join(differ)}, expected {about}{', '.join(expected)}"
 
 
 class Entry(Config):

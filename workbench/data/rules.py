@@ -14,23 +14,21 @@ line that has no end gets none at byte and character level, and a symbol that tr
 train alone; in adaptive-span, wikitext-103 (used with adaptive input and output) is by falling
 count, last seen first.
 
-A line ends at `\\n`, `\\r\\n` or `\\r`; words are parted by what Unicode calls white space. No rule
-changes the case of letters.
+A line ends at `\\n`, `\\r\\n` or `\\r`; words are parted by what Unicode calls white space.
+Deviates: the option of the Transformer-XL code to lower the case of letters is left out.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Literal
 
 from workbench.data.pieces import SPLITS
+from workbench.data.tables import Counts
 from workbench.data.vocabulary import DECIMAL, END_OF_LINE, UNKNOWN, Level
 
 Name = Literal["enwik8", "text8", "wikitext-2", "wikitext-103", "ptb", "ptb-char", "lm1b"]
 Rule = Literal["plain", "transformer-xl", "adaptive-span", "awd-lstm"]
-Counts = Mapping[str, Counter[str]]
-"""split -> how often each symbol occurs, in order of first appearance, `<eos>` among them"""
 
 LEVELS: dict[str, Level] = {"enwik8": "byte", "text8": "char", "ptb-char": "char"}
 

@@ -19,6 +19,9 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.config import Config, model_validator, slot
+
+# the kinds register themselves
+from workbench.data import published, python_source, sentences, text  # noqa: F401
 from workbench.data.batches import (
     Batch,
     Order,
@@ -117,7 +120,7 @@ class DataConfig(Config):
     ext_len: Annotated[int, Field(ge=0)] = 0
     """Tokens before each segment that are read again with it as context, and not scored again."""
     order: slot(Order) = Contiguous()  # type: ignore[valid-type]
-    """Which tokens the streams are made of: `{kind: contiguous}`."""
+    """What the streams are made of: `{kind: contiguous}`, or `{kind: sentences}` for lm1b."""
     random_lengths: RandomLengths | None = None
     """Segments of random lengths around `segment_len`; null for always the same."""
 

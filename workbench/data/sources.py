@@ -1,28 +1,44 @@
-"""Where a text of the user's lies: files, folders and patterns, listed in an order that stays.
+"""Where a text of the user's lies: files, folders, patterns and archives, in an order that stays.
 
 Whatever is named or matches is read, or refused by name; nothing is left out silently. Links are
 followed, to folders too; a file or folder that is reached twice (by a link, or by two of the names
 given) counts once.
+
+A compressed file (gz, xz, bz2, zst) is the file that it holds, an archive (zip, tar, also a
+compressed tar) a folder of files. Both are listed as they are and unpacked only to be prepared.
 """
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import cast
 
-from workbench.data.pieces import Member
+from workbench.data import archives
+from workbench.data.compressed import unpacked
+from workbench.data.pieces import Member, member, readable
 from workbench.errors import DataError, DataMissing
 
-COMPRESSED = (".gz", ".xz", ".bz2", ".zst", ".zip")
+logger = logging.getLogger("workbench")
+COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
+ARCHIVES = (".zip", ".tar", ".tgz", *(".tar" + ending for ending in COMPRESSED))
+Blocks = Generator[bytes, None, None]
 MAGIC = "*?["
+ROOM_BYTES = 256 << 20
+"""what unpacking leaves free on the disk"""
 
 
 def plain_name(name: str) -> str:
     """A file's name without the ending of its compression."""
-    return name.removesuffix(next((e for e in COMPRESSED if name.endswith(e)), ""))
+    endings = (*COMPRESSED, ".zip")
+    return name.removesuffix(next((e for e in endings if name.endswith(e)), ""))
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -43,12 +59,13 @@ def _fit(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], first) and _fit(parts[1:], rest)
 
 
-def find(paths: Sequence[str], glob: str) -> list[Member]:
+def find(paths: Sequence[str], glob: str, where: str = "corpus.path") -> list[Member]:
     """The files of a text: in the order of `paths`, sorted by name inside a folder or pattern.
 
     Args:
         paths: files, folders and patterns such as `books/**/*.txt`; `~` is the home folder.
         glob: which files of a folder belong to the text.
+        where: what the messages call `paths`.
 
     Returns:
         the files, their names relative to the folder that holds all of `paths`; compressed ones
@@ -61,7 +78,7 @@ def find(paths: Sequence[str], glob: str) -> list[Member]:
     found: dict[tuple[int, int], tuple[Path, os.stat_result]] = {}
     roots = []
     for path in paths:
-        root, files = _expand(path, glob)
+        root, files = _expand(path, glob, where)
         roots.append(root)
         for file in files:
             facts = _facts(file)
@@ -73,7 +90,7 @@ def find(paths: Sequence[str], glob: str) -> list[Member]:
     ]
 
 
-def _expand(path: str, glob: str) -> tuple[Path, list[Path]]:
+def _expand(path: str, glob: str, where: str) -> tuple[Path, list[Path]]:
     """The folder that a path's names start from, and its files."""
     full = Path(path).expanduser().absolute()
     mode = _mode(full)
@@ -84,23 +101,27 @@ def _expand(path: str, glob: str) -> tuple[Path, list[Path]]:
         mode = _mode(full)
     if mode is None:
         raise DataMissing(
-            f"corpus.path: got '{path}', which is not there ({full}), expected a text file, a "
+            f"{where}: got '{path}', which is not there ({full}), expected a text file, a "
             "folder or a pattern. Correct the path or put the text there; a relative path starts "
             f"from the working directory {Path.cwd()}."
         )
     if not stat.S_ISDIR(mode):
         return full.parent, [full]
-    if files := sorted(_walk(full, glob), key=lambda file: file.relative_to(full).as_posix()):
-        return full, files
+    names = {file.relative_to(full).as_posix(): file for file in _walk(full, glob)}
+    if twice := sorted(n for n in names if n != plain_name(n) and plain_name(n) in names):
+        logger.warning("%s: left out, the same text is there unpacked: %s", full, ", ".join(twice))
+    if names:
+        return full, [names[n] for n in sorted(names) if n not in twice]
     raise DataMissing(
-        f"corpus.path: got the folder {full} without a file that matches '{glob}', expected text "
+        f"{where}: got the folder {full} without a file that matches '{glob}', expected text "
         "files. Put them there, or set corpus.glob, for example '**/*.md'."
     )
 
 
 def _walk(folder: Path, pattern: str) -> Iterator[Path]:
     def stop(error: OSError) -> None:
-        raise _unreadable(Path(str(error.filename)), error)
+        with readable(Path(str(error.filename))):
+            raise error
 
     seen = set()
     for here, folders, names in os.walk(folder, onerror=stop, followlinks=True):
@@ -117,32 +138,88 @@ def _walk(folder: Path, pattern: str) -> Iterator[Path]:
 
 def _mode(path: Path) -> int | None:
     """The kind of what is there; None where nothing is."""
-    try:
-        return path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise _unreadable(path, error) from None
+    with readable(path):
+        try:
+            return path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
 
 def _facts(file: Path) -> os.stat_result:
     """Size and time of a regular file that may be read."""
-    try:
+    with readable(file):
         facts = file.stat()
-    except OSError as error:
-        raise _unreadable(file, error) from None
+        if not os.access(file, os.R_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
     if not stat.S_ISREG(facts.st_mode):
         raise DataError(
             f"{file}: got a device, pipe or socket, expected a file: a text is read more than "
             "once. Write it to a file, or give its lines to workbench.data.from_strings."
         )
-    if not os.access(file, os.R_OK):
-        raise _unreadable(file, PermissionError("Permission denied"))
     return facts
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"{path}: got '{error.strerror or error}', expected a text that can be read. Correct its "
-        "permissions or the link, or leave it out (corpus.path, corpus.glob)."
-    )
+def unpack(members: Sequence[Member], folder: Path, glob: str, limit_bytes: int) -> list[Member]:
+    """The same text in plain files: what is compressed is written to a folder, the rest stays.
+
+    Args:
+        members: as `find` gives them.
+        folder: where to; names in it are numbers, whatever an archive says.
+        glob: which files of an archive belong to the text.
+        limit_bytes: of all that is written.
+
+    Raises:
+        DataMissing: no file of an archive matches.
+        DataError: it is more than the limit or the disk can hold, damaged, or hostile.
+    """
+    plain: list[Member] = []
+    written = 0
+    for m in members:
+        if not m.name.endswith((*COMPRESSED, *ARCHIVES)):
+            plain.append(m)
+            continue
+        parts: list[Member] = []
+        # closed at once, so that no file stays open where this ends early
+        with closing(_contents(m, glob, limit_bytes)) as contents:
+            for name, blocks in contents:
+                place = folder / str(len(plain) + len(parts))
+                with closing(blocks):
+                    _write(blocks, place, m.path, limit_bytes - written)
+                parts.append(member(place, name))
+                written += parts[-1].bytes
+        if not parts:
+            raise DataMissing(
+                f"{m.path}: got an archive without a file that matches '{glob}', expected text "
+                "files. Set corpus.glob, for example '**/*'."
+            )
+        plain += sorted(parts)
+    return plain
+
+
+def _contents(m: Member, glob: str, limit_bytes: int) -> Generator[tuple[str, Blocks], None, None]:
+    """The files inside a compressed file or archive."""
+    if not m.name.endswith(ARCHIVES):
+        yield m.name, cast(Blocks, unpacked(m.path))
+        return
+    for part in archives.read(m.path, lambda n: matches(n, glob), limit_bytes=limit_bytes):
+        yield f"{m.name}/{part.name}", cast(Blocks, part.blocks)
+
+
+def _write(blocks: Iterator[bytes], place: Path, source: Path, limit_bytes: int) -> None:
+    n_bytes = 0
+    with place.open("wb") as file:
+        for number, block in enumerate(blocks):
+            n_bytes += len(block)
+            if n_bytes > limit_bytes:
+                raise DataError(
+                    f"{source}: got more than {limit_bytes:,} unpacked bytes, expected no more. If "
+                    "the file is to be trusted, raise corpus.max_unpacked_bytes."
+                )
+            free = shutil.disk_usage(place.parent).free if number % 16 == 0 else ROOM_BYTES
+            if free < ROOM_BYTES:
+                raise DataError(
+                    f"{place.parent}: got {free:,} bytes of free space while {source.name} is "
+                    f"unpacked, expected {ROOM_BYTES:,} at least. Make room, or set "
+                    "WORKBENCH_DATA to a folder on a larger disk."
+                )
+            file.write(block)

@@ -2,8 +2,8 @@
 
 A prepared corpus is `<root>/prepared/<name>-<key>/` with `info.json`, `files.jsonl` (sha256,
 bytes, split, path of each source file), `vocabulary.json` and `train.bin valid.bin test.bin`. The
-key is a digest of everything that the contents follow from, so two processes that prepare the
-same corpus at once make the same files and either may win.
+key is a digest of everything that the contents follow from. One process prepares a corpus and
+the others wait for it; a lock in `<root>/locks` sees to it, which ends with its holder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,16 @@ import numpy as np
 import torch
 
 from workbench.data.corpus import Corpus
-from workbench.data.pieces import SPLITS, Member, Piece, blocks, member
-from workbench.data.vocabulary import Level, Vocabulary, learn, restore
+from workbench.data.crew import hire
+from workbench.data.pieces import SPLITS, Member, Piece, check_unchanged
+from workbench.data.places import alone, writing
+from workbench.data.prepare import Rule, hash_jobs, write_tokens
+from workbench.data.vocabulary import restore
 from workbench.errors import DataError
 
 logger = logging.getLogger("workbench")
-FORMAT = 2
+FORMAT = 3
 ASIDE = ".unfinished-"
-Watch = Callable[[Path, bytes], None]
-Read = Callable[[Level, Sequence[Piece], Watch | None], Iterable[Any]]
 
 
 class Damaged(Exception):
@@ -81,11 +83,14 @@ def obtain(name: str, build: Callable[[Path], None]) -> Corpus:
 
 def _make(folder: Path, build: Callable[[Path], None]) -> None:
     """Build aside, then move into place; whatever happens, nothing unfinished keeps its name."""
-    with _aside(folder.parent) as aside:
+    with writing(folder), alone(root() / "locks" / folder.name), _aside(folder.parent) as aside:
+        if folder.exists() and _whole(folder):
+            # another process has made it meanwhile
+            return
         fresh, old = aside / "fresh", aside / "old"
         fresh.mkdir()
         build(fresh)
-        if folder.exists() and not _whole(folder):
+        if folder.exists():
             _move(folder, old)
         _move(fresh, folder)
 
@@ -93,16 +98,11 @@ def _make(folder: Path, build: Callable[[Path], None]) -> None:
 @contextmanager
 def _aside(parent: Path) -> Iterator[Path]:
     """A folder inside `parent` for what is unfinished; it goes away whatever happens."""
-    try:
+    with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
         _sweep(parent)
         prefix = f"{ASIDE}{socket.gethostname()}-{os.getpid()}-"
         aside = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    except OSError as error:
-        raise DataError(
-            f"{parent}: got '{error.strerror}', expected a folder to write the prepared "
-            "corpus to. Set the environment variable WORKBENCH_DATA to a folder of your own."
-        ) from None
     try:
         yield aside
     finally:
@@ -112,7 +112,7 @@ def _aside(parent: Path) -> Iterator[Path]:
 def spool(blocks: Iterable[bytes], folder: Path, name: str) -> Path:
     """Write `<folder>/<name>-<digest>.txt`, whole or not at all; one that is there stays."""
     digest = hashlib.sha256()
-    with _aside(folder) as aside:
+    with writing(folder), _aside(folder) as aside:
         fresh = aside / "fresh"
         with fresh.open("wb") as file:
             for block in blocks:
@@ -162,104 +162,79 @@ def _alive(pid: int) -> bool:
 
 def write(
     folder: Path,
-    level: Level,
     splits: dict[str, list[Piece]],
+    rule: Rule,
     members: Sequence[Member],
     split_of: dict[str, str],
     about: dict[str, Any],
-    read: Read = blocks,
-    vocabulary: Vocabulary | None = None,
+    edges: bool = False,
 ) -> None:
-    """Encode all splits, record everything.
+    """Write the token files and the vocabulary, record everything.
 
     Args:
         folder: an empty folder.
-        level: of the tokens.
-        splits: the pieces of each split; none where there is no such split.
+        splits: the pieces of each split, none where there is no such split; above byte level each
+            ends with the end of a symbol.
+        rule: how symbols get ids: `Counted`, or a vocabulary made beforehand.
         members: the source files, for the record.
         split_of: split of each file's name, where whole files are split ("" otherwise).
         about: further entries of `info.json`; "name" among them.
-        read: gives pieces as the blocks that the vocabulary takes.
-        vocabulary: None learns it from train.
+        edges: record where the tokens of each file begin, as "edges" of `info.json`.
 
     Raises:
         DataError: the text cannot be decoded, or a split is left without two tokens.
     """
-    hashes = {m.path: hashlib.sha256() for m in members}
-    vocabulary = vocabulary or learn(level, read(level, splits["train"], None))
-    vocabulary.save(folder / "vocabulary.json")
+    n_bytes = {s: sum(p.stop - p.start for p in splits[s]) for s in SPLITS}
+    with hire(sum(n_bytes.values())) as work:
+        hashing = work.map(hash_jobs(members))
+        written = write_tokens(folder, rule, splits, work, edges)
+        hashes = [sha256 for some in hashing for sha256 in some]
+    vocabulary = written.vocabulary
     info: dict[str, Any] = {
         **about,
         "format": FORMAT,
-        "level": level,
-        "unit": "word" if level == "word" else "character",
+        "level": vocabulary.level,
+        "unit": {"word": "word", "bpe": "token"}.get(vocabulary.level, "character"),
         "vocabulary_size": vocabulary.size,
         "dtype": vocabulary.dtype().str,
         "files": len(members),
-        "bytes": {s: sum(p.stop - p.start for p in splits[s]) for s in SPLITS},
+        "bytes": n_bytes,
+        "tokens": written.tokens,
+        "unknown": written.unknown,
+        "replaced": written.replaced,
+        "tokens_sha256": written.tokens_sha256,
+        **({"edges": written.edges} if edges else {}),
     }
-    counts = {
-        split: _encode(
-            folder / f"{split}.bin",
-            vocabulary,
-            read(level, splits[split], lambda path, block: hashes[path].update(block)),
-        )
-        for split in SPLITS
-    }
-    for field in ("tokens", "unknown", "tokens_sha256"):
-        info[field] = {split: counts[split][field] for split in SPLITS}
-    if min(n for split, n in info["tokens"].items() if splits[split]) < 2:
-        got = ", ".join(f"{split} {n}" for split, n in info["tokens"].items())
+    if min(n for split, n in written.tokens.items() if splits[split]) < 2:
+        got = ", ".join(f"{split} {n}" for split, n in written.tokens.items())
         raise DataError(
-            f"{about['name']}: got a text of {sum(info['bytes'].values())} bytes that gives {got} "
-            f"tokens at {level} level, expected at least 2 in each split. Use a longer text or a "
-            "larger share for the short split."
+            f"{about['name']}: got a text of {sum(n_bytes.values())} bytes that gives {got} "
+            f"tokens at {vocabulary.level} level, expected at least 2 in each split. Use a longer "
+            "text or a larger share for the short split."
         )
     info["sha256"] = _record_files(folder, members, split_of, hashes)
+    names = ("vocabulary.json", "files.jsonl")
+    info["sizes"] = {name: (folder / name).stat().st_size for name in names}
     (folder / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
 
 
 def _record_files(
-    folder: Path, members: Sequence[Member], split_of: dict[str, str], hashes: dict[Path, Any]
+    folder: Path, members: Sequence[Member], split_of: dict[str, str], hashes: Sequence[str]
 ) -> str:
     """Write the list of source files; sha256 of the only file, or of the list for several.
 
     Raises:
         DataError: a file changed since it was listed, so the record would be of another text.
     """
+    check_unchanged(members)
     lines = []
-    for m in members:
-        if member(m.path, m.name) != m:
-            raise DataError(
-                f"{m.path}: got another size or modification time than at the start, expected a "
-                "file at rest. Run again when it is no longer written to."
-            )
-        facts = {
-            "sha256": hashes[m.path].hexdigest(),
-            "bytes": m.bytes,
-            "split": split_of.get(m.name, ""),
-            "path": m.name,
-        }
+    for m, sha256 in zip(members, hashes, strict=True):
+        split = split_of.get(m.name, "")
+        facts = {"sha256": sha256, "bytes": m.bytes, "split": split, "path": m.name}
         lines.append(json.dumps(facts) + "\n")
     manifest = "".join(lines).encode("ascii")
     (folder / "files.jsonl").write_bytes(manifest)
-    if len(members) == 1:
-        return str(hashes[members[0].path].hexdigest())
-    return hashlib.sha256(manifest).hexdigest()
-
-
-def _encode(path: Path, vocabulary: Vocabulary, blocks: Iterable[Any]) -> dict[str, Any]:
-    digest, n_tokens, n_unknown = hashlib.sha256(), 0, 0
-    with path.open("wb") as file:
-        for block in blocks:
-            ids = vocabulary.ids(block)
-            if vocabulary.unknown is not None:
-                n_unknown += int(np.count_nonzero(ids == vocabulary.unknown))
-            data = ids.astype(vocabulary.dtype()).tobytes()
-            digest.update(data)
-            file.write(data)
-            n_tokens += len(ids)
-    return {"tokens": n_tokens, "unknown": n_unknown, "tokens_sha256": digest.hexdigest()}
+    return hashes[0] if len(members) == 1 else hashlib.sha256(manifest).hexdigest()
 
 
 def open_prepared(folder: Path) -> Corpus:
@@ -281,9 +256,10 @@ def open_prepared(folder: Path) -> Corpus:
             # copy-on-write: the tensor may not promise to be read-only, the file stays as it is
             ids = np.memmap(path, dtype=dtype, mode="c") if expected else np.empty(0, dtype)
             splits[name] = torch.from_numpy(np.asarray(ids))
-        vocabulary = restore(info["level"], folder / "vocabulary.json")
-        if vocabulary.size != info["vocabulary_size"] or not (folder / "files.jsonl").is_file():
-            raise Damaged("vocabulary.json or files.jsonl is not what info.json says")
-        return Corpus(folder, info, vocabulary, splits)
+        for name in ("vocabulary.json", "files.jsonl"):
+            if (got := (folder / name).stat().st_size) != (expected := info["sizes"][name]):
+                raise Damaged(f"{name} has {got} bytes, expected {expected}")
+        symbols = partial(restore, info["level"], folder / "vocabulary.json")
+        return Corpus(folder, info, symbols, splits)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error

@@ -1,19 +1,32 @@
-"""Any text of the user's: files, folders, patterns, at byte, character or word level.
+"""Any text of the user's: files, folders, patterns, archives; bytes, characters, words or BPE.
 
 Splits. By position, as enwik8: of n bytes the first floor(0.9 n) train, up to floor(0.95 n) valid,
 the rest test (above byte level a cut moves forward to the end of the character or word it falls
 in). By file: whole files, mixed by the sha256 of their names. Given: the recipe names the files of
 each split. `auto` takes 20 files or more by file, and fewer by position, or if their few large
 files leave nothing for valid or test. A newline follows each file of several, but for a file that
-is a given split by itself.
+is a given split by itself. A file of train in a held-out split is refused.
 
-Word level is `line.split()` with `<eos>` for each end of line.
+Levels. Bytes and BPE take any file as it is. Characters and words are UTF-8 without a byte-order
+mark at a file's begin; what is no UTF-8 is refused with file and byte offset, or replaced
+(`invalid`). Words are those of `str.split`: all blanks of Unicode part them, a carriage return
+too, and a newline alone ends a line (`<eos>`); NUL is part of a word. A word of more than 2^20
+characters is refused. Otherwise nothing is changed: carriage returns, NUL and odd blanks are
+characters like others. A line may have any length. Symbols that the vocabulary lacks are `<unk>`,
+counted in `info.json` (`unknown`), and a warning tells their share of valid and test.
+
+Files. Empty ones among others are empty lines. Unreadable ones, dangling links, devices and pipes
+are refused by name, and so is a file that changes (its size or time) or vanishes before all is
+prepared. A split needs two tokens; when training starts, train needs a segment for every stream
+and valid and test what their evaluation needs (there may be no test at all).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,20 +34,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from workbench.config import Config, load, model_validator
+from workbench.config import Config, Positive, load, model_validator
 from workbench.data import store
 from workbench.data.corpus import Corpus, CorpusConfig
+from workbench.data.learning import Learning
 from workbench.data.pieces import (
     NEWLINE,
     SPLITS,
     Member,
     Piece,
+    check_unchanged,
     ends_line,
+    readable,
     split_by_file,
     split_by_position,
 )
-from workbench.data.sources import find, plain_name
-from workbench.data.vocabulary import ByteVocabulary, Level
+from workbench.data.sources import find, plain_name, unpack
+from workbench.data.vocabulary import BYTEWISE, ByteVocabulary, Level
 from workbench.errors import DataError
 
 logger = logging.getLogger("workbench")
@@ -93,15 +109,24 @@ class Text(CorpusConfig):
     """A file, a folder, a pattern such as `books/**/*.txt`, or a list of these; relative to the
     working directory, `~` is the home folder. null where `split` names the files."""
     level: Level = "byte"
-    """What a token is: a byte, a Unicode character, or a blank-separated word."""
+    """What a token is: a byte, a Unicode character, a blank-separated word, or a frequent string
+    of bytes (`bpe`: byte-pair encoding)."""
     split: Split = (0.9, 0.05, 0.05)
     """Shares of train, valid and test (0 for no test split), or the files of each:
     `{train: ..., valid: ..., test: ...}`, each as `path`."""
     split_by: Literal["auto", "position", "file"] = "auto"
     """How shares are cut: `position` in the joined text, or whole `file`s; `auto`: files from 20
     files on, position below."""
+    vocabulary: Learning = Learning()
+    """Which symbols get ids (char, word and BPE level)."""
+    invalid: Literal["refuse", "replace"] = "refuse"
+    """What happens to bytes that are no UTF-8 at char and word level: an error names the file and
+    the byte, or U+FFFD takes their place, and `info.json` says how often (`replaced`)."""
     glob: str = "**/*.txt"
-    """Which files of a folder belong to the text; not used for files named in `path`."""
+    """Which files of a folder or archive belong to the text; not used for files named in `path`.
+    The ending of a compressed file does not count: `a.txt.gz` is `*.txt` too."""
+    max_unpacked_bytes: Positive = 64_000_000_000
+    """What compressed files may take on the disk, unpacked, while the text is prepared."""
     name: str | None = None
     """What to call the text in titles and lists; null: as its first file or folder."""
 
@@ -124,6 +149,10 @@ class Text(CorpusConfig):
             raise ValueError(
                 f"split_by: got '{self.split_by}', but split names files; leave it out"
             )
+        if fault := self.vocabulary.fault(self.level):
+            raise ValueError(f"vocabulary: {fault}; leave it out, or choose another level")
+        if self.invalid == "replace" and self.level in BYTEWISE:
+            raise ValueError(f"invalid: got replace, but {self.level} level takes any bytes")
         if not self.glob or Path(self.glob).is_absolute():
             raise ValueError(
                 f"glob: got '{self.glob}', expected a pattern below the folder, such as '**/*.md'"
@@ -149,8 +178,10 @@ class Text(CorpusConfig):
         """
         groups = self._find()
         members = [m for group in groups.values() for m in group]
+        fields = {"level", "split", "split_by", "vocabulary", "invalid", "glob"}
         options = {
-            **self.model_dump(mode="json", include={"level", "split", "split_by"}),
+            **self.model_dump(mode="json", include=fields),
+            "vocabulary_file": self.vocabulary.identity(),
             "files": {split: len(group) for split, group in groups.items()},
         }
         name = f"text-{_plain(self.dataset)}-{self.level}-{store.key(members, options)}"
@@ -173,6 +204,8 @@ class Text(CorpusConfig):
         return groups
 
     def _build(self, folder: Path, groups: dict[str, list[Member]]) -> None:
+        packed = [m for group in groups.values() for m in group]
+        groups = self._unpacked(groups, folder / "unpacked")
         members = [m for group in groups.values() for m in group]
         if isinstance(self.split, Given):
             chosen, rule = {s: groups.get(s, []) for s in SPLITS}, "as given"
@@ -190,8 +223,31 @@ class Text(CorpusConfig):
             "split_rule": rule,
         }
         split_of = {m.name: s for s, group in chosen.items() for m in group}
-        store.write(folder, self.level, splits, members, split_of, about)
+        how = self.vocabulary.rule(self.level, splits, self.invalid == "replace")
+        store.write(folder, splits, how, members, split_of, about)
+        shutil.rmtree(folder / "unpacked")
+        check_unchanged(packed)
         logger.info("prepared %s: %d file(s) at %s level", self.dataset, len(members), self.level)
+        self._warn(json.loads((folder / "info.json").read_text(encoding="utf-8")))
+
+    def _warn(self, info: dict[str, Any]) -> None:
+        """Say once, when it is prepared, what of the text is not what it was."""
+        for split in ("valid", "test"):
+            if n := info["unknown"][split]:
+                share = 100 * n / info["tokens"][split]
+                of = f"{self.dataset}, {split}: {n:,} of {info['tokens'][split]:,} tokens"
+                size = f"{info['vocabulary_size']:,}"
+                logger.warning("%s (%.2f %%) are <unk>, none of the %s symbols", of, share, size)
+        if n := sum(info["replaced"].values()):
+            logger.warning("%s: %d places were no UTF-8 and are U+FFFD now", self.dataset, n)
+
+    def _unpacked(self, groups: dict[str, list[Member]], folder: Path) -> dict[str, list[Member]]:
+        plain, left = {}, self.max_unpacked_bytes
+        for split, group in groups.items():
+            (folder / split).mkdir(parents=True)
+            plain[split] = unpack(group, folder / split, self.glob, left)
+            left -= sum(m.bytes for m in plain[split] if folder in m.path.parents)
+        return plain
 
     def _by_file(self, members: list[Member]) -> dict[str, list[Member]]:
         """Whole files of each split; nothing where the text is to be cut by position."""
@@ -228,9 +284,9 @@ class Text(CorpusConfig):
 
     def _begin(self, m: Member) -> int:
         """Where the text of a file begins: after the mark that says it is UTF-8."""
-        if self.level == "byte":
+        if self.level in BYTEWISE:
             return 0
-        with m.path.open("rb") as file:
+        with readable(m.path), m.path.open("rb") as file:
             return len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
 
     def _check_filled(self, splits: dict[str, list[Piece]], n_files: int) -> None:

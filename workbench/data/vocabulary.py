@@ -1,29 +1,35 @@
-"""Symbols and their ids, at byte, character or word level.
+"""Symbols and their ids, at byte, character or word level (byte-pair encoding: `bpe.py`).
 
-Byte level has the 256 byte values and nothing to learn. The other two levels count the training
-split only, so that held-out text never shapes the vocabulary; what it did not hold is `<unk>`.
-Ids: specials first, then by falling count (ties: characters by code point, words by first
-appearance).
+Byte level has the 256 byte values and nothing to learn. Ids of the other two: specials first, then
+by falling count (ties: characters by code point, words by first appearance); a symbol that was not
+counted is `<unk>`.
 The texts of papers are prepared otherwise, each in its own way: `PreparedVocabulary`.
+The processes that prepare a text import this module, so it does without PyTorch until it is asked.
 """
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from workbench.errors import DataError
 
-Level = Literal["byte", "char", "word"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Level = Literal["byte", "char", "word", "bpe"]
+BYTEWISE: tuple[Level, ...] = ("byte", "bpe")
+"""levels at which any bytes have ids, and an id stands for the same bytes wherever it is"""
 UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
+SENTENCE, UNKNOWN_WORD = "<S>", "<UNK>"
+"""of One Billion Word"""
 N_CODE_POINTS = 0x110000
 
 
@@ -48,7 +54,15 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def ids(self, block: Any) -> np.ndarray:
-        """Ids of a block of text as `blocks` yields it: bytes at byte level, else str."""
+        """Ids of a block of text as `blocks` yields it: bytes at byte and BPE level, else str."""
+
+    def find(self, symbols: Sequence[str]) -> np.ndarray:
+        """Ids of symbols as `tables` names them (bytes in decimal, `<eos>` for an end of line).
+
+        Raises:
+            DataError: a symbol has no id, and there is no `<unk>` to stand for it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is no vocabulary of counted symbols")
 
     @abstractmethod
     def decode(self, ids: Tensor) -> str:
@@ -62,9 +76,9 @@ class Vocabulary(ABC):
     def symbol(self, index: int) -> str:
         """A printable label of one id, for axes and tables."""
 
-    def encode(self, text: str) -> Tensor:
-        """Ids of a text as a 1-D int64 tensor."""
-        return torch.from_numpy(self.ids(text).astype(np.int64))
+    def encode(self, text: str | bytes) -> Tensor:
+        """Ids of a text as a 1-D int64 tensor; only those of `BYTEWISE` levels take bytes."""
+        return tensor(self.ids(text))
 
     def dtype(self) -> np.dtype:
         """The smallest storage type that holds every id (little-endian)."""
@@ -76,7 +90,7 @@ class Vocabulary(ABC):
         """Write the symbols as JSON; byte level has none to write."""
         path.write_text(json.dumps(self.symbols(), ensure_ascii=True), encoding="utf-8")
 
-    def symbols(self) -> list[str] | dict[str, list[str]]:
+    def symbols(self) -> list[str] | dict[str, Any]:
         """All symbols in id order, as `restore` takes them; empty at byte level."""
         return []
 
@@ -119,17 +133,16 @@ class CharVocabulary(Vocabulary):
         self._id_of[codes] = np.arange(1, self.size)
 
     @classmethod
-    def learn(cls, blocks: Iterable[str]) -> CharVocabulary:
-        """Count the characters of the training text."""
-        counts = np.zeros(N_CODE_POINTS, dtype=np.int64)
-        for block in blocks:
-            seen = np.bincount(_code_points(block))
-            counts[: len(seen)] += seen
-        order = np.argsort(-counts, kind="stable")
-        return cls([chr(code) for code in order[: np.count_nonzero(counts)].tolist()])
+    def learn(cls, counts: Mapping[str, int], max_size: int | None = None) -> CharVocabulary:
+        """The characters that were counted; with `<unk>` no more than `max_size`."""
+        ranked = sorted(counts, key=lambda c: (-counts[c], c))
+        return cls(ranked[: None if max_size is None else max_size - 1])
 
     def ids(self, block: str) -> np.ndarray:
-        return self._id_of[_code_points(block)]
+        return self._id_of[code_points(block)]
+
+    def find(self, symbols: Sequence[str]) -> np.ndarray:
+        return self._id_of[[ord(symbol) for symbol in symbols]]
 
     def decode(self, ids: Tensor) -> str:
         return "".join("\ufffd" if i == 0 else self._characters[i - 1] for i in ids.tolist())
@@ -142,38 +155,69 @@ class CharVocabulary(Vocabulary):
 
 
 class WordVocabulary(Vocabulary):
-    """Ids of blank-separated words; `<eos>` (id 0) stands for each end of line, `<unk>` is 1."""
+    """Ids of blank-separated words; `<eos>` stands for each end of line, `<unk>` for other words.
+
+    Args:
+        words: in order of their ids; `<eos>` and `<unk>` come first unless they are among them.
+        lower_case: make all letters of a text small.
+        end_of_line: whether an end of line is a token.
+    """
 
     level = "word"
-    unknown = 1
 
-    def __init__(self, words: list[str]) -> None:
-        self._words = [END_OF_LINE, UNKNOWN, *words]
-        self.size = len(self._words)
-        self._id_of = {word: index for index, word in enumerate(self._words)}
+    def __init__(
+        self, words: list[str], lower_case: bool = False, end_of_line: bool = True
+    ) -> None:
+        specials = [END_OF_LINE, UNKNOWN] if end_of_line else [UNKNOWN]
+        self._words = [s for s in specials if s not in words] + words
+        self.lower_case, self.end_of_line = lower_case, end_of_line
+        self.size, self.unknown = len(self._words), self._words.index(UNKNOWN)
+
+    @cached_property
+    def _id_of(self) -> dict[str, int]:
+        return {word: index for index, word in enumerate(self._words)}
 
     @classmethod
-    def learn(cls, blocks: Iterable[str]) -> WordVocabulary:
-        """Count the words of the training text."""
-        counts: Counter[str] = Counter()
-        for block in blocks:
-            counts.update(to_words(block))
-        specials = (END_OF_LINE, UNKNOWN)
-        return cls([word for word, _ in counts.most_common() if word not in specials])
+    def learn(
+        cls,
+        counts: Mapping[str, int],
+        max_size: int | None = None,
+        lower_case: bool = False,
+        end_of_line: bool = True,
+    ) -> WordVocabulary:
+        """The words that were counted, in order of first appearance.
+
+        Args:
+            max_size: words at most, `<eos>` and `<unk>` among them: the most frequent.
+        """
+        specials = [END_OF_LINE, UNKNOWN] if end_of_line else [UNKNOWN]
+        ranked = sorted(counts, key=counts.__getitem__, reverse=True)
+        words = specials + [word for word in ranked if word not in specials]
+        return cls(words[:max_size], lower_case, end_of_line)
 
     def ids(self, block: str) -> np.ndarray:
-        words, id_of = to_words(block), self._id_of
-        return np.fromiter((id_of.get(word, 1) for word in words), np.int32, count=len(words))
+        text = block.lower() if self.lower_case else block
+        return self.find(to_words(text) if self.end_of_line else text.split())
+
+    def find(self, symbols: Sequence[str]) -> np.ndarray:
+        return _look_up(self._id_of, symbols, self._id_of[UNKNOWN])
 
     def decode(self, ids: Tensor) -> str:
-        text = " ".join("\n" if i == 0 else self._words[i] for i in ids.tolist())
+        if not self.end_of_line:
+            return " ".join([self._words[i] for i in ids.tolist()])
+        newline = self._id_of[END_OF_LINE]
+        text = " ".join("\n" if i == newline else self._words[i] for i in ids.tolist())
         return text.replace(" \n", "\n").replace("\n ", "\n")
 
     def symbol(self, index: int) -> str:
         return printable(self._words[index])
 
-    def symbols(self) -> list[str]:
-        return self._words[2:]
+    def symbols(self) -> dict[str, Any]:
+        return {
+            "words": self._words,
+            "lower_case": self.lower_case,
+            "end_of_line": self.end_of_line,
+        }
 
 
 class PreparedVocabulary(Vocabulary):
@@ -188,22 +232,30 @@ class PreparedVocabulary(Vocabulary):
         symbols: in order of their ids.
     """
 
+    _end, _other = END_OF_LINE, UNKNOWN
+
     def __init__(self, level: Level, symbols: list[str]) -> None:
         self.level, self._symbols, self.size = level, symbols, len(symbols)
-        self._id_of = {symbol: index for index, symbol in enumerate(symbols)}
-        self.unknown = self._id_of.get(UNKNOWN)
+
+    @cached_property
+    def _id_of(self) -> dict[str, int]:
+        return {symbol: index for index, symbol in enumerate(self._symbols)}
+
+    @cached_property
+    def unknown(self) -> int | None:  # type: ignore[override]
+        """Id of `<unk>`, where it is a symbol."""
+        return self._id_of.get(self._other)
 
     def ids(self, block: str) -> np.ndarray:
-        """Ids of prepared text.
+        """Ids of prepared text; errors as `find`."""
+        ends = self._end in self._id_of
+        return self.find(to_words(block, self._end) if ends else block.split())
 
-        Raises:
-            DataError: a symbol has no id, and there is no `<unk>` to stand for it.
-        """
-        words = to_words(block) if END_OF_LINE in self._id_of else block.split()
-        found = np.fromiter((self._id_of.get(w, -1) for w in words), np.int32, count=len(words))
+    def find(self, symbols: Sequence[str]) -> np.ndarray:
+        found = _look_up(self._id_of, symbols, -1)
         if found.size and found.min() < 0:
             if self.unknown is None:
-                word = words[int(found.argmin())]
+                word = symbols[int(found.argmin())]
                 raise DataError(
                     f"got the symbol '{word}', expected one of the {self.size} symbols of the "
                     "vocabulary, which has no <unk>. Use a text in the same symbols."
@@ -211,9 +263,9 @@ class PreparedVocabulary(Vocabulary):
             found[found < 0] = self.unknown
         return found
 
-    def encode(self, text: str) -> Tensor:
+    def encode(self, text: str | bytes) -> Tensor:
         """Ids of a text as people write it; see `ids` for the errors."""
-        return torch.from_numpy(self.ids(spell(self.level, text)).astype(np.int64))
+        return tensor(self.ids(spell(self.level, text)))
 
     def raw(self, ids: Tensor) -> bytes:
         between = b" " if self.level == "word" else b""
@@ -224,7 +276,7 @@ class PreparedVocabulary(Vocabulary):
         return self.raw(ids).decode("utf-8", errors="replace")
 
     def _bytes(self, symbol: str) -> bytes:
-        if symbol == END_OF_LINE:
+        if symbol == self._end:
             return b"\n"
         if self.level == "byte":
             return bytes([int(symbol)])
@@ -241,6 +293,18 @@ class PreparedVocabulary(Vocabulary):
         return {"symbols": self._symbols}
 
 
+class SentenceVocabulary(PreparedVocabulary):
+    """The words of One Billion Word: `<S>` is the end of a line, `<UNK>` what has no id."""
+
+    _end, _other = SENTENCE, UNKNOWN_WORD
+
+    def __init__(self, symbols: list[str]) -> None:
+        super().__init__("word", symbols)
+
+    def symbols(self) -> dict[str, list[str]]:
+        return {"sentences": self._symbols}
+
+
 def spell(level: Level, text: bytes | str) -> str:
     """A text as `PreparedVocabulary` reads it: symbols parted by blanks, the same lines."""
     if level == "byte":
@@ -252,27 +316,38 @@ def spell(level: Level, text: bytes | str) -> str:
     return "\n".join(" ".join(line.replace(" ", "_")) for line in text.split("\n"))
 
 
-def learn(level: Level, blocks: Iterable[Any]) -> Vocabulary:
-    """The vocabulary of a training text, given as blocks."""
-    if level == "byte":
-        return ByteVocabulary()
-    return CharVocabulary.learn(blocks) if level == "char" else WordVocabulary.learn(blocks)
-
-
 def restore(level: Level, path: Path) -> Vocabulary:
     """Read back what `Vocabulary.save` wrote."""
     symbols = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(symbols, dict):
+    if level == "bpe":
+        from workbench.data.bpe import BpeVocabulary  # here: it stands on this module
+
+        return BpeVocabulary(symbols["tokenizer"])
+    if "sentences" in symbols:
+        return SentenceVocabulary(symbols["sentences"])
+    if "symbols" in symbols:
         return PreparedVocabulary(level, symbols["symbols"])
     if level == "byte":
         return ByteVocabulary()
-    return CharVocabulary(symbols) if level == "char" else WordVocabulary(symbols)
+    return CharVocabulary(symbols) if level == "char" else WordVocabulary(**symbols)
 
 
-def _code_points(text: str) -> np.ndarray:
+def tensor(ids: np.ndarray) -> Tensor:
+    """Ids as a 1-D int64 tensor."""
+    import torch  # here: preparing a text needs none
+
+    return torch.from_numpy(ids.astype(np.int64))
+
+
+def _look_up(id_of: Mapping[str, int], symbols: Sequence[str], unknown: int) -> np.ndarray:
+    return np.fromiter(map(id_of.get, symbols, repeat(unknown)), np.int32, len(symbols))
+
+
+def code_points(text: str) -> np.ndarray:
+    """The code points of a text, four bytes each."""
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 
 
-def to_words(text: str) -> list[str]:
-    """line.split() of every line, each end of line as `<eos>`."""
-    return text.replace("\n", f" {END_OF_LINE} ").split()
+def to_words(text: str, end: str = END_OF_LINE) -> list[str]:
+    """line.split() of every line, each end of line as a symbol."""
+    return text.replace("\n", f" {end} ").split()

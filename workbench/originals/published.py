@@ -1,35 +1,22 @@
 """The checkpoints that the adaptive-span paper's authors published (arXiv:1905.07799), by name.
 
-Each lies in `checkpoints/` of the data folder, fetched there or put there by hand. The checksum of
-a file is written down at its first use and compared ever after.
+Where they are is in the registry of published data; here is what each was trained by.
 """
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import NamedTuple
 
 from workbench.config import nearest
-from workbench.data import store
-from workbench.errors import ConfigError, DataError, DataMissing
+from workbench.data import get, registry
+from workbench.errors import ConfigError
 
-
-class Published(NamedTuple):
-    """One published checkpoint."""
-
-    file: str
-    """what its authors call it"""
-    recipe: str
-    """how it was trained, and how its figures were measured"""
-
-
-HOST = "https://dl.fbaipublicfiles.com/adaptive-span/"
+# checkpoint: the recipe by which it was trained, and its figures were measured
 CHECKPOINTS = {
-    "adaptive-span-enwik8": Published("enwik8.pt", "span-enwik8-base"),
-    "adaptive-span-text8": Published("text8.pt", "span-text8-base"),
-    "adaptive-span-enwik8-large": Published("enwik8_large.pt", "span-enwik8-large"),
-    "adaptive-span-text8-large": Published("text8_large.pt", "span-text8-large"),
+    "adaptive-span-enwik8": "span-enwik8-base",
+    "adaptive-span-text8": "span-text8-base",
+    "adaptive-span-enwik8-large": "span-enwik8-large",
+    "adaptive-span-text8-large": "span-text8-large",
 }
 
 
@@ -50,42 +37,5 @@ def fetch(name: str, url: str | None = None) -> Path:
         raise ConfigError(
             f"there is no published checkpoint '{name}'. {nearest(name, [*CHECKPOINTS])}"
         )
-    file = CHECKPOINTS[name].file
-    place = store.root() / "checkpoints" / "adaptive-span" / file
-    if not place.is_file():
-        _download(name, url, place)
-    return _checked(place)
-
-
-def _download(name: str, url: str | None, place: Path) -> None:
-    url = HOST if url is None else url
-    by_hand = f"put the authors' file {place.name} at {place}, or give another address as url"
-    import pooch  # here: it is slow to import
-
-    source = f"{url}{place.name}" if url.endswith("/") else url
-    known = _record(place).read_text("ascii").strip() if _record(place).is_file() else None
-    try:
-        pooch.retrieve(source, known_hash=known, fname=place.name, path=place.parent)
-    except (OSError, ValueError) as error:
-        raise DataMissing(
-            f"checkpoint {name}: got no file from {source} ({type(error).__name__}: {error}); "
-            f"{by_hand}"
-        ) from None
-
-
-def _record(place: Path) -> Path:
-    return place.with_name(f"{place.name}.sha256")
-
-
-def _checked(place: Path) -> Path:
-    with place.open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    record = _record(place)
-    if not record.is_file():
-        record.write_text(f"{got}\n", "ascii")
-    elif (first := record.read_text("ascii").strip()) != got:
-        raise DataError(
-            f"{place}: got sha256 {got}, expected {first} as at its first use. Put the file of "
-            f"then back, or delete {record.name} beside it to trust this one"
-        )
-    return place
+    (file,) = registry.entry(name).contents
+    return get(name, url=url).place / file

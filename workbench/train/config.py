@@ -62,6 +62,11 @@ class EvalConfig(Config):
     """`streams`: tokens before each segment that are read again with it, and not scored again."""
     carry: CarryMode = "keep"
     """`streams`: `reset` starts each segment afresh."""
+    order: Literal["contiguous", "sentences"] = "contiguous"
+    """`streams`: contiguous pieces of the text side by side; or `sentences`, as Transformer-XL's
+    code reads lm1b: the first token of the text opens each sentence and closes the one before, and
+    row after row takes the next one (see `workbench.data.sentences`); the last, incomplete batch is
+    dropped."""
     average: Literal["exact", "of_blocks", "over_tokens"] = "exact"
     """`streams`: `exact`: over the B (n - 1) targets of B streams of n tokens. `of_blocks`: over
     whole segments, the shorter last one dropped, as the adaptive-span code. `over_tokens`: the same
@@ -85,6 +90,10 @@ class EvalConfig(Config):
                     f"{name} is {value}, which says nothing under method {self.method}; {cure}, or "
                     f"set method to {' or '.join(methods)}"
                 )
+        if self.order == "sentences" and self.average != "exact":
+            raise ValueError(
+                f"average is {self.average}, but sentences fill whole segments; leave average out"
+            )
         return self
 
     @property
@@ -95,7 +104,8 @@ class EvalConfig(Config):
     @property
     def least_tokens(self) -> int:
         """The shortest text that can be measured: a target, or a whole block, for each stream."""
-        return self.streams * (1 + (self.segment_len if self.average == "of_blocks" else 1))
+        whole = self.average == "of_blocks" or self.order == "sentences"
+        return self.streams * (1 + (self.segment_len if whole else 1))
 
     def describe(self) -> str:
         """The method and all that changes its result: `streams, batch_size 10, segment_len 80`."""
@@ -116,6 +126,7 @@ _METHODS: dict[str, tuple[str, ...]] = {
     "clamp_len": ("carried", "windows", "streams"),
     "ext_len": ("streams",),
     "carry": ("streams",),
+    "order": ("streams",),
     "average": ("streams",),
     "n_streams": ("windows",),
     "skip_first": ("windows",),

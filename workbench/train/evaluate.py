@@ -18,10 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.carry import Carry
+from workbench.data.sentences import SentenceStreams, bounds
 from workbench.errors import ConfigError, DataError
 from workbench.models.base import evaluating
 from workbench.models.language_model import LanguageModel
@@ -126,7 +128,8 @@ def measure(
     """
     check(model, tokens, config)
     tokens = tokens[: config.max_tokens]
-    walk = {"windows": _windows, "carried": _carried, "streams": _streams}[config.method]
+    walks = {"windows": _windows, "carried": _carried, "streams": _streams}
+    walk = _sentences if config.order == "sentences" else walks[config.method]
     with evaluating(model):
         read = read or _nll(model, config.cache)
         return Measured(*walk(model, tokens, config, read, progress or _silent))
@@ -188,6 +191,14 @@ def check_length(tokens: Tensor, config: EvalConfig, name: str = "text") -> None
             f"least {config.least_tokens:,}; give a longer text, a larger share of it "
             f"(corpus.split) or a smaller eval.{field}"
         )
+    if config.order == "sentences":
+        streams = _sentence_streams(tokens[: config.max_tokens], config)
+        if streams.take(config.segment_len) is None:
+            raise DataError(
+                f"{name}: got sentences of {length:,} tokens, too few for a segment of "
+                f"{config.segment_len} in each of {config.batch_size} streams; give a longer text "
+                "or a smaller eval.batch_size"
+            )
 
 
 def _silent(done: int, total: int) -> None:
@@ -253,6 +264,43 @@ def _streams(
         progress(B * stop, B * n_targets)
     kept = tuple(torch.cat(x, dim=1).flatten(0, 1) for x in zip(*parts, strict=True))
     return kept, _positions(B, n, 1, n_targets + 1), B
+
+
+def _sentence_streams(tokens: Tensor, config: EvalConfig) -> SentenceStreams:
+    """The sentences of a text, in its order, for the streams of `config`."""
+    ids = tokens.numpy()
+    # what follows the last mark is no whole sentence
+    stop = int(np.flatnonzero(ids == ids[0])[-1])
+    if stop == 0:
+        raise DataError(
+            f"eval.order is sentences, but the token {ids[0]} that begins the text, and so should "
+            "open and close each sentence, does not come again. Write eval.order: contiguous"
+        )
+    starts = bounds(ids, int(ids[0]), 0, stop)
+    return SentenceStreams(starts, None, config.batch_size, config.ext_len)
+
+
+def _sentences(
+    model: LanguageModel, tokens: Tensor, config: EvalConfig, read: Read, progress: Progress
+) -> tuple[Out, Tensor, int]:
+    """Streams side by side, each with its state, filled with sentences in the order of the text."""
+    ids, B, T = tokens.numpy(), config.batch_size, config.segment_len
+    repeated = 0 if config.carry == "reset" else config.ext_len
+    limits = Limits(config.memory_len, config.same_length, config.clamp_len, repeated)
+    streams, places = _sentence_streams(tokens, config), []
+    carry, parts = model.initial_carry(B, limits), []
+    while (taken := streams.take(T)) is not None:
+        inputs_BT, targets_BT = (torch.from_numpy(ids.take(x)).to(model.device) for x in taken)
+        if config.carry == "reset":
+            carry = model.initial_carry(B, limits)
+        out, carry = read(inputs_BT.long(), targets_BT.long(), carry)
+        parts.append(tuple(x.cpu() for x in out))
+        places.append(torch.from_numpy(taken[1]))
+        progress(B * T * len(parts), len(ids))
+    # in the order of the text, as everywhere
+    positions, order = torch.cat(places, dim=1).flatten().sort()
+    kept = tuple(torch.cat(x, dim=1).flatten(0, 1)[order] for x in zip(*parts, strict=True))
+    return kept, positions, B
 
 
 def plan_rows(n_inputs: int, batch_size: int, reach: int | None) -> tuple[int, int, int]:

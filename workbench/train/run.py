@@ -20,6 +20,7 @@ from typing import Any
 
 from workbench import kernels
 from workbench.config import dump, load, override
+from workbench.data.ahead import ahead
 from workbench.data.corpus import Corpus
 from workbench.errors import CheckpointError, ConfigError, NonFiniteLoss
 from workbench.models.base import Model
@@ -66,7 +67,7 @@ def start(
     device = choose_device(recipe.train.device)
     task = open_task(recipe)
     _same_corpus(folder, task)
-    batches = task.batches(device)
+    batches = ahead(task.batches(device), device)
     model: Model = build_model(recipe.model, task.vocab_size, seed=recipe.train.seed).to(device)
     task.check(model)
     if origin is not None:

@@ -1,0 +1,105 @@
+"""What a worker is asked to do: jobs as plain data, results as plain data.
+
+A job is `{"do": name, ...arguments}`; `perform` runs it, in a worker or in the process itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.data import symbols
+from workbench.data.pieces import raw_blocks, readable
+from workbench.data.symbols import Part, Symbols, piece_of
+from workbench.data.tables import load
+from workbench.data.vocabulary import Level, Vocabulary, restore
+
+HASH_BYTES = 1 << 20
+
+
+def perform(job: dict[str, Any]) -> Any:
+    """Run one job.
+
+    Raises:
+        DataError: the text cannot be used.
+        OSError: the disk is full, a file is gone.
+    """
+    return _WORK[job["do"]](**{name: value for name, value in job.items() if name != "do"})
+
+
+def _count(how: list[Any], pieces: list[Any], stem: str) -> list[Part]:
+    """Count the symbols of a chunk."""
+    return symbols.count(Symbols(*how), list(map(piece_of, pieces)), stem)
+
+
+def _encode(level: Level, vocabulary: str, pieces: list[Any], stem: str) -> list[Part]:
+    """Spool the ids that a saved vocabulary gives to a chunk."""
+    return [symbols.encode(_vocabulary(level, vocabulary), list(map(piece_of, pieces)), stem)]
+
+
+def _place(
+    level: Level, vocabulary: str, how: list[Any] | None, part: Any, target: str, offset: int
+) -> int:
+    """Write the final ids of a part to their place, `offset` tokens into the target.
+
+    Returns:
+        how many of them are `<unk>`.
+    """
+    words, part = _vocabulary(level, vocabulary), Part.of(part)
+    dtype = words.dtype()
+    n_unknown = 0
+    if how is not None:
+        table = load(part.stem)
+        found = words.find(table.symbols)
+        if words.unknown is not None:
+            n_unknown = int(table.counts[found == words.unknown].sum())
+        ids = symbols.final(Symbols(*how), part, table, found, dtype)
+    elif part.pieces:
+        ids = (np.frombuffer(block, dtype) for _, _, block in raw_blocks(part.pieces))
+    else:
+        ids = symbols.spooled(part.stem, dtype)
+    with Path(target).open("r+b") as file:
+        file.seek(offset * dtype.itemsize)
+        for block in ids:
+            file.write(block.data)
+            if how is None and words.unknown is not None:
+                n_unknown += int(np.count_nonzero(block == words.unknown))
+    for suffix in (".ids", ".txt", ".npy", ".edges.npy"):
+        Path(part.stem + suffix).unlink(missing_ok=True)
+    return n_unknown
+
+
+def _hash(paths: list[str]) -> list[str]:
+    """sha256 of whole files."""
+    result = []
+    for path in paths:
+        with readable(Path(path)), Path(path).open("rb") as file:
+            result.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return result
+
+
+def read(path: Path, start: int, stop: int) -> Iterator[bytes]:
+    """Bytes `start` to `stop` of a file, block by block."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while start < stop and (block := file.read(min(HASH_BYTES, stop - start))):
+            start += len(block)
+            yield block
+
+
+@lru_cache(maxsize=1)
+def _vocabulary(level: Level, path: str) -> Vocabulary:
+    return restore(level, Path(path))
+
+
+_WORK: dict[str, Callable[..., Any]] = {
+    "count": _count,
+    "encode": _encode,
+    "place": _place,
+    "hash": _hash,
+}

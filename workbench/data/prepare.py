@@ -1,0 +1,168 @@
+"""From byte ranges of files to token ids on disk: streaming, in parallel, in bounded memory.
+
+    pieces of each split ── cut ──> chunks of 32 MB
+      chunk  ── count ──> table of its symbols, words as provisional ids in a spool
+      tables ── merge ──> how often each symbol occurs, in order of first appearance
+      counts ── learn ──> vocabulary
+      part   ── place ──> final ids in the smallest type, at their offset in train.bin ...
+
+The jobs `count`, `encode` (for a vocabulary made beforehand) and `place` go to a crew of workers;
+merging and learning are done here. The result does not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from workbench.data import crew, jobs
+from workbench.data.pieces import CHUNK_BYTES, SPLITS, Member, Piece, chunks
+from workbench.data.symbols import Part, Symbols
+from workbench.data.tables import Counts, Keep, merge
+from workbench.data.vocabulary import Vocabulary
+
+Chunks = Mapping[str, list[list[Piece]]]
+Parts = Mapping[str, list[list[Part]]]
+
+
+class Counted(NamedTuple):
+    """A vocabulary that follows from how often each symbol occurs."""
+
+    symbols: Symbols
+    learn: Callable[[Counts], Vocabulary]
+    """makes it from the counts of each split (in order of first appearance there)"""
+    keep: Keep | None = None
+    """which symbols it can hold at most; the counts then lack the others"""
+
+
+Rule = Counted | Vocabulary
+"""how symbols get ids; a vocabulary made beforehand encodes the text itself, by its `ids`"""
+
+
+class Tokens(NamedTuple):
+    """What was written: the record of each split."""
+
+    vocabulary: Vocabulary
+    tokens: dict[str, int]
+    unknown: dict[str, int]
+    tokens_sha256: dict[str, str]
+    replaced: dict[str, int]
+    """places that were no UTF-8"""
+    edges: dict[str, list[int]]
+    """where the tokens of each file begin, and their end; only if asked for"""
+
+
+def write_tokens(
+    folder: Path, rule: Rule, splits: Mapping[str, Sequence[Piece]], work: crew.Crew, edges: bool
+) -> Tokens:
+    """Write `vocabulary.json` and the token file of each split.
+
+    Args:
+        folder: where to; a folder `spool` in it is used meanwhile.
+        rule: how symbols get ids.
+        splits: the pieces of each split; above byte level each ends with the end of a symbol.
+        work: who does it.
+        edges: record where the tokens of each file begin.
+    """
+    level = rule.symbols.level if isinstance(rule, Counted) else rule.level
+    cut = {s: chunks(splits[s], level, CHUNK_BYTES, alone=edges) for s in SPLITS}
+    spool = folder / "spool"
+    spool.mkdir()
+    if isinstance(rule, Counted):
+        parts = _ask(cut, spool, work, {"do": "count", "how": rule.symbols})
+        stems = {s: [part.stem for group in parts[s] for part in group] for s in SPLITS}
+        vocabulary = rule.learn(merge(stems, rule.keep))
+    else:
+        vocabulary = rule
+    vocabulary.save(folder / "vocabulary.json")
+    saved = {"level": vocabulary.level, "vocabulary": str(folder / "vocabulary.json")}
+    if not isinstance(rule, Counted):
+        if level == "byte":
+            parts = {s: [[_bytes(pieces)] for pieces in cut[s]] for s in SPLITS}
+        else:
+            parts = _ask(cut, spool, work, {"do": "encode", **saved})
+    how = rule.symbols if isinstance(rule, Counted) else None
+    tokens = _place(folder, vocabulary, parts, work, {"do": "place", "how": how, **saved})
+    shutil.rmtree(spool)
+    return tokens._replace(
+        edges={s: _edges(splits[s], cut[s], parts[s]) for s in SPLITS} if edges else {}
+    )
+
+
+def _bytes(pieces: list[Piece]) -> Part:
+    """Bytes are their own ids, so nothing need be known to place them."""
+    return Part(pieces, "", sum(p.stop - p.start for p in pieces))
+
+
+def _ask(cut: Chunks, spool: Path, work: crew.Crew, job: dict[str, Any]) -> Parts:
+    """Have all chunks counted or encoded; their parts, chunk by chunk."""
+    asked = [
+        {**job, "pieces": _plain(pieces), "stem": str(spool / f"{split}-{number}")}
+        for split in SPLITS
+        for number, pieces in enumerate(cut[split])
+    ]
+    answers = work.map(asked)
+    return {s: [[Part.of(plain) for plain in next(answers)] for _ in cut[s]] for s in SPLITS}
+
+
+def _plain(pieces: Sequence[Piece]) -> list[Any]:
+    return [(None if p.path is None else str(p.path), p.start, p.stop) for p in pieces]
+
+
+def _place(
+    folder: Path, vocabulary: Vocabulary, parts: Parts, work: crew.Crew, job: dict[str, Any]
+) -> Tokens:
+    """Have all parts written to their offsets; hash the tokens as they become complete."""
+    size = vocabulary.dtype().itemsize
+    flat = [(s, part) for s in SPLITS for group in parts[s] for part in group]
+    ends = {s: list(accumulate(p.tokens for g in parts[s] for p in g)) for s in SPLITS}
+    tokens = {s: ends[s][-1] if ends[s] else 0 for s in SPLITS}
+    stops = [stop for s in SPLITS for stop in ends[s]]
+    for split in SPLITS:
+        with (folder / f"{split}.bin").open("wb") as file:
+            file.truncate(tokens[split] * size)
+    asked = [
+        {
+            **job,
+            "part": (_plain(part.pieces), part.stem, part.tokens),
+            "target": str(folder / f"{split}.bin"),
+            "offset": stop - part.tokens,
+        }
+        for (split, part), stop in zip(flat, stops, strict=True)
+    ]
+    digests, unknown = {s: hashlib.sha256() for s in SPLITS}, dict.fromkeys(SPLITS, 0)
+    for (split, part), stop, n in zip(flat, stops, work.map(asked), strict=True):
+        unknown[split] += n
+        start = (stop - part.tokens) * size
+        for block in jobs.read(folder / f"{split}.bin", start, stop * size):
+            digests[split].update(block)
+    sha256 = {s: digests[s].hexdigest() for s in SPLITS}
+    replaced = {s: sum(part.replaced for group in parts[s] for part in group) for s in SPLITS}
+    return Tokens(vocabulary, tokens, unknown, sha256, replaced, {})
+
+
+def _edges(pieces: Sequence[Piece], cut: list[list[Piece]], parts: list[list[Part]]) -> list[int]:
+    """Where the tokens of each file begin, and where the last ends."""
+    files = {(p.path, p.start) for p in pieces if p.path is not None}
+    sizes = [sum(part.tokens for part in group) for group in parts]
+    starts = [0, *accumulate(sizes)]
+    begins = [n for n, chunk in zip(starts, cut, strict=False) if chunk[0][:2] in files]
+    return [*begins, starts[-1]]
+
+
+def hash_jobs(members: Sequence[Member]) -> Iterator[dict[str, Any]]:
+    """Jobs that give the sha256 of all files in order."""
+    paths: list[str] = []
+    room = CHUNK_BYTES
+    for m in members:
+        paths.append(str(m.path))
+        room -= m.bytes
+        if room <= 0:
+            yield {"do": "hash", "paths": paths}
+            paths, room = [], CHUNK_BYTES
+    if paths:
+        yield {"do": "hash", "paths": paths}
