@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import re
 import socket
 import struct
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
+from unittest import mock
 
 
 @dataclass
@@ -72,6 +74,7 @@ class BadServer:
     def __init__(self, resources: dict[str, Resource]) -> None:
         self.resources, self.requests = resources, list[Request]()
         self.closing = threading.Event()
+        self.environment = mock.patch.dict(os.environ, NO_PROXY="127.0.0.1,localhost")
         outer = self
 
         class Handler(_Handler):
@@ -85,6 +88,8 @@ class BadServer:
         return f"http://127.0.0.1:{self.http.server_port}{path}"
 
     def __enter__(self) -> BadServer:
+        # a proxy of this machine's user has no part in this
+        self.environment.start()
         self.thread.start()
         return self
 
@@ -94,6 +99,7 @@ class BadServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.environment.stop()
         self.closing.set()
         self.http.shutdown()
         self.thread.join()
