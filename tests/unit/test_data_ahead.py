@@ -106,6 +106,21 @@ def test_a_fault_of_the_thread_arrives_with_its_batch_and_nothing_is_lost():
         assert same(source.next(), plain.next())
 
 
+@pytest.mark.parametrize("make", MAKERS)
+def test_no_batch_is_lost_when_waiting_for_it_is_broken_off(make):
+    def broken_off() -> None:
+        raise KeyboardInterrupt
+
+    source, plain = Ahead(make(), CPU), make()
+    for _ in range(8):
+        assert same(source.next(), plain.next())
+        prepared(source)
+        source._pending[0] = SimpleNamespace(result=broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            source.next()
+        assert str(source.state()) == str(plain.state())
+
+
 class Slow(Segments):
     """Takes a while."""
 
@@ -207,9 +222,9 @@ def sentence_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A tiny run on files that are laid out as those of One Billion Word."""
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
     draw, words = random.Random(4), ["the", "cat", "sat", "dog"]
-    lines = [" ".join(draw.choices(words, k=draw.randrange(9))) + "\n" for _ in range(120)]
-    parts = ["".join(lines[i : i + 40]).encode() for i in (0, 40, 80)]
-    put(tmp_path / "data" / "lm1b", parts[:2], parts[2])
+    lines = [" ".join(draw.choices(words, k=draw.randrange(9))) + "\n" for _ in range(4000)]
+    held, *shards = ["".join(lines[i : i + 40]).encode() for i in range(0, 4000, 40)]
+    put(tmp_path / "data" / "lm1b", shards, held)
     (tmp_path / "data" / "lm1b" / lm1b.WORDS).write_text(VOCABULARY)
     corpus = {"kind": "published", "name": "lm1b", "rule": "transformer-xl"}
     changes = {

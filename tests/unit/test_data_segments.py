@@ -119,7 +119,9 @@ def test_random_lengths_follow_their_rule():
     assert {segments.next().lr_scale for _ in range(20)} == {1.0}
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64]
+)
 def test_small_types_become_int64_and_the_text_stays_untouched(dtype):
     tokens = torch.arange(20).to(dtype)
     batch = Segments(tokens, 1, 6).next()

@@ -1,7 +1,11 @@
 """The user's own text: levels, splits, vocabulary from train only, and every kind of bad input."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from workbench.config import ConfigError, load
 from workbench.data import DataConfig
@@ -212,3 +216,13 @@ def test_recipes_name_the_corpus_by_kind_and_typos_are_caught():
         load(DataConfig, {**data, "batch_size": 0, "corpus": {"kind": "python-source"}})
     with pytest.raises(ConfigError, match="glob"):
         load(Text, {"path": "x", "glob": "/etc/*"})
+
+
+@pytest.mark.parametrize("document", ["README.md", "data/README.md"])
+def test_the_examples_of_the_documents_are_corpora(document):
+    page = (Path(__file__).parents[2] / document).read_text("utf-8")
+    examples = re.findall(r"```yaml\n(corpus:\n.*?)```", page, re.DOTALL)
+    assert examples
+    for example in examples:
+        data = {"segment_len": 8, "batch_size": 2, **yaml.safe_load(example)}
+        assert isinstance(load(DataConfig, data).corpus, Text)

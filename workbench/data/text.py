@@ -1,13 +1,24 @@
-"""Any text of the user's: files, folders, patterns, at byte, character or word level.
+"""Any text of the user's: files, folders, patterns, archives; bytes, characters, words or BPE.
 
 Splits. By position, as enwik8: of n bytes the first floor(0.9 n) train, up to floor(0.95 n) valid,
 the rest test (above byte level a cut moves forward to the end of the character or word it falls
 in). By file: whole files, mixed by the sha256 of their names. Given: the recipe names the files of
 each split. `auto` takes 20 files or more by file, and fewer by position, or if their few large
 files leave nothing for valid or test. A newline follows each file of several, but for a file that
-is a given split by itself.
+is a given split by itself. A file of train in a held-out split is refused.
 
-Word level is `line.split()` with `<eos>` for each end of line.
+Levels. Bytes and BPE take any file as it is. Characters and words are UTF-8 without a byte-order
+mark at a file's begin; what is no UTF-8 is refused with file and byte offset, or replaced
+(`invalid`). Words are those of `str.split`: all blanks of Unicode part them, a carriage return
+too, and a newline alone ends a line (`<eos>`); NUL is part of a word. A word of more than 2^20
+characters is refused. Otherwise nothing is changed: carriage returns, NUL and odd blanks are
+characters like others. A line may have any length. Symbols that the vocabulary lacks are `<unk>`,
+counted in `info.json` (`unknown`), and a warning tells their share of valid and test.
+
+Files. Empty ones among others are empty lines. Unreadable ones, dangling links, devices and pipes
+are refused by name, and so is a file that changes (its size or time) or vanishes before all is
+prepared. A split needs two tokens; when training starts, train needs a segment for every stream
+and valid and test what their evaluation needs (there may be no test at all).
 """
 
 from __future__ import annotations
