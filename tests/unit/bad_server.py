@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import re
 import socket
 import struct
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
+from unittest import mock
 
 
 @dataclass
@@ -30,7 +32,9 @@ class Resource:
     headers: dict[str, str] = field(default_factory=dict)
     """in place of, or beside, the usual ones; an empty value leaves one out"""
     break_after: list[int] = field(default_factory=list)
-    """bytes of a body after which the first answers reset the connection"""
+    """bytes of a body after which the first answers end"""
+    reset: bool = False
+    """so that what was under way is lost too"""
     ranges: bool = True
     respects_if_range: bool = True
     length: int | None = None
@@ -44,6 +48,9 @@ class Resource:
     hang_after: int | None = None
     """bytes of each body after which nothing comes any more"""
     redirect: str = ""
+    redirect_status: int = 302
+    redirect_length: int = 0
+    """of its body, in place of a short one"""
     etag: str = '"v1"'
     modified: str = "Mon, 06 Jul 2026 10:00:00 GMT"
     kind: str = "application/octet-stream"
@@ -67,6 +74,7 @@ class BadServer:
     def __init__(self, resources: dict[str, Resource]) -> None:
         self.resources, self.requests = resources, list[Request]()
         self.closing = threading.Event()
+        self.environment = mock.patch.dict(os.environ, NO_PROXY="127.0.0.1,localhost")
         outer = self
 
         class Handler(_Handler):
@@ -80,6 +88,8 @@ class BadServer:
         return f"http://127.0.0.1:{self.http.server_port}{path}"
 
     def __enter__(self) -> BadServer:
+        # a proxy of this machine's user has no part in this
+        self.environment.start()
         self.thread.start()
         return self
 
@@ -89,6 +99,7 @@ class BadServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.environment.stop()
         self.closing.set()
         self.http.shutdown()
         self.thread.join()
@@ -112,7 +123,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if resource.before:
             resource.before(resource, len(self.owner.requests))
         if resource.redirect:
-            return self._empty(request, 302, {"Location": resource.redirect})
+            headers = {"Location": resource.redirect}
+            if resource.redirect_length:
+                headers["Content-Length"] = str(resource.redirect_length)
+            self._empty(request, resource.redirect_status, headers)
+            return self._endless(resource.redirect_length)
         if resource.status and (status := resource.status.pop(0)) != 200:
             return self._empty(request, status, resource.headers)
         # the client may have had enough
@@ -122,13 +137,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _empty(self, request: Request, status: int, headers: dict[str, str] | None = None) -> None:
         request.status = status
         body = b"<html>sorry</html>"
+        usual = {"Content-Type": "text/html", "Content-Length": str(len(body))}
         self.send_response(status)
-        for name, value in (headers or {}).items():
+        for name, value in (usual | (headers or {})).items():
             self.send_header(name, value)
-        self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _endless(self, n_bytes: int) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(0, n_bytes, 1 << 16):
+                self.wfile.write(bytes(1 << 16))
 
     def _serve(self, request: Request, resource: Resource) -> None:
         data, start = resource.data, 0
@@ -172,14 +191,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             request.sent += len(block)
         if resource.hang_after is not None:
             self.owner.closing.wait(20)
-        elif broken is not None:
+        elif broken is not None and resource.reset:
             self._reset()
-        elif resource.chunked and not resource.lost_end:
+        elif broken is None and resource.chunked and not resource.lost_end:
             self.wfile.write(b"0\r\n\r\n")
 
     def _reset(self) -> None:
         """End the connection as a lost network does."""
-        # what was sent must arrive first, or nothing of it would
+        # some of what was sent should arrive
         time.sleep(0.01)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.shutdown(socket.SHUT_RDWR)

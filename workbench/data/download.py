@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-import requests
-
 from workbench.data.places import alone, writing
-from workbench.data.transfer import BLOCK_BYTES, Broken, Partial, Patience, Refused
+from workbench.data.transfer import BLOCK_BYTES, Broken, Partial, Patience, Refused, Session
 from workbench.errors import DataError, DataMissing
 
 logger = logging.getLogger("workbench")
@@ -95,7 +94,7 @@ def _fetch(
     """Fetch from the first address that has the file."""
     partial = Partial(place, size, bool(checksums), limit_bytes)
     reasons = []
-    with requests.Session() as session:
+    with Session() as session:
         for url in urls:
             try:
                 _patiently(partial, session, url, checksums, patience)
@@ -115,7 +114,7 @@ def _fetch(
 
 def _patiently(
     partial: Partial,
-    session: requests.Session,
+    session: Session,
     url: str,
     checksums: Mapping[str, str],
     patience: Patience,
@@ -146,7 +145,9 @@ def _record(place: Path) -> Path:
 
 def _recorded(place: Path) -> Mapping[str, str]:
     record = _record(place)
-    return {"sha256": record.read_text("ascii").strip()} if record.is_file() else NONE
+    said = record.read_text("ascii", "replace").strip() if record.is_file() else ""
+    # a process that was killed may have left it empty
+    return {"sha256": said} if re.fullmatch("[0-9a-fA-F]{64}", said) else NONE
 
 
 def _digests(path: Path, names: Sequence[str]) -> dict[str, str]:

@@ -75,6 +75,13 @@ class Origin(NamedTuple):
         return any(a and b and a != b for a, b in pairs)
 
 
+class Session(requests.Session):
+    """Follows no redirect by itself, for that would read the whole body of each."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
 @dataclass(frozen=True)
 class Partial:
     """An unfinished file.
@@ -108,7 +115,7 @@ class Partial:
         self.path.unlink(missing_ok=True)
         self.facts.unlink(missing_ok=True)
 
-    def complete(self, session: requests.Session, url: str, patience: Patience) -> bool:
+    def complete(self, session: Session, url: str, patience: Patience) -> bool:
         """Make one attempt at all that is missing.
 
         Returns:
@@ -136,15 +143,20 @@ class Partial:
 
     def _kept(self, url: str) -> tuple[int, Origin | None]:
         """How many bytes can be kept, and where they come from."""
-        have = self.arrived()
-        try:
-            origin = Origin(**json.loads(self.facts.read_text("utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):
+        have, origin = self.arrived(), self._origin()
+        if origin is None:
             return 0, None
         sure = self.has_checksum or (origin.url == url and origin.mark)
         if not have or not sure or have > (self.size or origin.total or have):
             return 0, None
         return have, origin
+
+    def _origin(self) -> Origin | None:
+        """What was recorded, if that is whole."""
+        try:
+            return Origin(**json.loads(self.facts.read_text("utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
 
     def _begin(
         self, response: requests.Response, url: str, have: int, origin: Origin | None
@@ -188,7 +200,9 @@ class Partial:
             raise OSError(0, f"{total - have} bytes to come, {free} free on the disk")
         if not have:
             self.discard()
-        self.facts.write_text(json.dumps(new._asdict()), "utf-8")
+        # only if need be: whoever is killed while writing it has to start over
+        if new != self._origin():
+            self.facts.write_text(json.dumps(new._asdict()), "utf-8")
         with self.path.open("ab") as file, _bar(self.place.name, have, total) as bar:
             for block in _body(response, patience):
                 have += len(block)
@@ -207,15 +221,18 @@ def onward(url: str, location: str) -> str:
     Raises:
         Refused: away from HTTP, or from an encrypted address to one that is not.
     """
-    target = urljoin(url, location)
-    scheme = urlsplit(target).scheme
-    if scheme not in ("http", "https") or (scheme == "http" and urlsplit(url).scheme == "https"):
+    try:
+        target = urljoin(url, location)
+        schemes = [urlsplit(address).scheme for address in (url, target)]
+    except ValueError as error:
+        raise Refused(f"it redirects to {location!r}: {error}") from None
+    if schemes not in (["http", "http"], ["http", "https"], ["https", "https"]):
         raise Refused(f"it redirects from {url} to {target}, which is not safe")
     return target
 
 
 def _open(
-    session: requests.Session, url: str, headers: dict[str, str], patience: Patience
+    session: Session, url: str, headers: dict[str, str], patience: Patience
 ) -> requests.Response:
     """The response at the end of all redirects."""
     timeout = (patience.connect_s, patience.read_s)
