@@ -1,118 +1,128 @@
-"""`workbench data get` killed at random moments, and from two processes at once."""
-
-from __future__ import annotations
+"""A preparation that is killed at random moments: nothing unfinished keeps its name, and the next
+one makes the same files as an undisturbed one."""
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from bad_server import BadServer, Resource
-from data_world import known, zipped
 
-from workbench.config import dump
-from workbench.data import registry
+from workbench.data import store
+from workbench.data.text import Text
 
-CHILD = """
-import sys
-from pathlib import Path
-from workbench.data import registry
-registry.file = lambda: Path(sys.argv[1])
-from workbench import cli
-sys.exit(cli.main(["data", "get", "ptb", "--rule", "awd-lstm"]))
+HERE = Path(__file__).parents[2]
+
+# one process that has imported all; it forks a preparation for each kill
+KILLER = """
+import os, random, signal, sys, time
+from workbench.data import crew, pieces, store, symbols
+from workbench.data.text import Text
+
+path, level, seed, kills, reference, victim = sys.argv[1:]
+pieces.CHUNK_BYTES, crew.SMALL_BYTES, symbols.PART_WORDS = 20_000, 0, 500
+
+def prepare(root):
+    os.environ["WORKBENCH_DATA"] = root
+    return Text(path=path, level=level).open()
+
+start = time.perf_counter()
+prepare(reference)
+lasts_s = time.perf_counter() - start
+draw = random.Random(int(seed))
+for _ in range(int(kills)):
+    child = os.fork()
+    if child == 0:
+        prepare(victim)
+        os._exit(0)
+    time.sleep(lasts_s * draw.random())
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for folder in store.Path(victim, "prepared").glob("[!.]*"):
+        store.open_prepared(folder).check()
+        # undone, so that the next one has something to do
+        store.shutil.rmtree(folder)
 """
-LETTERS = random.Random(0)
-TEXT = {
-    f"ptb.{split}.txt": " ".join(
-        LETTERS.choice("abcdefg") + LETTERS.choice("hijklmn\n") for _ in range(n)
-    ).encode()
-    for split, n in (("train", 400_000), ("valid", 1000), ("test", 1000))
-}
 
 
-class Child:
-    """A process that gets the corpus."""
-
-    def __init__(self, root: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(root / "registry.yaml")],
-            env={**os.environ, "WORKBENCH_DATA": str(root / "data"), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def output(self) -> str:
-        """All that it says; it must succeed."""
-        said = self.process.communicate()[0]
-        assert self.process.returncode == 0, said
-        return said
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[BadServer]:
-    archive = zipped(TEXT)
-    slow = Resource(archive, pause_s=0.02, step=1 << 14)
-    with BadServer({"/a.zip": slow}) as server:
-        entry: dict[str, Any] = dump(registry.entry("ptb"))
-        entry["sources"] = [
-            {
-                "files": [
-                    {
-                        "name": "a.zip",
-                        "urls": [server.url("/a.zip")],
-                        "members": {f"in/{name}": name for name in TEXT},
-                        **known(archive),
-                    }
-                ]
-            }
-        ]
-        entry["contents"] = {name: known(data) for name, data in TEXT.items()}
-        (tmp_path / "registry.yaml").write_text(yaml.safe_dump({"ptb": entry}))
-        yield server
+@pytest.mark.parametrize(
+    ("level", "workers", "kills"),
+    [
+        ("word", "2", 6),
+        ("char", "0", 6),
+        pytest.param("word", "2", 200, marks=pytest.mark.slow),
+        pytest.param("word", "0", 200, marks=pytest.mark.slow),
+        pytest.param("byte", "2", 100, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_preparation_leaves_nothing_under_its_name(
+    tmp_path, monkeypatch, level, workers, kills
+):
+    draw = random.Random(1)
+    path = tmp_path / "t.txt"
+    words = [f"w{int(draw.paretovariate(0.7)) % 3000}" for _ in range(30_000)]
+    path.write_text(" ".join(words) + "\n")
+    roots = {name: str(tmp_path / name) for name in ("reference", "victim")}
+    command = [sys.executable, "-c", KILLER, str(path), level, "3", str(kills), *roots.values()]
+    env = {**os.environ, "WORKBENCH_WORKERS": workers}
+    done = subprocess.run(command, cwd=HERE, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("WORKBENCH_DATA", roots["victim"])
+    again = Text(path=str(path), level=level).open()
+    again.check()
+    assert [f.name for f in again.folder.parent.iterdir()] == [again.folder.name]
+    expected = tmp_path / "reference" / "prepared" / again.folder.name
+    names = sorted(f.name for f in expected.iterdir())
+    assert sorted(f.name for f in again.folder.iterdir()) == names
+    for name in names:
+        assert (again.folder / name).read_bytes() == (expected / name).read_bytes()
 
 
-def whole(root: Path) -> None:
-    """What is left in the end is right, and nothing else is."""
-    place = root / "data" / "ptb"
-    names = {path.name for path in place.iterdir() if path.suffix != ".lock"}
-    assert names == set(TEXT)
-    assert {name: (place / name).read_bytes() for name in TEXT} == TEXT
-    folders = [p for p in (root / "data" / "prepared").iterdir() if p.suffix != ".lock"]
-    assert len(folders) == 1 and folders[0].name.startswith("published-ptb-awd-lstm-")
+PREPARES = """
+import sys
+from workbench.data import crew, pieces
+from workbench.data.text import Text
+pieces.CHUNK_BYTES, crew.SMALL_BYTES = 1000, 0
+real = crew.Workers.map
+def slowly(self, asked):
+    print(*self.pids, flush=True)
+    sys.stdin.readline()
+    return real(self, asked)
+crew.Workers.map = slowly
+Text(path=sys.argv[1], level="word").open()
+"""
 
 
-@pytest.mark.slow
-def test_killed_at_random_moments_it_goes_on_and_ends_right(
-    tmp_path: Path, server: BadServer
-) -> None:
-    moments = random.Random(1)
-    started = time.monotonic()
-    Child(tmp_path).output()
-    lasts = time.monotonic() - started
-    whole(tmp_path)
-    shutil.rmtree(tmp_path / "data")
-    for _ in range(6):
-        child = Child(tmp_path)
-        time.sleep(moments.uniform(0.3, 1.1) * lasts)
-        child.process.send_signal(moments.choice([signal.SIGKILL, signal.SIGINT]))
-        child.process.communicate()
-    Child(tmp_path).output()
-    whole(tmp_path)
+def gone(pid):
+    """Whether a process has ended (and at most waits to be reaped)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] in "ZX"
+    except OSError:
+        return True
 
 
-@pytest.mark.slow
-def test_two_processes_at_once_do_the_work_once(tmp_path: Path, server: BadServer) -> None:
-    children = [Child(tmp_path) for _ in range(2)]
-    said = [child.output() for child in children]
-    assert len(server.requests) == 1
-    assert sorted("all was there" in text for text in said) == [False, True]
-    whole(tmp_path)
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_the_process_that_started_them(tmp_path, how):
+    path = tmp_path / "t.txt"
+    path.write_text("to be or not to be\n" * 1000)
+    root = tmp_path / "cache"
+    env = {**os.environ, "WORKBENCH_DATA": str(root), "WORKBENCH_WORKERS": "2"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", PREPARES, str(path)]
+    with subprocess.Popen(command, cwd=HERE, env=env, text=True, **pipes) as process:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 2 and not any(map(gone, pids))
+        process.send_signal(how)
+        process.wait(timeout=60)
+        until = time.monotonic() + 60
+        while not all(map(gone, pids)) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert all(map(gone, pids))
+    left = [*(root / "prepared").iterdir()]
+    if how == signal.SIGINT:
+        assert left == []
+    assert all(folder.name.startswith(store.ASIDE) for folder in left)

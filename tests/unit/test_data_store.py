@@ -168,7 +168,8 @@ from workbench.data import store
 real = store.write
 def slow(*args, **options):
     real(*args, **options)
-    time.sleep(0.3)   # both processes are surely inside the preparation at once
+    print("wrote", flush=True)
+    time.sleep(0.3)   # both processes surely ask for the preparation at once
 store.write = slow
 print("ready", flush=True)
 sys.stdin.readline()
@@ -192,8 +193,10 @@ def test_two_processes_at_once_both_get_a_whole_corpus(path, prepared, damaged):
     for racer in racers:
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    errors = [racer.communicate(timeout=60)[1] for racer in racers]
-    assert [racer.returncode for racer in racers] == [0, 0], errors
+    said = [racer.communicate(timeout=60) for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0], said
+    # the second waited for the first
+    assert "".join(out for out, _ in said).count("wrote") == 1
     assert len(list(prepared.iterdir())) == 1
     store.open_prepared(next(prepared.iterdir())).check()
 

@@ -20,8 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from workbench.data import jobs
-from workbench.data.pieces import CHUNK_BYTES
+from workbench.data import jobs, pieces
 from workbench.data.worker import FEWER
 from workbench.errors import DataError
 
@@ -151,7 +150,7 @@ def n_workers() -> int:
 @contextmanager
 def hire(n_bytes: int) -> Iterator[Crew]:
     """A crew for a text of so many bytes."""
-    n = min(n_workers(), -(-n_bytes // CHUNK_BYTES))
+    n = min(n_workers(), -(-n_bytes // pieces.CHUNK_BYTES))
     if n_bytes <= SMALL_BYTES or n == 0:
         yield Crew()
         return

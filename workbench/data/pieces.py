@@ -223,7 +223,7 @@ def forward(path: Path, position: int, stop: int, level: Level) -> int:
 def long_word(path: Path | None, position: int) -> DataError:
     """The fault of a text that is no text of words."""
     return DataError(
-        f"{path}: got a word of more than {WORD_CHARACTERS:,} characters near byte offset "
+        f"{path}: got a word of more than {WORD_CHARACTERS:,} characters after byte offset "
         f"{position:,}, expected words parted by blanks. Use `level: byte` or `level: char`."
     )
 

@@ -6,21 +6,35 @@
       counts ── learn ──> vocabulary
       part   ── place ──> final ids in the smallest type, at their offset in train.bin ...
 
-The jobs `count`, `encode` (for a vocabulary made beforehand) and `place` go to a crew of workers;
-merging and learning are done here. The result does not depend on the number of workers.
+The jobs `count`, `encode` (for a vocabulary made beforehand) and `place` go to a crew of workers
+(`workbench.data.crew`, `jobs`); merging and learning are done here. Words are read once, since
+splitting them costs most; bytes and characters are read again to be placed, which is quicker than a
+spool, and plain bytes are not counted at all. Chunks do not follow from the number of workers, so
+neither does the result.
+
+Memory: a worker holds the table of one part (at most about 1,000,000 words) and 4 MB of ids. The
+process that merges holds the symbols of some buckets (`tables`) and those that are kept: all of
+them, or those that `Keep` allows. Neither grows with the text; the spool on disk does, by four
+bytes a word, and shrinks again while the parts are placed.
+
+A preparation lies in a folder of its own until it is whole (`store`). If it is killed its workers
+end with it, and the next one sweeps away what it left.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.data import crew, jobs
-from workbench.data.pieces import CHUNK_BYTES, SPLITS, Member, Piece, chunks
+from tqdm.auto import tqdm
+
+from workbench.data import crew, jobs, pieces
+from workbench.data.pieces import SPLITS, Member, Piece, chunks
 from workbench.data.symbols import Part, Symbols
 from workbench.data.tables import Counts, Keep, merge
 from workbench.data.vocabulary import Vocabulary
@@ -69,7 +83,7 @@ def write_tokens(
         edges: record where the tokens of each file begin.
     """
     level = rule.symbols.level if isinstance(rule, Counted) else rule.level
-    cut = {s: chunks(splits[s], level, CHUNK_BYTES, alone=edges) for s in SPLITS}
+    cut = {s: chunks(splits[s], level, pieces.CHUNK_BYTES, alone=edges) for s in SPLITS}
     spool = folder / "spool"
     spool.mkdir()
     if isinstance(rule, Counted):
@@ -82,7 +96,7 @@ def write_tokens(
     saved = {"level": vocabulary.level, "vocabulary": str(folder / "vocabulary.json")}
     if not isinstance(rule, Counted):
         if level == "byte":
-            parts = {s: [[_bytes(pieces)] for pieces in cut[s]] for s in SPLITS}
+            parts = {s: [[_bytes(chunk)] for chunk in cut[s]] for s in SPLITS}
         else:
             parts = _ask(cut, spool, work, {"do": "encode", **saved})
     how = rule.symbols if isinstance(rule, Counted) else None
@@ -93,24 +107,40 @@ def write_tokens(
     )
 
 
-def _bytes(pieces: list[Piece]) -> Part:
+def _bytes(chunk: list[Piece]) -> Part:
     """Bytes are their own ids, so nothing need be known to place them."""
-    return Part(pieces, "", sum(p.stop - p.start for p in pieces))
+    return Part(chunk, "", _size(chunk))
+
+
+def _size(chunk: Sequence[Piece]) -> int:
+    return sum(piece.stop - piece.start for piece in chunk)
+
+
+def _shown(results: Iterable[Any], sizes: Sequence[int], what: str, unit: str) -> Iterator[Any]:
+    """The results, with a bar on a terminal or in a notebook once they take long."""
+    seen = sys.stderr.isatty() or "ipykernel.kernelapp" in sys.modules
+    total = sum(sizes)
+    bar = tqdm(desc=what, total=total, unit=unit, unit_scale=True, delay=2, disable=not seen)
+    with bar:
+        for result, size in zip(results, sizes, strict=True):
+            yield result
+            bar.update(size)
 
 
 def _ask(cut: Chunks, spool: Path, work: crew.Crew, job: dict[str, Any]) -> Parts:
     """Have all chunks counted or encoded; their parts, chunk by chunk."""
     asked = [
-        {**job, "pieces": _plain(pieces), "stem": str(spool / f"{split}-{number}")}
+        {**job, "pieces": _plain(chunk), "stem": str(spool / f"{split}-{number}")}
         for split in SPLITS
-        for number, pieces in enumerate(cut[split])
+        for number, chunk in enumerate(cut[split])
     ]
-    answers = work.map(asked)
+    sizes = [_size(chunk) for split in SPLITS for chunk in cut[split]]
+    answers = _shown(work.map(asked), sizes, "reading text", "B")
     return {s: [[Part.of(plain) for plain in next(answers)] for _ in cut[s]] for s in SPLITS}
 
 
-def _plain(pieces: Sequence[Piece]) -> list[Any]:
-    return [(None if p.path is None else str(p.path), p.start, p.stop) for p in pieces]
+def _plain(chunk: Sequence[Piece]) -> list[Any]:
+    return [(None if p.path is None else str(p.path), p.start, p.stop) for p in chunk]
 
 
 def _place(
@@ -135,7 +165,9 @@ def _place(
         for (split, part), stop in zip(flat, stops, strict=True)
     ]
     digests, unknown = {s: hashlib.sha256() for s in SPLITS}, dict.fromkeys(SPLITS, 0)
-    for (split, part), stop, n in zip(flat, stops, work.map(asked), strict=True):
+    sizes = [part.tokens for _, part in flat]
+    placed = _shown(work.map(asked), sizes, "writing tokens", " tokens")
+    for (split, part), stop, n in zip(flat, stops, placed, strict=True):
         unknown[split] += n
         start = (stop - part.tokens) * size
         for block in jobs.read(folder / f"{split}.bin", start, stop * size):
@@ -145,9 +177,9 @@ def _place(
     return Tokens(vocabulary, tokens, unknown, sha256, replaced, {})
 
 
-def _edges(pieces: Sequence[Piece], cut: list[list[Piece]], parts: list[list[Part]]) -> list[int]:
+def _edges(listed: Sequence[Piece], cut: list[list[Piece]], parts: list[list[Part]]) -> list[int]:
     """Where the tokens of each file begin, and where the last ends."""
-    files = {(p.path, p.start) for p in pieces if p.path is not None}
+    files = {(p.path, p.start) for p in listed if p.path is not None}
     sizes = [sum(part.tokens for part in group) for group in parts]
     starts = [0, *accumulate(sizes)]
     begins = [n for n, chunk in zip(starts, cut, strict=False) if chunk[0][:2] in files]
@@ -157,12 +189,12 @@ def _edges(pieces: Sequence[Piece], cut: list[list[Piece]], parts: list[list[Par
 def hash_jobs(members: Sequence[Member]) -> Iterator[dict[str, Any]]:
     """Jobs that give the sha256 of all files in order."""
     paths: list[str] = []
-    room = CHUNK_BYTES
+    room = pieces.CHUNK_BYTES
     for m in members:
         paths.append(str(m.path))
         room -= m.bytes
         if room <= 0:
             yield {"do": "hash", "paths": paths}
-            paths, room = [], CHUNK_BYTES
+            paths, room = [], pieces.CHUNK_BYTES
     if paths:
         yield {"do": "hash", "paths": paths}

@@ -150,7 +150,7 @@ def _count_codes(symbols: Symbols, pieces: list[Piece], stem: str, replaced: lis
 def _codes(symbols: Symbols, pieces: Sequence[Piece], replaced: list[int]) -> Iterator[np.ndarray]:
     """The text as bytes or code points, without ends of lines if they are no tokens."""
     if symbols.level == "byte":
-        # PyTorch may be absent here, and bytes.translate is the quickest way to drop one value
+        # the quickest way to drop one value
         drop = b"\n" if symbols.newline is None else b""
         for _, _, block in raw_blocks(pieces):
             yield np.frombuffer(block.translate(None, drop) if drop else block, np.uint8)
