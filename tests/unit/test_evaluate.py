@@ -386,7 +386,7 @@ def test_streams_need_text_for_each() -> None:
     [
         {"method": "carried"},
         {"method": "windows", "context_len": 4},
-        {"method": "streams", "n_streams": 2, "memory_len": 6},
+        {"method": "streams", "memory_len": 6},
     ],
 )
 def test_any_type_in_which_tokens_are_stored_gives_the_same(fields: dict[str, Any]) -> None:
