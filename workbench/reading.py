@@ -89,7 +89,7 @@ class Subject(NamedTuple):
         if ids.numel() == 0:
             return torch.empty(0, dtype=torch.long)
         whole = ids.ndim == 1 and not ids.is_floating_point()
-        if not whole or not 0 <= int(ids.min()) <= int(ids.max()) < size:
+        if not whole or not 0 <= int(ids.long().min()) <= int(ids.long().max()) < size:
             raise DataError(
                 f"got ids {ids.tolist()!s:.60}, expected one row of whole numbers from 0 to "
                 f"{size - 1}, the symbols that the model knows"

@@ -1,4 +1,4 @@
-"""Byte-pair encoding: any text and back, whatever the blocks, and tokenizers of others."""
+"""Byte-pair encoding: any text and back, whatever the blocks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from workbench.data import pieces, vocabulary
 from workbench.data.bpe import UNIT, BpeVocabulary, units
 from workbench.data.pieces import Piece, mixed
 from workbench.data.text import Text
-from workbench.errors import ConfigError, DataError, DataMissing
+from workbench.errors import ConfigError
 
-tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
 PROSE = "It's the cat, the hat;  and 12 cats' hats:\n\n na\u00efve \u5b57 of hatter \U0001f600\n"
 
 
@@ -155,7 +155,7 @@ def test_a_corpus_does_not_depend_on_blocks_and_chunks(tmp_path, monkeypatch, bl
     expected = Text(path=str(path), level="bpe").open()
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "other"))
     monkeypatch.setattr("workbench.data.pieces.BLOCK_BYTES", block)
-    monkeypatch.setattr("workbench.data.prepare.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("workbench.data.pieces.CHUNK_BYTES", chunk)
     got = Text(path=str(path), level="bpe").open()
     assert got.folder != expected.folder
     assert got.info["tokens_sha256"] == expected.info["tokens_sha256"]
@@ -169,7 +169,7 @@ def test_a_corpus_does_not_depend_on_workers(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "other"))
     monkeypatch.setenv("WORKBENCH_WORKERS", "2")
     monkeypatch.setattr("workbench.data.crew.SMALL_BYTES", 0)
-    monkeypatch.setattr("workbench.data.prepare.CHUNK_BYTES", 3000)
+    monkeypatch.setattr("workbench.data.pieces.CHUNK_BYTES", 3000)
     got = Text(path=str(path), level="bpe").open()
     assert got.info["tokens_sha256"] == expected.info["tokens_sha256"]
 
@@ -241,129 +241,3 @@ def test_forking_afterwards_is_quiet():
     here = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=here, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def foreign(path, change=lambda data: None, **parts):
-    """A tokenizer.json of a byte-level BPE tokenizer with a special token, and changes to it."""
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    made.train_from_iterator([PROSE] * 9, trainer)
-    for name, part in parts.items():
-        setattr(made, name, part)
-    data = json.loads(made.to_str())
-    change(data)
-    path.write_text(json.dumps(data), encoding="utf-8")
-    return made
-
-
-def test_a_tokenizer_of_others_gives_its_own_ids(tmp_path):
-    made = foreign(tmp_path / "tokenizer.json")
-    loaded = BpeVocabulary.load(tmp_path / "tokenizer.json")
-    assert loaded.size == made.get_vocab_size()
-    for line in PROSE.splitlines(keepends=True):
-        assert loaded.encode(line).tolist() == made.encode(line).ids
-    text = "the <|endoftext|> cat\n"
-    assert 0 in made.encode(text).ids and 0 not in loaded.encode(text).tolist()
-    assert loaded.decode(loaded.encode(text)) == text
-    assert loaded.symbol(0) == "<|endoftext|>"
-    assert back(loaded, bytes(range(256))) == bytes(range(256))
-
-
-def test_dropout_truncation_and_padding_of_others_do_not_count(tmp_path):
-    path = tmp_path / "tokenizer.json"
-    made = foreign(path)
-    plain = BpeVocabulary.load(path).encode(PROSE).tolist()
-    made.model.dropout = 0.5
-    made.enable_truncation(3)
-    made.enable_padding(length=50)
-    made.save(str(path))
-    loaded = BpeVocabulary.load(path)
-    assert all(loaded.encode(PROSE).tolist() == plain for _ in range(3))
-
-
-def without_bytes(data):
-    for letter in "\u00f5\u00f6\u00f7":
-        del data["model"]["vocab"][letter]
-
-
-def far_ids(data):
-    data["model"]["vocab"]["far"] = 10**9
-
-
-def no_model(data):
-    del data["model"]
-
-
-def lost_token(data):
-    data["model"]["merges"].append(["zzz", "qqq"])
-
-
-def bert(data):
-    data["model"] = {"type": "WordPiece", "vocab": {"[UNK]": 0, "the": 1}, "unk_token": "[UNK]"}
-
-
-def unigram(data):
-    data["model"] = {"type": "Unigram", "vocab": [["<unk>", 0.0], ["the", -1.0]], "unk_id": 0}
-
-
-def not_byte_level(data):
-    data["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}
-
-
-def loses_blanks(data):
-    data["pre_tokenizer"] = {
-        "type": "Sequence",
-        "pretokenizers": [{"type": "WhitespaceSplit"}, data["pre_tokenizer"]],
-    }
-
-
-def adds_a_blank(data):
-    data["pre_tokenizer"]["add_prefix_space"] = True
-
-
-def normalizes(data):
-    data["normalizer"] = {"type": "NFC"}
-
-
-def ends_words(data):
-    data["model"]["end_of_word_suffix"] = "</w>"
-
-
-REFUSED = {
-    without_bytes: "without tokens for 3 of the 256 bytes",
-    far_ids: "ids are not whole numbers from 0 on",
-    no_model: "JSON that is no tokenizer",
-    lost_token: r"does not load \(.*out of vocabulary",
-    bert: "a WordPiece model",
-    unigram: "a Unigram model",
-    not_byte_level: "not at byte level",
-    loses_blanks: "loses or adds blanks",
-    adds_a_blank: "loses or adds blanks",
-    normalizes: "with a normalizer",
-    ends_words: "got .* expected",
-}
-
-
-@pytest.mark.parametrize("change", REFUSED, ids=lambda f: f.__name__)
-def test_tokenizers_that_lose_something_are_refused(tmp_path, change):
-    path = tmp_path / "tokenizer.json"
-    foreign(path, change)
-    with pytest.raises(DataError, match=REFUSED[change]) as caught:
-        BpeVocabulary.load(path)
-    assert str(path) in str(caught.value) and "Leave the file out" in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"{", b"", b"[]", b"3", b"\xff", b'{"model": []}', b"null"])
-def test_broken_files_are_refused(tmp_path, content):
-    (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(DataError, match=r"tokenizer\.json: got .* expected"):
-        BpeVocabulary.load(tmp_path / "tokenizer.json")
-    with pytest.raises(DataMissing, match=r"expected a tokenizer\.json"):
-        BpeVocabulary.load(tmp_path / "none.json")

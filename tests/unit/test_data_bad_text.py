@@ -53,7 +53,7 @@ def test_invalid_utf8_is_replaced_if_the_recipe_says_so(monkeypatch, caplog, lev
 def test_replacing_does_not_depend_on_chunks(monkeypatch, cut):
     bad = bytes([0x61, 0xC3, 0xA9, 0x80, 0x80, 0xE5, 0xAD, 0x62, 0xF0, 0x9F, 0x98, 0x20, 0xFF]) * 6
     whole = text(bad, "char", split=SPLIT, invalid="replace")
-    monkeypatch.setattr("workbench.data.prepare.CHUNK_BYTES", cut)
+    monkeypatch.setattr("workbench.data.pieces.CHUNK_BYTES", cut)
     os.utime("t.txt", ns=(1, 1))
     cut_up = Text(path="t.txt", level="char", split=SPLIT, invalid="replace").open()
     assert cut_up.info["tokens_sha256"] == whole.info["tokens_sha256"]
@@ -135,7 +135,7 @@ def write_line(n_bytes, level):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_one_line_is_never_held(monkeypatch, level):
-    for name in ("prepare.CHUNK_BYTES", "pieces.BLOCK_BYTES"):
+    for name in ("pieces.CHUNK_BYTES", "pieces.BLOCK_BYTES"):
         monkeypatch.setattr(f"workbench.data.{name}", 1 << 16)
     expected = write_line(3_000_000, level)
     tracemalloc.start()

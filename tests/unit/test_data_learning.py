@@ -64,7 +64,7 @@ def test_train_alone_is_counted_unless_all_is_said(caplog):
 )
 def test_rare_symbols_are_left_out(monkeypatch, block, learning, expected, unknown):
     monkeypatch.setattr("workbench.data.pieces.BLOCK_BYTES", block)
-    monkeypatch.setattr("workbench.data.prepare.CHUNK_BYTES", 16 * block)
+    monkeypatch.setattr("workbench.data.pieces.CHUNK_BYTES", 16 * block)
     corpus, symbols = words(learning)
     if expected[0] == "a":
         expected = ["<eos>", "<unk>", *expected]

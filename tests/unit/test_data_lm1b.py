@@ -12,7 +12,7 @@ import replicas
 import torch
 
 from workbench.config import load
-from workbench.data import lm1b, prepare, registry
+from workbench.data import lm1b, pieces, registry
 from workbench.data.corpus import Corpus
 from workbench.data.published import Published
 from workbench.data.segments import DataConfig
@@ -121,7 +121,7 @@ def test_a_mark_inside_a_line_ends_a_sentence_there(root: Path) -> None:
 def test_sentences_are_those_of_plain_python(
     root: Path, monkeypatch: pytest.MonkeyPatch, seed: int, chunk: int
 ) -> None:
-    monkeypatch.setattr(prepare, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(pieces, "CHUNK_BYTES", chunk)
     rng = random.Random(seed)
     words = [*WORDS[1:], "dog", "é", "<eos>", "<unk>"]
     texts = [replicas.odd_text(rng, words) + b"the\n" for _ in range(5)]

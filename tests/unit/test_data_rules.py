@@ -6,7 +6,7 @@ import naive
 import pytest
 import replicas
 
-from workbench.data import prepare, registry
+from workbench.data import pieces, registry
 from workbench.data.published import Published
 
 WORDS = ["the", "cat", "sat", "<unk>", "é", "N", "n", "<eos>", "@-@", "x\u200by", "\ufeffz"]
@@ -42,7 +42,7 @@ def test_prepared_files_give_what_plain_python_gives(root, name, rule, seed):
 
 @pytest.mark.parametrize("name", ["enwik8", "text8", "wikitext-103"])
 def test_it_does_not_matter_where_the_work_is_cut(root, monkeypatch, name):
-    monkeypatch.setattr(prepare, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(pieces, "CHUNK_BYTES", 1)
     check_prepared(root, name, "adaptive-span", seed=1)
 
 

@@ -107,6 +107,10 @@ def test_storage_type_follows_the_vocabulary(tmp_path):
     assert more.splits["train"].dtype == torch.int16
     assert more.vocabulary.size > 256
     assert int(more.splits["train"][:400].max()) == 401
+    most = " ".join(f"w{i}" for i in range(40_000)) + "\n"
+    most = Text(path=write(tmp_path / "most.txt", most * 3), level="word").open()
+    assert most.splits["train"].dtype == torch.uint16
+    assert most.splits["train"][:40_000].tolist() == [*range(2, 40_002)]
 
 
 def test_twenty_files_are_split_whole(tmp_path):

@@ -1,6 +1,7 @@
 """Exactness of evaluation: equal to scoring token by token, however the text is cut."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -378,3 +379,18 @@ def test_streams_need_text_for_each() -> None:
     config = EvalConfig(method="streams", batch_size=2, segment_len=5, average="of_blocks")
     with pytest.raises(DataError, match="at least 12"):
         evaluate(build("xl"), text(11), config)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "carried"},
+        {"method": "windows", "context_len": 4},
+        {"method": "streams", "memory_len": 6},
+    ],
+)
+def test_any_type_in_which_tokens_are_stored_gives_the_same(fields: dict[str, Any]) -> None:
+    model, config = build("xl"), EvalConfig(segment_len=5, **fields)
+    expected = evaluate(model, text(44), config).nll_nats
+    for dtype in (torch.int16, torch.uint16, torch.int32, torch.int64):
+        assert torch.equal(evaluate(model, text(44).to(dtype), config).nll_nats, expected)

@@ -18,7 +18,7 @@ from workbench.data.bpe import units
 from workbench.data.vocabulary import Level
 from workbench.errors import DataError
 
-BLOCK_BYTES = 1 << 18
+BLOCK_BYTES = 1 << 17
 """what is read at once: few enough words to stay in a core's cache"""
 CHUNK_BYTES = 32 << 20
 """what one job counts or writes"""

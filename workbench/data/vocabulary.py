@@ -82,9 +82,9 @@ class Vocabulary(ABC):
 
     def dtype(self) -> np.dtype:
         """The smallest storage type that holds every id (little-endian)."""
-        # no two unsigned bytes: PyTorch cannot take the maximum of those
-        small = "u1" if self.size <= 1 << 8 else "<i2" if self.size <= 1 << 15 else "<i4"
-        return np.dtype(small)
+        # two bytes have a sign where that is enough: PyTorch does little with the others
+        sizes = {"u1": 1 << 8, "<i2": 1 << 15, "<u2": 1 << 16, "<i4": 1 << 31}
+        return np.dtype(next(name for name, size in sizes.items() if self.size <= size))
 
     def save(self, path: Path) -> None:
         """Write the symbols as JSON; byte level has none to write."""

@@ -157,7 +157,8 @@ def _nll(model: LanguageModel, cache: CacheConfig | None) -> Read:
 def check(model: LanguageModel, tokens: Tensor, config: EvalConfig) -> None:
     """Refuse a text that cannot be scored so; see `evaluate`."""
     check_length(tokens, config)
-    top = int(tokens[: config.max_tokens].max())
+    # by numpy: PyTorch has no maximum of two unsigned bytes
+    top = int(tokens[: config.max_tokens].cpu().numpy().max())
     if top >= model.vocab_size:
         raise DataError(
             f"got token id {top}, but the model knows {model.vocab_size} symbols (0 to "
