@@ -43,7 +43,7 @@ def test_what_has_arrived_is_kept_for_the_next_call(place: Path) -> None:
     with BadServer({"/a": Resource(DATA, break_after=[90_000] * 3)}) as server:
         once = QUICK._replace(attempts=1)
         message = refused(server, place, patience=once)
-        assert "attempt 1" in message and "what has arrived is kept" in message
+        assert "attempt 1" in message and "kept as file.zip.part" in message
         assert place.with_name("file.zip.part").stat().st_size > 0
         refused(server, place, patience=once)
         refused(server, place, patience=once)
@@ -141,6 +141,15 @@ def test_a_range_that_is_not_what_was_asked_for_is_not_taken(
         assert reason in refused(server, place, patience=once)
         assert files(place) == set()
         got(server, place)
+    assert place.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("status", [400, 412])
+def test_a_server_that_takes_offence_at_ranges(place: Path, status: int) -> None:
+    bad = Resource(DATA, status=[200, status], break_after=[100_000])
+    with BadServer({"/a": bad}) as server:
+        got(server, place)
+        assert [r.status for r in server.requests] == [200, status, 200]
     assert place.read_bytes() == DATA
 
 

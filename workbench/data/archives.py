@@ -71,7 +71,7 @@ def extract(
             written there.
     """
     asked = {str(PurePosixPath(name)): place for name, place in members.items()}
-    assert not any(map(_leads_out, members.values())), "a place must lie in the folder"
+    assert not any(map(leads_out, members.values())), "a place must lie in the folder"
     with writing(folder), alone(folder / ASIDE):
         aside = folder / ASIDE
         # left by a process that was killed
@@ -182,7 +182,7 @@ def read(
         for passed, (member, fault) in enumerate(_members(archive, limit_bytes)):
             if passed >= MAX_MEMBERS:
                 raise DataError(f"{archive}: got more than {MAX_MEMBERS} members, expected fewer")
-            if _leads_out(member.name):
+            if leads_out(member.name):
                 raise DataError(
                     f"{archive}: got a member {member.name!r}, which leads out of its folder, "
                     "expected an archive without such. Do not unpack this one"
@@ -225,7 +225,7 @@ def _exactly(archive: Path, name: str, member: Member) -> Blocks:
         raise DataError(f"{archive}: {name!r} has {more}the {member.bytes} bytes that it claims")
 
 
-def _leads_out(name: str) -> bool:
+def leads_out(name: str) -> bool:
     """Whether a name may stand for something outside the folder, on any system."""
     odd = "\\" in name or "\0" in name or name.startswith("/")
     return odd or any(part == ".." or part[1:2] == ":" for part in name.split("/"))
@@ -248,7 +248,7 @@ def _zip(path: Path) -> Iterator[tuple[Member, str]]:
             # the others may unpack a few bytes to gigabytes at once
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 fault = f"a member packed by method {info.compress_type}"
-            if not info.is_dir() or _leads_out(info.orig_filename):
+            if not info.is_dir() or leads_out(info.orig_filename):
                 blocks = _zip_blocks(archive, info)
                 yield Member(info.orig_filename, blocks, info.file_size), fault
 
@@ -272,7 +272,7 @@ def _tar(path: Path, limit_bytes: int) -> Iterator[tuple[Member, str]]:
             if info.size < 0:
                 raise tarfile.ReadError(f"a member of {info.size} bytes")
             fault = "" if info.isreg() and not info.issparse() else "a link, device or sparse file"
-            if not info.isdir() or _leads_out(info.name):
+            if not info.isdir() or leads_out(info.name):
                 yield Member(info.name, _tar_blocks(stream, info), info.size), fault
         # the library takes the end of the file, and nonsense, for the end of the archive
         if len(stream.header) != tarfile.BLOCKSIZE or any(stream.header):

@@ -107,8 +107,8 @@ def _fetch(
             return partial.discard()
     raise DataMissing(
         f"{place.name}: got no such file from any of {len(reasons)} address(es):\n"
-        f"{''.join(reasons)}Run again when one can be reached (what has arrived is kept), or "
-        f"download the file on another machine and put it at {place}"
+        f"{''.join(reasons)}Run again when one can be reached (what has arrived is kept as "
+        f"{partial.path.name}), or download the file on another machine and put it at {place}"
     )
 
 

@@ -168,6 +168,11 @@ class Partial:
         new = Origin(url, etag if etag.startswith('"') else "", modified, total)
         if response.status_code == 200:
             return 0, new
+        if origin and response.status_code in (400, 412):
+            self.discard()
+            raise Broken(
+                f"HTTP {response.status_code}, perhaps because only the rest was asked for"
+            )
         if origin is None or response.status_code not in (206, 416):
             raise _failure(response)
         if start != have or origin.contradicts(new):

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from workbench.data.archives import leads_out
 from workbench.errors import CheckpointError, HostileFile
 from workbench.originals.machine import NoStorages, run
 
@@ -166,8 +167,7 @@ def _wide(extra: bytes, fields: list[int]) -> tuple[int, int, int]:
 
 def _refuse_odd(name: str, mode: int) -> None:
     """Names that lead out of a folder, and links: nothing is unpacked here, and none is needed."""
-    parts = name.split("/")
-    if "\\" in name or ":" in name or "\0" in name or {"", ".", ".."} & set(parts):
+    if leads_out(name) or {"", "."} & set(name.split("/")):
         raise HostileFile(f"the archive's entry '{name}' leads out of its folder")
     if mode & 0xF000 == LINK:
         raise HostileFile(f"the archive's entry '{name}' is a link")
