@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -33,7 +34,7 @@ PAIRS = [(name, rule) for name, rule in registry.symbols() if name != "lm1b"]
 PROGRAM = """
 import sys
 from pathlib import Path
-from workbench.data import registry
+from workbench.data import archives, download, published, raw, registry
 from workbench.cli import main
 registry.file = lambda: Path(sys.argv[1])
 sys.stdout.write("ready\\n")
@@ -198,30 +199,59 @@ def test_ids_are_those_of_plain_python(world: World, root: Path, name: str, rule
 
 
 def kill_again_and_again(
-    world: World, root: Path, monkeypatch: pytest.MonkeyPatch, kills: int, seed: int
-) -> None:
-    """Killed at random moments, then two at once: `get` ends where one that is left alone ends."""
+    world: World, root: Path, monkeypatch: pytest.MonkeyPatch, name: str, kills: int, seed: int
+) -> Counter[str]:
+    """Killed at random moments, then two at once: `get` ends where one that is left alone ends.
+
+    Returns:
+        how often what lay there after a kill.
+    """
     rng = random.Random(seed)
-    command = ("data", "get", "wikitext-103", "--rule", "plain")
+    command = ("data", "get", name, "--rule", "plain")
+    for served in world.server.resources.values():
+        monkeypatch.setattr(served, "step", len(served.data) // 20)
+        monkeypatch.setattr(served, "pause_s", 0.02)
     use(world, root / "alone", monkeypatch)
+    begin = time.monotonic()
     assert main(command) == 0
+    lasts = time.monotonic() - begin
     registry.entries.cache_clear()
-    served = world.server.resources["/wikitext-103-v1.zip"]
-    # a third of its time for each of: what it imports, the download, the preparation
-    monkeypatch.setattr(served, "step", len(served.data) // 20)
-    monkeypatch.setattr(served, "pause_s", 0.02)
-    ends = []
-    for _ in range(kills):
-        with world.start(root / "killed", *command) as process:
-            time.sleep(rng.uniform(0, 1.2))
-            process.kill()
-            process.communicate()
-        ends.append(len([*(root / "killed").rglob("*")]))
-    for process in [world.start(root / "killed", *command) for _ in range(2)]:
-        with process:
-            told = process.communicate()
-        assert process.returncode == 0, (told, ends)
-    assert tree(root / "killed") == tree(root / "alone"), ends
+    expected, met, number = tree(root / "alone"), Counter[str](), 0
+    while True:
+        # when it was too late for a kill, the next one hits a fresh start
+        place = root / f"killed-{number}"
+        last = met.total() == kills
+        for process in [world.start(place, *command) for _ in range(1 + last)]:
+            with process:
+                if not last:
+                    time.sleep(rng.uniform(0, lasts))
+                    process.kill()
+                told = process.communicate()
+            assert not last or process.returncode == 0, (told, met)
+        found = phase(place)
+        if found == "done":
+            assert tree(place) == expected, met
+            number += 1
+        if last:
+            assert found == "done"
+            return met
+        met[found] += 1
+
+
+def phase(place: Path) -> str:
+    """How far `get` came."""
+    names = [path.relative_to(place).as_posix() for path in place.rglob("*")]
+    for what, sign in (
+        ("done", r"prepared/published[^/]*/info.json"),
+        ("preparing", r"prepared/.*\.(npy|ids|bin|json)"),
+        ("unpacked", r".*\.(tokens|txt)"),
+        ("unpacking", r".*\.(tokens|txt)\..*"),
+        ("downloaded", r".*\.(zip|tgz)"),
+        ("downloading", r".*\.part"),
+    ):
+        if any(re.fullmatch(sign, name) for name in names):
+            return what
+    return "nothing"
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -240,7 +270,8 @@ def tree(root: Path) -> dict[str, str]:
 def test_get_goes_on_after_it_was_killed(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kill_again_and_again(world, tmp_path, monkeypatch, kills=1, seed=1)
+    met = kill_again_and_again(world, tmp_path, monkeypatch, "wikitext-103", kills=1, seed=1)
+    assert met.total() == 1
 
 
 def by_lines(path: Path) -> tuple[int, set[str]]:
@@ -300,6 +331,9 @@ def counted(name: str, rule: str, folder: Path) -> tuple[dict[str, int], int]:
 
 @pytest.mark.slow
 def test_get_goes_on_after_it_was_killed_often(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kill_again_and_again(world, tmp_path, monkeypatch, kills=30, seed=2)
+    with ExitStack() as stack:
+        world = World(tmp_path / "served", stack, True, ("ptb",))
+        met = kill_again_and_again(world, tmp_path, monkeypatch, "ptb", kills=30, seed=2)
+    assert len(met) > 3, met

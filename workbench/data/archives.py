@@ -19,14 +19,15 @@ import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from copy import copy
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, cast
 
 from workbench.config import nearest
-from workbench.data.compressed import BLOCK_BYTES, decompressed, reading, unpacked
+from workbench.data.compressed import BLOCK_BYTES, Blocks, decompressed, reading, unpacked
 from workbench.data.places import alone, writing
 from workbench.errors import DataError
 
@@ -44,7 +45,7 @@ class Member(NamedTuple):
     """A regular file of an archive. Its blocks can be read until the next member is asked for."""
 
     name: str
-    blocks: Iterator[bytes]
+    blocks: Blocks
     bytes: int | None
     """as the archive says, where it does; not another number comes out of `blocks`"""
 
@@ -70,6 +71,7 @@ def extract(
             written there.
     """
     asked = {str(PurePosixPath(name)): place for name, place in members.items()}
+    assert not any(map(_leads_out, members.values())), "a place must lie in the folder"
     with writing(folder), alone(folder / ASIDE):
         aside = folder / ASIDE
         # left by a process that was killed
@@ -89,33 +91,38 @@ def _unpack(
 ) -> list[PurePosixPath]:
     """Write what was asked for to a folder aside; returns the places in it."""
     found: dict[str, list[PurePosixPath]] = {key: [] for key in asked}
-    places: set[PurePosixPath] = set()
+    names: list[str] = []
+
+    def is_asked(name: str) -> bool:
+        names.append(name)
+        return any(_matches(key, name) for key in asked)
+
     left = limit_bytes
-    for member in read(archive, lambda name: bool(_keys(asked, name)), limit_bytes=limit_bytes):
-        for key in _keys(asked, member.name)[:1]:
+    with closing(read(archive, is_asked, limit_bytes=limit_bytes)) as all_asked:
+        for member in all_asked:
+            key = next(key for key in asked if _matches(key, member.name))
             base = "" if key == member.name else PurePosixPath(member.name).name
             place = PurePosixPath(asked[key], base)
-            if _leads_out(str(place)) or place in places:
-                raise DataError(f"{archive}: got two members for '{place}', expected one")
+            if (aside / place).exists():
+                raise DataError(f"{archive}: got two members for {str(place)!r}, expected one")
+            if (member.bytes or 0) > left:
+                raise _too_large(member.name, left)
             left -= spool(member.blocks, aside / place, limit_bytes=left)
-            places.add(place)
             found[key].append(place)
-    if missing := [key for key, files in found.items() if not files]:
-        names = [name for name, _ in list_files(archive)]
-        near = nearest(missing[0], names[:1000]) if names else ""
-        raise DataError(
-            f"{archive}: got no member '{missing[0]}' among {len(names)} files, expected it as in "
-            f"the published archive. {near:.500}"
-        )
-    return [place for files in found.values() for place in sorted(files)]
-
-
-def _keys(asked: Mapping[str, str], name: str) -> list[str]:
-    """Which of the names and patterns that were asked for a member answers to."""
-    return [key for key in asked if key == name or _matches(key, name)]
+    for key, places in found.items():
+        if not places:
+            near = nearest(key, names[:1000]) if names else ""
+            raise DataError(
+                f"{archive}: got no member {key!r} among {len(names)} files, expected it as in the "
+                f"published archive. {near:.500}"
+            )
+    return [place for places in found.values() for place in sorted(places)]
 
 
 def _matches(pattern: str, name: str) -> bool:
+    """Whether a member answers to a name or pattern that was asked for."""
+    if pattern == name:
+        return True
     parts, globs = name.split("/"), pattern.split("/")
     return len(parts) == len(globs) and all(map(fnmatchcase, parts, globs))
 
@@ -132,14 +139,18 @@ def spool(blocks: Iterator[bytes], place: Path, *, limit_bytes: int) -> int:
         for block in blocks:
             n_bytes += len(block)
             if n_bytes > limit_bytes:
-                raise DataError(
-                    f"{place.name}: got more than {limit_bytes} unpacked bytes, expected at most "
-                    "these. If the file can be trusted, unpack it by hand"
-                )
+                raise _too_large(place.name, limit_bytes)
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
     return n_bytes
+
+
+def _too_large(name: str, limit_bytes: int) -> DataError:
+    return DataError(
+        f"{name!r} unpacks to more bytes than expected (at most {limit_bytes}). If the file can be "
+        "trusted, unpack it by hand"
+    )
 
 
 def list_files(archive: Path, *, limit_bytes: int = 1 << 30) -> list[tuple[str, int | None]]:
@@ -153,7 +164,7 @@ def read(
     *,
     limit_bytes: int,
     strict: bool = True,
-) -> Iterator[Member]:
+) -> Generator[Member, None, None]:
     """The regular files of a zip or tar, or the one that a compressed file holds.
 
     Args:
@@ -173,19 +184,20 @@ def read(
                 raise DataError(f"{archive}: got more than {MAX_MEMBERS} members, expected fewer")
             if _leads_out(member.name):
                 raise DataError(
-                    f"{archive}: got a member '{member.name}', which leads out of its folder, "
+                    f"{archive}: got a member {member.name!r}, which leads out of its folder, "
                     "expected an archive without such. Do not unpack this one"
                 )
             name = str(PurePosixPath(member.name))
             if not asked(name):
                 continue
             if fault and strict:
-                raise DataError(f"{archive}: got {fault} '{name}', expected a plain file")
+                raise DataError(f"{archive}: got {fault} {name!r}, expected a plain file")
             if name in names:
-                raise DataError(f"{archive}: got two members '{name}', expected one")
+                raise DataError(f"{archive}: got two members {name!r}, expected one")
             names.add(name)
             if not fault:
-                yield Member(name, _exactly(archive, name, member), member.bytes)
+                with closing(_exactly(archive, name, member)) as blocks:
+                    yield Member(name, blocks, member.bytes)
 
 
 def _members(archive: Path, limit_bytes: int) -> Iterator[tuple[Member, str]]:
@@ -199,24 +211,24 @@ def _members(archive: Path, limit_bytes: int) -> Iterator[tuple[Member, str]]:
     return _tar(archive, limit_bytes)
 
 
-def _exactly(archive: Path, name: str, member: Member) -> Iterator[bytes]:
+def _exactly(archive: Path, name: str, member: Member) -> Blocks:
     """A member's blocks, which must be as long together as the archive says."""
     came = 0
-    with reading(archive, EXPECTED):
-        for block in member.blocks:
+    with reading(archive, EXPECTED), closing(member.blocks) as blocks:
+        for block in blocks:
             came += len(block)
             if member.bytes is not None and came > member.bytes:
                 break
             yield block
     if member.bytes is not None and came != member.bytes:
         more = "more than " if came > member.bytes else f"{came} of "
-        raise DataError(f"{archive}: '{name}' has {more}the {member.bytes} bytes that it claims")
+        raise DataError(f"{archive}: {name!r} has {more}the {member.bytes} bytes that it claims")
 
 
 def _leads_out(name: str) -> bool:
     """Whether a name may stand for something outside the folder, on any system."""
-    odd = "\\" in name or "\0" in name or name[1:2] == ":"
-    return odd or name.startswith("/") or ".." in name.split("/")
+    odd = "\\" in name or "\0" in name or name.startswith("/")
+    return odd or any(part == ".." or part[1:2] == ":" for part in name.split("/"))
 
 
 def _zip(path: Path) -> Iterator[tuple[Member, str]]:
@@ -226,7 +238,7 @@ def _zip(path: Path) -> Iterator[tuple[Member, str]]:
         for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
             # a local header has 30 bytes and the name
             if info.header_offset < end:
-                raise zipfile.BadZipFile(f"overlapping members, '{info.filename}' among them")
+                raise zipfile.BadZipFile(f"overlapping members, {info.filename!r} among them")
             end = info.header_offset + 30 + len(info.orig_filename) + info.compress_size
         for info in archive.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
@@ -241,7 +253,7 @@ def _zip(path: Path) -> Iterator[tuple[Member, str]]:
                 yield Member(info.orig_filename, blocks, info.file_size), fault
 
 
-def _zip_blocks(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+def _zip_blocks(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Blocks:
     # the library stops at the size that is claimed: one byte further shows whether there is more
     further = copy(info)
     further.file_size += 1
@@ -257,6 +269,8 @@ def _tar(path: Path, limit_bytes: int) -> Iterator[tuple[Member, str]]:
         stream = _Stream(blocks, limit_bytes + RATIO * path.stat().st_size)
         tar = tarfile.TarFile(fileobj=cast(IO[bytes], stream))
         while info := tar.next():
+            if info.size < 0:
+                raise tarfile.ReadError(f"a member of {info.size} bytes")
             fault = "" if info.isreg() and not info.issparse() else "a link, device or sparse file"
             if not info.isdir() or _leads_out(info.name):
                 yield Member(info.name, _tar_blocks(stream, info), info.size), fault
@@ -268,7 +282,7 @@ def _tar(path: Path, limit_bytes: int) -> Iterator[tuple[Member, str]]:
             pass
 
 
-def _tar_blocks(stream: _Stream, info: tarfile.TarInfo) -> Iterator[bytes]:
+def _tar_blocks(stream: _Stream, info: tarfile.TarInfo) -> Blocks:
     stream.seek(info.offset_data)
     left = info.size
     while left and (block := stream.take(min(BLOCK_BYTES, left))):
@@ -287,7 +301,7 @@ class _Stream:
     def take(self, n_bytes: int) -> bytes:
         """The next bytes; fewer at the end."""
         parts = []
-        while n_bytes:
+        while n_bytes > 0:
             if self.at == len(self.held):
                 self.held, self.at = next(self.blocks, b""), 0
                 if not self.held:
@@ -302,7 +316,7 @@ class _Stream:
         return b"".join(parts)
 
     def read(self, n_bytes: int) -> bytes:
-        if n_bytes > HEADER_BYTES:
+        if not 0 <= n_bytes <= HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {n_bytes} bytes")
         self.header = self.take(n_bytes)
         return self.header

@@ -5,18 +5,20 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from workbench.errors import DataError, DataMissing
+from workbench.errors import DataError, DataMissing, WorkbenchError
 
 BLOCK_BYTES = 1 << 20
 XZ_MEMORY = 1 << 29
+Blocks = Generator[bytes, None, None]
 
 # what the libraries raise on a bad file
 FAULTS = (
@@ -30,10 +32,12 @@ FAULTS = (
     RuntimeError,
     MemoryError,
     OverflowError,
+    LookupError,
+    struct.error,
 )
 
 
-def unpacked(path: Path) -> Iterator[bytes]:
+def unpacked(path: Path) -> Blocks:
     """The contents of a compressed file (gz, xz, bz2, zst), block by block.
 
     Raises:
@@ -52,7 +56,7 @@ def reading(path: Path, expected: str) -> Iterator[None]:
     """Say in a user's words what the libraries find wrong with a file."""
     try:
         yield
-    except DataError:
+    except WorkbenchError:
         raise
     except FileNotFoundError:
         raise DataMissing(f"{path}: got no file, expected {expected}. Put it there") from None
@@ -61,7 +65,8 @@ def reading(path: Path, expected: str) -> Iterator[None]:
             head = file.read(16)
         raise DataError(
             f"{path}: got '{error or type(error).__name__}' in a file that begins with {head!r}, "
-            f"expected {expected}. Delete it and fetch it again"
+            f"expected {expected}. Put that there; what was downloaded can be deleted, and fetched "
+            "again"
         ) from None
 
 
@@ -77,8 +82,8 @@ def decompressed(file: IO[bytes]) -> Iterator[bytes] | None:
     if head == b"\xfd7zXZ\0":
         return _streams(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY))
     if head.startswith(b"\x28\xb5\x2f\xfd"):
-        # a thousand bytes unpack to 32 MiB at most, and that library has no other bound
-        return _streams(file, _zst(), step=1 << 10)
+        # 512 bytes unpack to 16 MiB at most, and that library has no other bound
+        return _streams(file, _zst(), step=512)
     return None
 
 

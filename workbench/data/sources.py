@@ -19,17 +19,15 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import cast
 
 from workbench.data import archives
-from workbench.data.compressed import unpacked
+from workbench.data.compressed import Blocks, unpacked
 from workbench.data.pieces import Member, member, readable
 from workbench.errors import DataError, DataMissing
 
 logger = logging.getLogger("workbench")
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 ARCHIVES = (".zip", ".tar", ".tgz", *(".tar" + ending for ending in COMPRESSED))
-Blocks = Generator[bytes, None, None]
 MAGIC = "*?["
 ROOM_BYTES = 256 << 20
 """what unpacking leaves free on the disk"""
@@ -199,10 +197,10 @@ def unpack(members: Sequence[Member], folder: Path, glob: str, limit_bytes: int)
 def _contents(m: Member, glob: str, limit_bytes: int) -> Generator[tuple[str, Blocks], None, None]:
     """The files inside a compressed file or archive."""
     if not m.name.endswith(ARCHIVES):
-        yield m.name, cast(Blocks, unpacked(m.path))
+        yield m.name, unpacked(m.path)
         return
     for part in archives.read(m.path, lambda n: matches(n, glob), limit_bytes=limit_bytes):
-        yield f"{m.name}/{part.name}", cast(Blocks, part.blocks)
+        yield f"{m.name}/{part.name}", part.blocks
 
 
 def _write(blocks: Iterator[bytes], place: Path, source: Path, limit_bytes: int) -> None:
