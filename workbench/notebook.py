@@ -275,6 +275,20 @@ def save_html(folder: RunFolder, name: str, html: str) -> None:
     display(HTML(html))
 
 
+def comparable(corpus: Corpus, scores: Mapping[str, Evaluation]) -> str:
+    """With which other results these may be compared, and what speaks against it.
+
+    Args:
+        corpus: the text.
+        scores: split -> evaluation.
+    """
+    sizes = {split: len(corpus.splits[split]) for split in scores}
+    # methods leave out a few tokens at the ends of rows; what asks for less leaves out more
+    short = [s for s, score in scores.items() if score.tokens < 0.95 * sizes[s]]
+    parts = [f"{scores[s].tokens:,} of {sizes[s]:,} tokens of {s}" for s in short]
+    return corpus.comparable + (f"; but only {' and '.join(parts)} were scored" if parts else "")
+
+
 def save_evaluation(
     view: View,
     scores: Mapping[str, Evaluation],
@@ -293,7 +307,7 @@ def save_evaluation(
         "recipe": view.recipe.name,
         "n_parameters": view.model.n_parameters,
         "unit": view.corpus.unit,
-        "comparable": view.corpus.comparable,
+        "comparable": comparable(view.corpus, scores),
         "splits": {
             split: {
                 "loss_nats": score.mean_nats,

@@ -260,6 +260,20 @@ def test_parameters_are_refused_readably(tmp_path: Path, span_recipe: Path) -> N
         notebook.evaluation_settings(view.recipe, 1)
 
 
+def test_a_part_of_a_text_is_said_to_be_one(tmp_path: Path, span_recipe: Path) -> None:
+    run = workbench.start(span_recipe, {"train.steps": 2}, out=tmp_path / "run")
+    list(run)
+    view = notebook.open_run(run.folder.path)
+    scores = {}
+    for split, n in (("valid", None), ("test", 100)):
+        settings = notebook.evaluation_settings(view.recipe, n)
+        scores[split] = workbench.evaluate(view.model, view.corpus.splits[split], settings)
+    size = len(view.corpus.splits["test"])
+    expected = f"{view.corpus.comparable}; but only 99 of {size:,} tokens of test were scored"
+    assert notebook.comparable(view.corpus, scores) == expected
+    assert notebook.comparable(view.corpus, {"valid": scores["valid"]}) == view.corpus.comparable
+
+
 def test_a_relative_path_means_the_same_by_hand_and_in_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -225,6 +226,24 @@ def test_a_worker_that_is_killed_is_told_and_leaves_nothing(text, workers, root,
     with pytest.raises(DataError, match=rf"ended by signal {how.name}.* WORKBENCH_WORKERS=1"):
         Text(path=str(text), level="word").open()
     assert [*(root / "prepared").iterdir()] == []
+
+
+@pytest.mark.parametrize("n", ["0", "2"])
+@pytest.mark.parametrize("level", ["byte", "word"])
+def test_what_the_system_refuses_to_write_is_told(tmp_path, workers, root, monkeypatch, level, n):
+    """A limit on the size of files is met as a full disk is: in the middle of a write."""
+    monkeypatch.setenv("WORKBENCH_WORKERS", n)
+    path = tmp_path / "t.txt"
+    path.write_text("to be or not to be\n" * 2000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        with pytest.raises(DataError, match=r"got 'File too large', expected .* Make room"):
+            Text(path=str(path), level=level).open()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [*(root / "prepared").iterdir()] == []
+    Text(path=str(path), level=level).open().check()
 
 
 def test_a_worker_that_cannot_start_says_why(workers, text, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -72,10 +73,17 @@ def save(stem: str, table: Table) -> None:
             lines = (s.replace("\n", "") + "\n" for s in sorted_symbols[start:stop])
             file.write("".join(lines).encode())
             offsets.append(file.tell())
-    np.save(f"{stem}.edges.npy", np.stack([edges, offsets]))
+    _write(f"{stem}.edges.npy", np.stack([edges, offsets]))
     # a part has less than 2**31 bytes
     columns = np.stack([table.ids, table.firsts, table.counts]).astype(np.int32)
-    np.save(f"{stem}.npy", columns[:, order])
+    _write(f"{stem}.npy", columns[:, order])
+
+
+def _write(path: str, array: np.ndarray) -> None:
+    # straight to a file numpy would not say why a write failed
+    buffer = BytesIO()
+    np.save(buffer, array)
+    Path(path).write_bytes(buffer.getbuffer())
 
 
 def load(stem: str, first: int = 0, last: int = N_BUCKETS) -> Table:
