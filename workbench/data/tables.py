@@ -19,7 +19,7 @@ import numpy as np
 from workbench.data.pieces import SPLITS
 
 N_BUCKETS = 256
-GROUP_SYMBOLS = 8_000_000
+GROUP_SYMBOLS = 2_000_000
 """symbols of all tables, repeated ones too, that are merged at once"""
 NEVER = np.iinfo(np.int64).max
 
