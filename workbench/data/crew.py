@@ -150,7 +150,7 @@ def n_workers() -> int:
 @contextmanager
 def hire(n_bytes: int) -> Iterator[Crew]:
     """A crew for a text of so many bytes."""
-    n = min(n_workers(), -(-n_bytes // pieces.CHUNK_BYTES))
+    n = min(n_workers(), -(-n_bytes // pieces.chunk_bytes(n_bytes)))
     if n_bytes <= SMALL_BYTES or n == 0:
         yield Crew()
         return

@@ -21,7 +21,7 @@ from workbench.errors import DataError
 BLOCK_BYTES = 1 << 17
 """what is read at once: few enough words to stay in a core's cache"""
 CHUNK_BYTES = 32 << 20
-"""what one job counts or writes"""
+"""what one job counts or writes, of a text up to 0.5 GB"""
 WORD_CHARACTERS = 1 << 20
 """a longer word is no word of a language"""
 WORD_BYTES = 4 * WORD_CHARACTERS
@@ -226,6 +226,14 @@ def long_word(path: Path | None, position: int) -> DataError:
         f"{path}: got a word of more than {WORD_CHARACTERS:,} characters after byte offset "
         f"{position:,}, expected words parted by blanks. Use `level: byte` or `level: char`."
     )
+
+
+def chunk_bytes(n_bytes: int) -> int:
+    """What one job counts or writes, of a text of so many bytes.
+
+    Every chunk has a table of nearly all common words, so those of a large text are larger.
+    """
+    return max(CHUNK_BYTES, min(n_bytes // 16, 4 * CHUNK_BYTES))
 
 
 def chunks(

@@ -1,6 +1,6 @@
 """From byte ranges of files to token ids on disk: streaming, in parallel, in bounded memory.
 
-    pieces of each split ── cut ──> chunks of 32 MB
+    pieces of each split ── cut ──> chunks of 32 to 128 MB
       chunk  ── count ──> table of its symbols, words as provisional ids in a spool
       tables ── merge ──> how often each symbol occurs, in order of first appearance
       counts ── learn ──> vocabulary
@@ -83,7 +83,8 @@ def write_tokens(
         edges: record where the tokens of each file begin.
     """
     level = rule.symbols.level if isinstance(rule, Counted) else rule.level
-    cut = {s: chunks(splits[s], level, pieces.CHUNK_BYTES, alone=edges) for s in SPLITS}
+    size = pieces.chunk_bytes(sum(_size(splits[s]) for s in SPLITS))
+    cut = {s: chunks(splits[s], level, size, alone=edges) for s in SPLITS}
     spool = folder / "spool"
     spool.mkdir()
     if isinstance(rule, Counted):
