@@ -41,6 +41,8 @@ def test_a_file_is_fetched_once(place: Path) -> None:
 def test_a_file_that_is_there_needs_no_server(place: Path) -> None:
     place.parent.mkdir(parents=True)
     place.write_bytes(DATA)
+    for name in ("file.zip.part", "file.zip.part.json"):
+        place.with_name(name).write_text("left by a process that was killed")
     assert fetch(["http://127.0.0.1:9/a"], place, bytes=len(DATA), checksums=SUMS) == place
     assert files(place) == {"file.zip"}
 

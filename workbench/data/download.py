@@ -52,12 +52,17 @@ def fetch(
         DataError: the file that is there is another one, or nothing can be written there.
     """
     with writing(place):
+        known = checksums or _recorded(place)
+        partial = Partial(place, bytes, bool(known), limit_bytes)
         if not place.is_file():
             with alone(place):
                 # another process may have fetched it meanwhile
                 if not place.is_file():
-                    _fetch(urls, place, bytes, checksums or _recorded(place), limit_bytes, patience)
-        return verify(place, checksums, bytes)
+                    _fetch(urls, partial, known, patience)
+        verify(place, checksums, bytes)
+        # left by a process that was killed at the very end, or before the file was put there
+        partial.discard()
+    return place
 
 
 def verify(place: Path, checksums: Mapping[str, str] = NONE, bytes: int | None = None) -> Path:
@@ -84,15 +89,9 @@ def verify(place: Path, checksums: Mapping[str, str] = NONE, bytes: int | None =
 
 
 def _fetch(
-    urls: Sequence[str],
-    place: Path,
-    size: int | None,
-    checksums: Mapping[str, str],
-    limit_bytes: int,
-    patience: Patience,
+    urls: Sequence[str], partial: Partial, checksums: Mapping[str, str], patience: Patience
 ) -> None:
     """Fetch from the first address that has the file."""
-    partial = Partial(place, size, bool(checksums), limit_bytes)
     reasons = []
     with Session() as session:
         for url in urls:
@@ -103,12 +102,13 @@ def _fetch(
                 continue
             with partial.path.open("rb+") as file:
                 os.fsync(file.fileno())
-            os.replace(partial.path, place)
-            return partial.discard()
+            os.replace(partial.path, partial.place)
+            return
     raise DataMissing(
-        f"{place.name}: got no such file from any of {len(reasons)} address(es):\n"
+        f"{partial.place.name}: got no such file from any of {len(reasons)} address(es):\n"
         f"{''.join(reasons)}Run again when one can be reached (what has arrived is kept as "
-        f"{partial.path.name}), or download the file on another machine and put it at {place}"
+        f"{partial.path.name}), or download the file on another machine and put it at "
+        f"{partial.place}"
     )
 
 

@@ -111,9 +111,11 @@ class Partial:
         return self.path.stat().st_size if self.path.is_file() else 0
 
     def discard(self) -> None:
-        """Start over."""
-        self.path.unlink(missing_ok=True)
-        self.facts.unlink(missing_ok=True)
+        """Forget what has arrived."""
+        for path in (self.path, self.facts):
+            # where there is nothing, a read-only folder is no fault
+            if path.is_file():
+                path.unlink()
 
     def complete(self, session: Session, url: str, patience: Patience) -> bool:
         """Make one attempt at all that is missing.
