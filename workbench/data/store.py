@@ -114,16 +114,30 @@ def _aside(parent: Path) -> Iterator[Path]:
 def spool(blocks: Iterable[bytes], folder: Path, name: str) -> Path:
     """Write `<folder>/<name>-<digest>.txt`, whole or not at all; one that is there stays."""
     digest = hashlib.sha256()
-    with writing(folder), _aside(folder) as aside:
+    with _aside(folder) as aside:
         fresh = aside / "fresh"
-        with fresh.open("wb") as file:
-            for block in blocks:
-                digest.update(block)
-                file.write(block)
+        # an error of whoever gives the blocks is none of this disk
+        for several in _joined(blocks):
+            digest.update(several)
+            with writing(folder), fresh.open("ab") as file:
+                file.write(several)
         path = folder / f"{name}-{digest.hexdigest()[:16]}.txt"
         if not path.is_file():
-            _move(fresh, path)
+            with writing(folder):
+                _move(fresh, path)
     return path
+
+
+def _joined(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in blocks of at least a MiB, but for the last."""
+    held, size = list[bytes](), 0
+    for block in blocks:
+        held.append(block)
+        size += len(block)
+        if size >= 1 << 20:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)
 
 
 def _move(source: Path, target: Path) -> None:
