@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from workbench.config import Choice
-from workbench.data.vocabulary import Vocabulary
+from workbench.data.vocabulary import BYTEWISE, Vocabulary
 from workbench.errors import DataError, WorkbenchError
 
 
@@ -99,7 +99,7 @@ class Corpus:
         if told := self.info.get("comparable"):
             return str(told)
         same = f"only with runs on the same sha256 {self.info['sha256']}, split and vocabulary"
-        return same + ("; bits per byte with every level" if self.unit == "token" else "")
+        return same + ("; bits per byte with every level" if self.level in BYTEWISE else "")
 
     def files(self) -> list[dict[str, Any]]:
         """The recorded source files: sha256, bytes, path and split ("" where files are cut)."""
