@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,12 @@ def alone(place: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def to_disk(path: Path) -> None:
+    """Have a file's bytes on the disk, before a name says that they are there."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
