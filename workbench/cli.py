@@ -189,17 +189,21 @@ COMMANDS: tuple[Callable[[Commands], None], ...] = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (1: what was checked differs; 2: the user can mend
-    it, and is told how)."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="workbench", description="A research workbench for sequence models that carry state."
     )
     commands = parser.add_subparsers(metavar="command", required=True)
     for add in COMMANDS:
         add(commands)
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (1: what was checked differs; 2: the user can mend
+    it, and is told how)."""
     try:
+        given = _parser().parse_args(arguments)
         status = given.run(given)
         sys.stdout.flush()
     except WorkbenchError as error:

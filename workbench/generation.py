@@ -71,8 +71,8 @@ def generate(
     Args:
         source: a run, its folder, or a model.
         prompt: what comes before: text, bytes or ids. Empty, the text begins as after the end of a
-            line (or a blank, where a vocabulary has no line ends). At BPE level let it end with a
-            word: the blank that follows is part of the next token.
+            line (or a blank, where a vocabulary has no line ends). At word and BPE level let it
+            end with a word: the blank that follows comes with the next token.
         length: tokens to write, unless `stop` comes first.
         temperature: divides the logits; 0 takes the likeliest token.
         top_k: draw from the likeliest so many only.

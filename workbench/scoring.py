@@ -126,8 +126,8 @@ def score(
     (nll, *more), positions = (x[scored] for x in kept), positions[scored] - len(ahead)
     known = subject.vocabulary
     unknown = ids.tolist().count(known.unknown) if known else 0
-    if unknown:
-        logger.warning("%d tokens scored as <unk>: %s", unknown, subject.unknown(text)[:8])
+    if lacking := subject.unknown(text):
+        logger.warning("%d tokens scored as <unk>: %s", unknown, lacking[:8])
     return Score(
         ids=ids,
         symbols=subject.labels(ids),

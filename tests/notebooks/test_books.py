@@ -137,6 +137,10 @@ def test_the_generate_notebook(tmp_path: Path, span_recipe: Path) -> None:
     kept = {p.stem for p in (run.folder.path / "figures").iterdir()}
     assert kept == {"samples", "temperatures", "scored", "cache_grid", "cache_gain"}
     assert "carried; seed 1" in out.read_text("utf-8")
+    # the text that was written is one output, however it came
+    outputs = [o for c in nbformat.read(out, 4).cells for o in c.get("outputs", [])]
+    written = [o for o in outputs if o.get("data", {}).get("text/plain", "").startswith("def ")]
+    assert len(written) == 1 and len(written[0].data["text/plain"]) == len("def ") + 20
 
 
 def test_generating_where_positions_restart(

@@ -272,6 +272,15 @@ def test_coloured_text_escapes_the_corpus() -> None:
     assert "p = 0.5" in page and "↵</span>\n" in page
 
 
+def test_words_are_coloured_over_their_own_range() -> None:
+    assert evaluation.full_colour([]) == evaluation.full_colour([1.0, 7.9]) == 8
+    costs = [3.0, 9.0, 13.5, 13.5, 13.5]
+    assert evaluation.full_colour(costs) == 16
+    page = evaluation.coloured_text(["the ", "cat ", "sat ", "up ", "<eos> "], costs)
+    assert "#e06a1b" not in page.split("</div>")[1] and ">16</span>" in page
+    assert "↵</span>\n" in page and "break-all" not in page
+
+
 def test_the_table_of_recipes_sorts_numbers_and_escapes_words() -> None:
     rows = [{"recipe": "a<b", "parameters": 1_000_000}, {"recipe": "c", "parameters": None}]
     page = recipes.recipe_table(rows)

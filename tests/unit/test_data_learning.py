@@ -34,7 +34,7 @@ def test_train_alone_is_counted_unless_all_is_said(caplog):
     corpus, symbols = words({})
     assert symbols == ["<eos>", "<unk>", "a", "b", "c", "d"]
     assert corpus.info["unknown"] == {"train": 0, "valid": 5, "test": 10}
-    assert "t, valid: 5 of 20 tokens (25.00 %) are <unk>, none of the 6 symbols" in caplog.text
+    assert "t, valid: 5 of 20 tokens (25 %) are <unk>, none of the 6 symbols" in caplog.text
     assert "t, test: 10 of 20" in caplog.text
     caplog.clear()
     words({})

@@ -286,6 +286,16 @@ def test_nothing_is_said_where_nobody_watches(text, workers, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_worker_holds_no_vocabulary(text, many_chunks, monkeypatch):
+    """There may be many workers, and a vocabulary of millions of words."""
+    asked = []
+    real = jobs.perform
+    monkeypatch.setattr(jobs, "perform", lambda job: asked.append(job) or real(job))
+    Text(path=str(text), level="word").open()
+    assert {job["do"] for job in asked} == {"hash", "count", "place"}
+    assert "vocabulary" not in json.dumps(asked, default=str)
+
+
 def test_bytes_are_never_counted(text, many_chunks, monkeypatch):
     asked = []
     real = jobs.perform

@@ -263,6 +263,20 @@ def test_with_what_the_published_files_are_comparable(root, caplog, monkeypatch)
     assert corpus.comparable == "with A" and not caplog.text
 
 
+def test_a_part_of_enwik8_is_told_though_it_has_all_symbols(root, caplog):
+    (root / "enwik8").mkdir(parents=True)
+    # 205 values, newline among them
+    values = bytes(i for i in range(256) if i not in range(11, 62))
+    (root / "enwik8" / "enwik8").write_bytes(20 * values)
+    with caplog.at_level(logging.WARNING, "workbench"):
+        corpus = Published(name="enwik8", rule="awd-lstm").open()
+    assert corpus.info["vocabulary_size"] == 205
+    assert (
+        "got 4,100 bytes of enwik8, expected 100,000,000 as the published text has" in caplog.text
+    )
+    assert corpus.comparable.startswith("only with runs on the same sha256")
+
+
 @pytest.mark.parametrize("name", ["enwik8", "text8"])
 def test_a_natural_text_under_the_prepared_name_is_refused(root, name):
     put(root, name, {"train": "the cat\n", "valid": "sat\n", "test": "there\n"})

@@ -1,6 +1,7 @@
 """Preparation: once, whole or not at all, safe between processes, mended when damaged."""
 
 import hashlib
+import json
 import logging
 import os
 import socket
@@ -61,12 +62,20 @@ def test_recorded_sha256_is_that_of_the_source(path):
     assert file == {"sha256": told, "bytes": 1900, "split": "", "path": "t.txt"}
 
 
+def without(path, name):
+    info = json.loads(path.read_text())
+    del info[name]
+    path.write_text(json.dumps(info))
+
+
 DAMAGES = {
     "cut tokens": lambda f: os.truncate(f / "train.bin", 100),
     "longer tokens": lambda f: (f / "test.bin").write_bytes(b"x" * 5000),
     "lost tokens": lambda f: (f / "valid.bin").unlink(),
     "broken record": lambda f: (f / "info.json").write_text('{"format": 1, "na'),
     "foreign record": lambda f: (f / "info.json").write_text("[]"),
+    "endless record": lambda f: (f / "info.json").write_text("[" * 100_000),
+    "record without sums": lambda f: without(f / "info.json", "tokens_sha256"),
     "lost record": lambda f: (f / "info.json").unlink(),
     "lost list": lambda f: (f / "files.jsonl").unlink(),
     "broken vocabulary": lambda f: (f / "vocabulary.json").write_text('["a"]'),
@@ -89,14 +98,23 @@ def test_a_damaged_folder_is_made_again_with_a_warning(path, prepared, caplog, d
     assert caplog.text == ""
 
 
-def test_check_finds_an_altered_byte(path):
-    corpus = Text(path=path).open()
+@pytest.mark.parametrize("name", ["train.bin", "vocabulary.json", "files.jsonl"])
+def test_check_finds_an_altered_byte(path, name):
+    corpus = Text(path=path, level="word").open()
     corpus.check()
-    data = bytearray((corpus.folder / "train.bin").read_bytes())
-    data[7] ^= 1
-    (corpus.folder / "train.bin").write_bytes(data)
-    with pytest.raises(DataError, match=r"train\.bin: got sha256 .* expected .* Delete the folder"):
+    data = bytearray((corpus.folder / name).read_bytes())
+    data[-30] ^= 1
+    (corpus.folder / name).write_bytes(data)
+    with pytest.raises(DataError, match=rf"{name}: got sha256 .* expected .* Delete the folder"):
         corpus.check()
+
+
+@pytest.mark.parametrize("instead", [b"\xff", b"0", b"["])
+def test_a_vocabulary_that_is_none_is_told_with_its_cure(path, instead):
+    file = Text(path=path, level="word").open().folder / "vocabulary.json"
+    file.write_bytes(instead * file.stat().st_size)
+    with pytest.raises(DataError, match=r"vocabulary\.json: got .* Delete the folder"):
+        _ = Text(path=path, level="word").open().vocabulary.size
 
 
 def test_writing_to_a_split_never_reaches_the_file(path):

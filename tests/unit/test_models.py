@@ -243,3 +243,12 @@ def test_both_norms_take_the_epsilon():
         load(ModelConfig, {"d_model": 8, "stack": [{"block": block}]}), 11
     ).layers
     assert layer.mixer_norm.eps == layer.channel_norm.eps == 1e-12
+
+
+def test_the_last_column_of_a_batch_is_scored_as_it_lies():
+    """PyTorch would warn of the copy that it makes to sort such tokens into clusters."""
+    vocabulary = {"kind": "adaptive", "cutoffs": [4, 8]}
+    model = build_model(config(XL, vocabulary=vocabulary), 11, seed=0).vocabulary
+    hidden_BTD, targets_BT = torch.randn(2, 10, 8), tokens()
+    whole_BT = model.nll(hidden_BTD, targets_BT)
+    torch.testing.assert_close(model.nll(hidden_BTD[:, -1:], targets_BT[:, -1:]), whole_BT[:, -1:])

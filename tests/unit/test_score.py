@@ -86,6 +86,9 @@ def test_unknown_symbols_are_counted_and_told(caplog: pytest.LogCaptureFixture) 
         got = score(model(CHARS.size), "a xyz bx", vocabulary=CHARS)
     assert got.unknown == 4 and got.symbols.count("<unk>") == 4
     assert "4 tokens scored as <unk>: ['x', 'y', 'z']" in caplog.text
+    caplog.clear()
+    # a corpus has its own <unk>
+    assert score(model(CHARS.size), got.ids, vocabulary=CHARS).unknown == 4 and not caplog.text
     words = WordVocabulary(["the", "cat", "sat"])
     got = score(model(words.size), "the dog sat\n", vocabulary=words)
     assert got.unknown == 1 and got.symbols == ["the", "<unk>", "sat", "<eos>"]

@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from workbench.config import Choice
-from workbench.data.vocabulary import Vocabulary
-from workbench.errors import DataError
+from workbench.data.vocabulary import BYTEWISE, Vocabulary
+from workbench.errors import DataError, WorkbenchError
 
 
 class CorpusConfig(Choice):
@@ -81,7 +81,12 @@ class Corpus:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         # hundreds of thousands of words take longer than all else at opening
-        return self._restore()
+        try:
+            return self._restore()
+        except WorkbenchError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise self._damaged(self.folder / "vocabulary.json", f"{error}", "symbols") from None
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {len(ids):,}" for name, ids in self.splits.items())
@@ -94,7 +99,7 @@ class Corpus:
         if told := self.info.get("comparable"):
             return str(told)
         same = f"only with runs on the same sha256 {self.info['sha256']}, split and vocabulary"
-        return same + ("; bits per byte with every level" if self.unit == "token" else "")
+        return same + ("; bits per byte with every level" if self.level in BYTEWISE else "")
 
     def files(self) -> list[dict[str, Any]]:
         """The recorded source files: sha256, bytes, path and split ("" where files are cut)."""
@@ -106,17 +111,21 @@ class Corpus:
         return self.vocabulary.raw(self.splits[split])
 
     def check(self) -> None:
-        """Read the token files again and compare them with the recorded sha256.
+        """Read the prepared files again and compare them with the recorded sha256.
 
         Raises:
             DataError: a file was altered after its preparation.
         """
-        for name, expected in self.info["tokens_sha256"].items():
-            path = self.folder / f"{name}.bin"
+        tokens = {f"{split}.bin": known for split, known in self.info["tokens_sha256"].items()}
+        for name, expected in {**tokens, **self.info.get("files_sha256", {})}.items():
+            path = self.folder / name
             with path.open("rb") as file:
                 got = hashlib.file_digest(file, "sha256").hexdigest()
             if got != expected:
-                raise DataError(
-                    f"{path}: got sha256 {got}, expected {expected}. "
-                    f"Delete the folder {self.folder}; it is prepared again on next use."
-                )
+                raise self._damaged(path, f"sha256 {got}", expected)
+
+    def _damaged(self, path: Path, got: str, expected: str) -> DataError:
+        return DataError(
+            f"{path}: got {got}, expected {expected}. Delete the folder {self.folder}; it is "
+            "prepared again on next use."
+        )

@@ -25,6 +25,21 @@ NONE: Mapping[str, str] = MappingProxyType({})
 PATIENCE = Patience()
 
 
+class NotFetched(DataMissing):
+    """No address gave the file."""
+
+    def __init__(self, partial: Partial, reasons: Sequence[str]) -> None:
+        self.tried = (
+            f"{partial.place.name}: got no such file from any of {len(reasons)} address(es):\n"
+            f"{''.join(reasons)}"
+        )
+        super().__init__(
+            f"{self.tried}Run again when one can be reached (what has arrived is kept as "
+            f"{partial.path.name}), or download the file on another machine and put it at "
+            f"{partial.place}"
+        )
+
+
 def fetch(
     urls: Sequence[str],
     place: Path,
@@ -48,7 +63,7 @@ def fetch(
         patience: with each address.
 
     Raises:
-        DataMissing: no address gave the file; says why for each, and what to put where by hand.
+        NotFetched: no address gave the file; says why for each, and what to put where by hand.
         DataError: the file that is there is another one, or nothing can be written there.
     """
     with writing(place):
@@ -103,12 +118,7 @@ def _fetch(
             to_disk(partial.path)
             os.replace(partial.path, partial.place)
             return
-    raise DataMissing(
-        f"{partial.place.name}: got no such file from any of {len(reasons)} address(es):\n"
-        f"{''.join(reasons)}Run again when one can be reached (what has arrived is kept as "
-        f"{partial.path.name}), or download the file on another machine and put it at "
-        f"{partial.place}"
-    )
+    raise NotFetched(partial, reasons)
 
 
 def _patiently(

@@ -16,7 +16,6 @@ import numpy as np
 from workbench.data import symbols
 from workbench.data.pieces import raw_blocks, readable
 from workbench.data.symbols import Part, Symbols, piece_of
-from workbench.data.tables import load
 from workbench.data.vocabulary import Level, Vocabulary, restore
 
 HASH_BYTES = 1 << 20
@@ -42,36 +41,21 @@ def _encode(level: Level, vocabulary: str, pieces: list[Any], stem: str) -> list
     return [symbols.encode(_vocabulary(level, vocabulary), list(map(piece_of, pieces)), stem)]
 
 
-def _place(
-    level: Level, vocabulary: str, how: list[Any] | None, part: Any, target: str, offset: int
-) -> int:
-    """Write the final ids of a part to their place, `offset` tokens into the target.
-
-    Returns:
-        how many of them are `<unk>`.
-    """
-    words, part = _vocabulary(level, vocabulary), Part.of(part)
-    dtype = words.dtype()
-    n_unknown = 0
+def _place(dtype: str, how: list[Any] | None, part: Any, target: str, offset: int) -> None:
+    """Write the final ids of a part to their place, `offset` tokens into the target."""
+    kind, part = np.dtype(dtype), Part.of(part)
     if how is not None:
-        table = load(part.stem)
-        found = words.find(table.symbols)
-        if words.unknown is not None:
-            n_unknown = int(table.counts[found == words.unknown].sum())
-        ids = symbols.final(Symbols(*how), part, table, found, dtype)
+        ids = symbols.final(Symbols(*how), part)
     elif part.pieces:
-        ids = (np.frombuffer(block, dtype) for _, _, block in raw_blocks(part.pieces))
+        ids = (np.frombuffer(block, kind) for _, _, block in raw_blocks(part.pieces))
     else:
-        ids = symbols.spooled(part.stem, dtype)
+        ids = symbols.spooled(part.stem, kind)
     with Path(target).open("r+b") as file:
-        file.seek(offset * dtype.itemsize)
+        file.seek(offset * kind.itemsize)
         for block in ids:
             file.write(block.data)
-            if how is None and words.unknown is not None:
-                n_unknown += int(np.count_nonzero(block == words.unknown))
-    for suffix in (".ids", ".txt", ".npy", ".edges.npy"):
+    for suffix in (".ids", ".txt", ".npy", ".edges.npy", ".final.npy"):
         Path(part.stem + suffix).unlink(missing_ok=True)
-    return n_unknown
 
 
 def _hash(paths: list[str]) -> list[str]:

@@ -12,10 +12,10 @@ splitting them costs most; bytes and characters are read again to be placed, whi
 spool, and plain bytes are not counted at all. Chunks do not follow from the number of workers, so
 neither does the result.
 
-Memory: a worker holds the table of one part (at most about 1,000,000 words) and 4 MB of ids. The
-process that merges holds the symbols of some buckets (`tables`) and those that are kept: all of
-them, or those that `Keep` allows. Neither grows with the text; the spool on disk does, by four
-bytes a word, and shrinks again while the parts are placed.
+Memory: a worker holds the table of one part (at most about 1,000,000 words) and 4 MB of ids, and
+no vocabulary. The process that merges holds the symbols of some buckets (`tables`) and those that
+are kept: all of them, or those that `Keep` allows. Neither grows with the text; the spool on disk
+does, by four bytes a word, and shrinks again while the parts are placed.
 
 A preparation lies in a folder of its own until it is whole (`store`). If it is killed its workers
 end with it, and the next one sweeps away what it left.
@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 
 from workbench.data import crew, jobs, pieces
 from workbench.data.pieces import SPLITS, Member, Piece, chunks
-from workbench.data.symbols import Part, Symbols
+from workbench.data.symbols import Part, Symbols, renumber
 from workbench.data.tables import Counts, Keep, merge
 from workbench.data.vocabulary import Vocabulary
 
@@ -94,14 +94,14 @@ def write_tokens(
     else:
         vocabulary = rule
     vocabulary.save(folder / "vocabulary.json")
-    saved = {"level": vocabulary.level, "vocabulary": str(folder / "vocabulary.json")}
     if not isinstance(rule, Counted):
+        assert rule.unknown is None, "a vocabulary made beforehand has ids for every text"
         if level == "byte":
             parts = {s: [[_bytes(chunk)] for chunk in cut[s]] for s in SPLITS}
         else:
+            saved = {"level": level, "vocabulary": str(folder / "vocabulary.json")}
             parts = _ask(cut, spool, work, {"do": "encode", **saved})
-    how = rule.symbols if isinstance(rule, Counted) else None
-    tokens = _place(folder, vocabulary, parts, work, {"do": "place", "how": how, **saved})
+    tokens = _place(folder, vocabulary, parts, work, rule)
     shutil.rmtree(spool)
     return tokens._replace(
         edges={s: _edges(splits[s], cut[s], parts[s]) for s in SPLITS} if edges else {}
@@ -145,10 +145,11 @@ def _plain(chunk: Sequence[Piece]) -> list[Any]:
 
 
 def _place(
-    folder: Path, vocabulary: Vocabulary, parts: Parts, work: crew.Crew, job: dict[str, Any]
+    folder: Path, vocabulary: Vocabulary, parts: Parts, work: crew.Crew, rule: Rule
 ) -> Tokens:
     """Have all parts written to their offsets; hash the tokens as they become complete."""
     size = vocabulary.dtype().itemsize
+    how = rule.symbols if isinstance(rule, Counted) else None
     flat = [(s, part) for s in SPLITS for group in parts[s] for part in group]
     ends = {s: list(accumulate(p.tokens for g in parts[s] for p in g)) for s in SPLITS}
     tokens = {s: ends[s][-1] if ends[s] else 0 for s in SPLITS}
@@ -156,20 +157,20 @@ def _place(
     for split in SPLITS:
         with (folder / f"{split}.bin").open("wb") as file:
             file.truncate(tokens[split] * size)
-    asked = [
-        {
-            **job,
-            "part": (_plain(part.pieces), part.stem, part.tokens),
-            "target": str(folder / f"{split}.bin"),
-            "offset": stop - part.tokens,
-        }
-        for (split, part), stop in zip(flat, stops, strict=True)
-    ]
     digests, unknown = {s: hashlib.sha256() for s in SPLITS}, dict.fromkeys(SPLITS, 0)
+
+    def jobs_to_do() -> Iterator[dict[str, Any]]:
+        for (split, part), stop in zip(flat, stops, strict=True):
+            # here, so that no worker holds the vocabulary: there may be many of them
+            if how is not None:
+                unknown[split] += renumber(vocabulary, part)
+            plain = (_plain(part.pieces), part.stem, part.tokens)
+            to = {"target": str(folder / f"{split}.bin"), "offset": stop - part.tokens}
+            yield {"do": "place", "dtype": vocabulary.dtype().str, "how": how, "part": plain, **to}
+
     sizes = [part.tokens for _, part in flat]
-    placed = _shown(work.map(asked), sizes, "writing tokens", " tokens")
-    for (split, part), stop, n in zip(flat, stops, placed, strict=True):
-        unknown[split] += n
+    placed = _shown(work.map(jobs_to_do()), sizes, "writing tokens", " tokens")
+    for (split, part), stop, _ in zip(flat, stops, placed, strict=True):
         start = (stop - part.tokens) * size
         for block in jobs.read(folder / f"{split}.bin", start, stop * size):
             digests[split].update(block)

@@ -101,12 +101,13 @@ class Published(CorpusConfig):
             logger.info("prepared %s by the rule of %s", self.name, self.rule)
 
         corpus = store.obtain(f"published-{self.name}-{self.rule}-{key}", build)
-        self._compare(corpus)
+        self._compare(corpus, members)
         return corpus
 
-    def _compare(self, corpus: Corpus) -> None:
+    def _compare(self, corpus: Corpus, members: Sequence[Member]) -> None:
         """Say with which figures results on these files may be compared, or that none are."""
-        if fault := self.facts.fault(corpus.info["vocabulary_size"], corpus.info["tokens"]):
+        fault = self.facts.fault(corpus.info["vocabulary_size"], corpus.info["tokens"])
+        if fault := fault or ("" if self.facts.tokens else self._other_size(members)):
             logger.warning(
                 "%s by the rule %s: %s as the published text has; results with these files are not "
                 "comparable with published ones",
@@ -114,6 +115,15 @@ class Published(CorpusConfig):
             )
         else:
             corpus.info["comparable"] = self.comparable
+
+    def _other_size(self, members: Sequence[Member]) -> str:
+        """How a file differs in size from the published one; nothing where none does."""
+        contents = registry.entry(self.name).contents
+        for m in members:
+            known = contents.get(m.path.name)
+            if known and known.bytes not in (None, m.bytes):
+                return f"got {m.bytes:,} bytes of {m.path.name}, expected {known.bytes:,}"
+        return ""
 
     def _members(self, folder: Path) -> list[Member]:
         """The three prepared files, or the one raw file of enwik8 and text8."""

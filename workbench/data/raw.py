@@ -111,18 +111,18 @@ def _adopt(it: Entry) -> None:
 
 def _obtain(name: str, it: Entry, url: str | None, n_rules: int) -> list[str]:
     """Fetch what is missing, from the first source that has it."""
-    reasons: list[str] = []
     if not absent(it):
         # another process was quicker
-        return reasons
+        return []
+    tried = ""
     # what somebody put there is used first
     for source in sorted(it.sources, key=lambda s: -sum(_there(it, f) for f in s.files)):
         check_room(it, source, n_rules)
         try:
             return [done for file in source.files for done in _take(it, file, url)]
-        except DataMissing as error:
-            reasons.append(f"{error}\n")
-    raise DataMissing(f"{name}: {''.join(reasons)}{registry.by_hand(name)}")
+        except download.NotFetched as error:
+            tried += error.tried
+    raise DataMissing(f"{name}: {tried}What has arrived is kept. {registry.by_hand(name)}")
 
 
 def _there(it: Entry, file: Download) -> bool:

@@ -31,6 +31,8 @@ from workbench.errors import DataError
 
 logger = logging.getLogger("workbench")
 FORMAT = 3
+TOLD = {"name", "unit", "vocabulary_size", "unknown", "sha256", "tokens_sha256"}
+"""what others read of `info.json`"""
 
 
 class Damaged(Exception):
@@ -177,6 +179,9 @@ def write(
     info["sha256"] = _record_files(folder, members, split_of, hashes)
     names = ("vocabulary.json", "files.jsonl")
     info["sizes"] = {name: (folder / name).stat().st_size for name in names}
+    info["files_sha256"] = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names
+    }
     (folder / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
 
 
@@ -209,6 +214,8 @@ def open_prepared(folder: Path) -> Corpus:
         info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
         if info["format"] != FORMAT:
             raise Damaged(f"format {info['format']}, expected {FORMAT}")
+        if lacking := TOLD - info.keys():
+            raise Damaged(f"info.json lacks {', '.join(sorted(lacking))}")
         dtype = np.dtype(info["dtype"])
         splits = {}
         for name in SPLITS:
@@ -223,5 +230,5 @@ def open_prepared(folder: Path) -> Corpus:
                 raise Damaged(f"{name} has {got} bytes, expected {expected}")
         symbols = partial(restore, info["level"], folder / "vocabulary.json")
         return Corpus(folder, info, symbols, splits)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from workbench.data.pieces import WORD_CHARACTERS, Piece, blocks, long_word, raw_blocks
-from workbench.data.tables import NEVER, Numbering, Table, save
+from workbench.data.tables import NEVER, Numbering, Table, load, save
 from workbench.data.vocabulary import (
     DECIMAL,
     END_OF_LINE,
@@ -163,21 +163,28 @@ def _codes(symbols: Symbols, pieces: Sequence[Piece], replaced: list[int]) -> It
         yield np.frombuffer(text.encode(), np.uint8) if text.isascii() else code_points(text)
 
 
-def final(
-    symbols: Symbols, part: Part, table: Table, found: np.ndarray, dtype: np.dtype
-) -> Iterator[np.ndarray]:
-    """The ids of a part, block by block.
+def renumber(vocabulary: Vocabulary, part: Part) -> int:
+    """Write down which id of the vocabulary each symbol of a part has, for `final`.
+
+    Returns:
+        how many tokens of the part are `<unk>`.
+    """
+    table = load(part.stem)
+    found = vocabulary.find(table.symbols)
+    ids_of = np.zeros(int(table.ids.max(initial=0)) + 1, vocabulary.dtype())
+    ids_of[table.ids] = found
+    np.save(f"{part.stem}.final.npy", ids_of)
+    return int(table.counts[found == vocabulary.unknown].sum())
+
+
+def final(symbols: Symbols, part: Part) -> Iterator[np.ndarray]:
+    """The ids of a part that `renumber` has seen, block by block.
 
     Args:
         symbols: what its text was counted as.
         part: what `count` gave.
-        table: its symbols.
-        found: their ids in the vocabulary.
-        dtype: of the result.
     """
-    size = int(table.ids.max()) + 1 if len(table.ids) else 1
-    ids_of = np.zeros(size, dtype)
-    ids_of[table.ids] = found
+    ids_of = np.load(f"{part.stem}.final.npy")
     if symbols.level == "word":
         return (ids_of[ids] for ids in spooled(part.stem, np.dtype(np.int32)))
     return (ids_of[codes] for codes in _codes(symbols, part.pieces, []))

@@ -234,10 +234,10 @@ class Text(CorpusConfig):
         """Say once, when it is prepared, what of the text is not what it was."""
         for split in ("valid", "test"):
             if n := info["unknown"][split]:
-                share = 100 * n / info["tokens"][split]
+                share = f"{100 * n / info['tokens'][split]:.3g}"
                 of = f"{self.dataset}, {split}: {n:,} of {info['tokens'][split]:,} tokens"
                 size = f"{info['vocabulary_size']:,}"
-                logger.warning("%s (%.2f %%) are <unk>, none of the %s symbols", of, share, size)
+                logger.warning("%s (%s %%) are <unk>, none of the %s symbols", of, share, size)
         if n := sum(info["replaced"].values()):
             logger.warning("%s: %d places were no UTF-8 and are U+FFFD now", self.dataset, n)
 

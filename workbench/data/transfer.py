@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -252,7 +253,10 @@ def _open(
         except ValueError as error:
             raise Refused(str(error)) from None
         except requests.RequestException as error:
-            raise Broken(_innermost(error)) from None
+            cause = _innermost(error)
+            # no such name, or no network: neither comes back within seconds
+            lasting = isinstance(cause, socket.gaierror)
+            raise (Refused if lasting else Broken)(_said(cause)) from None
         if not response.is_redirect:
             return response
         with response:
@@ -300,7 +304,7 @@ def _body(response: requests.Response, patience: Patience) -> Iterator[bytes]:
                     raise Broken(f"{came} bytes in {patience.pace_s:g} s are too slow")
                 due, came = time.monotonic() + patience.pace_s, 0
     except urllib3.exceptions.HTTPError as error:
-        raise Broken(_innermost(error)) from None
+        raise Broken(_said(_innermost(error))) from None
 
 
 def _bar(name: str, have: int, total: int | None) -> tqdm:
@@ -309,8 +313,12 @@ def _bar(name: str, have: int, total: int | None) -> tqdm:
     return tqdm(desc=name, total=total, initial=have, unit="B", unit_scale=True, disable=not shown)
 
 
-def _innermost(error: BaseException) -> str:
+def _innermost(error: BaseException) -> BaseException:
     """The reason itself, which the libraries wrap many times."""
     while inner := error.__cause__ or error.__context__:
         error = inner
+    return error
+
+
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -232,7 +232,8 @@ class Adaptive(Vocabulary):
 
     def _rows_by_bin(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         """For each bin, the indices of its tokens, ascending."""
-        bins_N = torch.bucketize(ids_N, self.get_buffer("cutoffs"), right=True)
+        # PyTorch warns of a copy where a column of a batch comes as it lies
+        bins_N = torch.bucketize(ids_N.contiguous(), self.get_buffer("cutoffs"), right=True)
         counts = bins_N.bincount(minlength=len(self.ends) - 1)
         return bins_N.argsort(stable=True).split(counts.tolist())
 

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from workbench.plots.style import COLOURS, INK, QUIET, finish, float32, mark
 
+LINE_ENDS = ("\n", "\\n", "↵", "⏎", "<eos>")
+
 
 def comparison_bars(
     models: Mapping[str, float], baselines: Mapping[str, float], unit: str = "character"
@@ -169,6 +171,15 @@ def hardest_passages(bits: ArrayLike, length: int = 160, count: int = 4) -> list
     return found
 
 
+def full_colour(bits: ArrayLike) -> float:
+    """Where the colour of a token's loss is full: few tokens of a text lie above.
+
+    8 bits, the cost of a byte drawn at random, or more where tokens cost more, as words do.
+    """
+    values = np.asarray(bits, dtype=np.float64)
+    return max(8.0, 4 * float(np.ceil(np.quantile(values, 0.9) / 4))) if len(values) else 8.0
+
+
 def _shade(bits: float, top: float) -> str:
     """Background from white (0 bits) to vermilion (`top` bits): safe for all kinds of eyes."""
     share = min(max(bits / top, 0.0), 1.0)
@@ -177,19 +188,19 @@ def _shade(bits: float, top: float) -> str:
 
 
 def coloured_text(
-    symbols: Sequence[str], bits: ArrayLike, *, top: float = 8.0, title: str = ""
+    symbols: Sequence[str], bits: ArrayLike, *, top: float | None = None, title: str = ""
 ) -> str:
     """Text whose background tells each token's loss, as HTML that loads nothing.
 
     Args:
         symbols: the tokens as text; a line end (a newline, or a mark for one) starts a new line.
         bits: of each token.
-        top: bits at which the colour is full.
+        top: bits at which the colour is full; None: `full_colour` of these bits.
         title: a line above.
     """
-    parts = []
+    parts, top = [], full_colour(bits) if top is None else top
     for symbol, loss in zip(symbols, np.asarray(bits, dtype=np.float64), strict=True):
-        ends = symbol in ("\n", "\\n", "↵", "⏎")
+        ends = symbol in LINE_ENDS or symbol.strip() in LINE_ENDS
         # the mark for a blank serves single symbols; a line of code reads better with the blank
         shown = "↵" if ends else html.escape(symbol.replace("␣", " "))
         probability = 2.0 ** -float(loss)
@@ -204,7 +215,7 @@ def coloured_text(
     )
     head = f"<div>{html.escape(title)} &nbsp; bits: {scale}</div>"
     body = (
-        '<pre style="line-height:1.45;white-space:pre-wrap;word-break:break-all;color:#1F2933;'
+        '<pre style="line-height:1.45;white-space:pre-wrap;overflow-wrap:anywhere;color:#1F2933;'
         f'background:#fff;padding:.6em;border:1px solid #E4E7EB">{"".join(parts)}</pre>'
     )
     return f'<div class="coloured-text">{head}{body}</div>'

@@ -25,7 +25,7 @@ def samples(texts: Mapping[str, str], prompt: str = "") -> str:
     parts = [
         f"<div style='margin-top:.8em;color:#52606D'>{html.escape(name)}</div>"
         "<pre style='white-space:pre-wrap;word-break:break-word;background:#fff;padding:.6em;"
-        "margin:.2em 0;border:1px solid #E4E7EB;color:#1F2933'>"
+        "margin:.2em 0;max-height:30em;overflow:auto;border:1px solid #E4E7EB;color:#1F2933'>"
         f"<b>{html.escape(prompt)}</b>{html.escape(text)}</pre>"
         for name, text in texts.items()
     ]

@@ -1,4 +1,4 @@
-"""Figures that follow a run while it trains, in JupyterLab and in batch.
+"""Figures that follow a run while it trains, and texts while they come, in JupyterLab and in batch.
 
 - In JupyterLab: a `FigureWidget`, whose zoom survives an update.
 - In batch (`WORKBENCH_BATCH`, set by our papermill engine): one output that is replaced, so that
@@ -12,9 +12,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Protocol
+from uuid import uuid4
 
 import plotly.graph_objects as go
 from IPython.display import display
@@ -39,6 +40,25 @@ def progress_bar(**settings: Any) -> Any:
         # not standard error, which notebooks show as if something had failed
         return text_bar(file=sys.stdout, **settings)
     return notebook_bar(**settings)
+
+
+def show_text(pieces: Iterable[str], begin: str = "") -> None:
+    """Show a text while it comes, as one output that is replaced.
+
+    Printed piece by piece, each would stand on a line of its own in an executed notebook.
+
+    Args:
+        pieces: of the text, in order.
+        begin: what stands before the first.
+    """
+    text, key, shown = begin, uuid4().hex, time.monotonic()
+    display({"text/plain": text}, raw=True, display_id=key)
+    for piece in pieces:
+        text += piece
+        if time.monotonic() - shown > 0.2:
+            display({"text/plain": text}, raw=True, display_id=key, update=True)
+            shown = time.monotonic()
+    display({"text/plain": text}, raw=True, display_id=key, update=True)
 
 
 def bundle(fig: go.Figure) -> dict[str, Any]:
