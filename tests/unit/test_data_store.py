@@ -184,9 +184,10 @@ from workbench.data import store
 from workbench.data.text import Text
 
 def slow(*args, **options):
-    real(*args, **options)
+    info = real(*args, **options)
     print("wrote", flush=True)
     time.sleep(0.3)
+    return info
 
 def both():
     children = []

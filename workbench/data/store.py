@@ -132,7 +132,7 @@ def write(
     split_of: dict[str, str],
     about: dict[str, Any],
     edges: bool = False,
-) -> None:
+) -> dict[str, Any]:
     """Write the token files and the vocabulary, record everything.
 
     Args:
@@ -144,6 +144,9 @@ def write(
         split_of: split of each file's name, where whole files are split ("" otherwise).
         about: further entries of `info.json`; "name" among them.
         edges: record where the tokens of each file begin, as "edges" of `info.json`.
+
+    Returns:
+        what `info.json` says.
 
     Raises:
         DataError: the text cannot be decoded, or a split is left without two tokens.
@@ -182,6 +185,12 @@ def write(
     info["files_sha256"] = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names
     }
+    record(folder, info)
+    return info
+
+
+def record(folder: Path, info: dict[str, Any]) -> None:
+    """Write `info.json`."""
     (folder / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
 
 
