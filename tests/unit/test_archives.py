@@ -15,7 +15,7 @@ import pytest
 import zstandard
 from packed import KINDS, TEXTS, WANTED, files, put, refused, tarred, zipped
 
-from workbench.data.archives import extract, list_files, read
+from workbench.data.archives import extract, read
 from workbench.errors import DataError
 
 
@@ -28,17 +28,19 @@ def test_the_named_members_are_taken(tmp_path: Path, kind: str) -> None:
     assert [path.read_bytes() for path in found] == [*TEXTS.values()][:2]
     assert files(out) == {"train.txt", "sub/valid.txt"}
     assert not (out / ".unpacking").exists()
-    assert list_files(archive) == [(name, len(data)) for name, data in TEXTS.items()]
+    sizes = {m.name: m.bytes for m in read(archive, limit_bytes=10_000)}
+    assert sizes == {name: len(data) for name, data in TEXTS.items()}
     whole = {m.name: b"".join(m.blocks) for m in read(archive, limit_bytes=10_000)}
     assert whole == TEXTS
 
 
 @pytest.mark.parametrize("kind", ["a.zip", "a.tar.gz"])
-def test_patterns_folders_and_replaced_files(tmp_path: Path, kind: str) -> None:
+def test_folders_and_replaced_files(tmp_path: Path, kind: str) -> None:
     shards = {f"./lm/train/news-{i:02}-of-03": b"%d" % i for i in (2, 0, 1)}
     others = {"lm/held/news-00-of-03": b"held", "lm/train/deep/news-00-of-03": b"deep"}
     archive = put(tmp_path, kind, KINDS[kind](shards | others))
-    wanted = {"lm/train/news-0*-of-03": "train", "./lm/held/news-00-of-03": "held.txt"}
+    wanted = {f"lm/train/news-{i:02}-of-03": f"train/news-{i:02}-of-03" for i in range(3)}
+    wanted |= {"./lm/held/news-00-of-03": "held.txt"}
     out = tmp_path / "out"
     (out / "train").mkdir(parents=True)
     put(out, "train/news-01-of-03", b"old")
@@ -83,9 +85,8 @@ def test_names_that_lead_out(tmp_path: Path, kind: str, name: str) -> None:
     evil = KINDS[kind](TEXTS | {name: b"evil"})
     assert "leads out of its folder" in refused(tmp_path, kind, evil)
     assert "leads out of its folder" in refused(tmp_path, kind, evil, {name: "x"})
-    assert "leads out of its folder" in refused(tmp_path, kind, evil, {"*": "x"} | WANTED)
     with pytest.raises(DataError, match="leads out"):
-        list_files(tmp_path / kind)
+        list(read(tmp_path / kind, limit_bytes=10_000))
 
 
 def test_a_zip_name_with_a_hidden_end(tmp_path: Path) -> None:
@@ -125,7 +126,6 @@ def test_links_and_devices_in_a_tar(tmp_path: Path, kind: str) -> None:
     archive = put(tmp_path, "a.tar", evil)
     extract(archive, {"set/train.txt": "x"}, tmp_path / "out", limit_bytes=10_000)
     assert files(tmp_path / "out") == {"x"}
-    assert list_files(archive) == [("set/train.txt", 9000)]
 
 
 @pytest.mark.parametrize("below", [{}, {"set/valid.txt/x": b"evil"}])
@@ -157,14 +157,8 @@ def test_two_members_of_one_name(tmp_path: Path, kind: str, name: str) -> None:
     assert "got two members 'set/train.txt'" in refused(tmp_path, kind, twice)
 
 
-def test_two_members_for_one_place(tmp_path: Path) -> None:
-    evil = tarred({"a/x/1": b"a", "a/y/1": b"b"})
-    assert "got two members for 'out/1'" in refused(tmp_path, "a.tar", evil, {"a/*/1": "out"})
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_member_is_named_with_the_nearest(tmp_path: Path, kind: str) -> None:
     message = refused(tmp_path, kind, KINDS[kind](TEXTS), WANTED | {"set/tset.txt": "test.txt"})
     assert "got no member 'set/tset.txt' among 3 files" in message and "set/" in message
-    assert "got no member 'x/*'" in refused(tmp_path, kind, KINDS[kind](TEXTS), {"x/*": "x"})
     assert "among 0 files" in refused(tmp_path, kind, KINDS[kind]({}))

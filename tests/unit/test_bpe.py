@@ -17,14 +17,10 @@ from workbench.data.pieces import Piece, mixed
 from workbench.data.text import Text
 from workbench.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("prepared")
+
 pytest.importorskip("tokenizers")
 PROSE = "It's the cat, the hat;  and 12 cats' hats:\n\n na\u00efve \u5b57 of hatter \U0001f600\n"
-
-
-@pytest.fixture(autouse=True)
-def prepared(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "prepared"
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,11 @@ from workbench.data import pieces, store
 from workbench.data.text import Text
 from workbench.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("prepared")
+
 LEVELS = ["byte", "char", "word"]
 SPLIT = (0.6, 0.2, 0.2)
 BLANKS = "\t\x0b\x0c\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000"
-
-
-@pytest.fixture(autouse=True)
-def prepared(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "cache" / "prepared"
 
 
 def text(content, level, **fields):

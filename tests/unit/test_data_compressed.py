@@ -10,9 +10,12 @@ import tarfile
 import zipfile
 
 import pytest
+from own_texts import joined, refused, write
 
 from workbench.data.text import Text
 from workbench.errors import DataError, DataMissing
+
+pytestmark = pytest.mark.usefixtures("prepared")
 
 zstandard = pytest.importorskip("zstandard")
 TEXT = b"".join(b"line %d of the text\n" % i for i in range(2000))
@@ -22,19 +25,6 @@ PACKERS = {
     "bz2": bz2.compress,
     "zst": lambda data: zstandard.ZstdCompressor().compress(data),
 }
-
-
-@pytest.fixture(autouse=True)
-def prepared(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "cache" / "prepared"
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return str(path)
 
 
 def zipped(**members):
@@ -53,17 +43,6 @@ def tarred(mode, **members):
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return file.getvalue()
-
-
-def joined(corpus):
-    return b"".join(corpus.text(split) for split in corpus.splits)
-
-
-def refused(error, *parts, **fields):
-    with pytest.raises(error) as caught:
-        Text(**fields).open()
-    for part in ("got", "expected", *parts):
-        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize("ending", PACKERS)

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from workbench.data import store
+from workbench.data import places
 from workbench.data.text import Text
 
 HERE = Path(__file__).parents[2]
 
 # one process that has imported all; it forks a preparation for each kill
 KILLER = """
-import os, random, signal, sys, time
+import os, random, shutil, signal, sys, time
 from workbench.data import crew, pieces, store, symbols
 from workbench.data.text import Text
 
@@ -44,7 +44,7 @@ for _ in range(int(kills)):
     for folder in store.Path(victim, "prepared").glob("[!.]*"):
         store.open_prepared(folder).check()
         # undone, so that the next one has something to do
-        store.shutil.rmtree(folder)
+        shutil.rmtree(folder)
 """
 
 
@@ -125,4 +125,4 @@ def test_workers_end_with_the_process_that_started_them(tmp_path, how):
     left = [*(root / "prepared").iterdir()]
     if how == signal.SIGINT:
         assert left == []
-    assert all(folder.name.startswith(store.ASIDE) for folder in left)
+    assert all(folder.name.startswith(places.ASIDE) for folder in left)

@@ -11,15 +11,10 @@ from workbench.data.learning import Learning
 from workbench.data.text import Text
 from workbench.errors import DataError, DataMissing
 
+pytestmark = pytest.mark.usefixtures("prepared")
+
 # 90 lines train, 5 valid, 5 test
 WORDS = "a b a\n" * 60 + "c a b\n" * 29 + "d a b\n" + "b e a\n" * 5 + "E f a\n" * 5
-
-
-@pytest.fixture(autouse=True)
-def prepared(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "cache" / "prepared"
 
 
 def text(content, **fields):

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from workbench.data import python_source
-from workbench.data.python_source import PythonSource, listing, readable
+from workbench.data.python_source import PythonSource, listing, texts
 from workbench.errors import DataMissing
 
 
@@ -113,7 +113,7 @@ def test_what_is_listed_and_what_is_left_out(library):
     assert set(names) == {
         "a.py", "b.py", "copy_of_a.py", "empty.py", "latin.py", "nul.py", "package/__init__.py"
     }  # fmt: skip
-    assert [m.name for m in readable(listed)] == ["a.py", "b.py", "package/__init__.py"]
+    assert [m.name for m in texts(listed)] == ["a.py", "b.py", "package/__init__.py"]
 
 
 def test_too_little_source_says_what_to_do(library, tmp_path, monkeypatch):

@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from workbench.data import Segments, check_length
+from workbench.data import Segments
 from workbench.data.batches import generator
-from workbench.data.segments import RandomLengths
+from workbench.data.segments import RandomLengths, check_length
 from workbench.errors import DataError
 
 SIZES = [
@@ -151,8 +151,8 @@ def test_too_short_is_refused_with_numbers_and_cures():
 
 def test_cures_that_are_impossible_are_not_offered():
     with pytest.raises(DataError) as caught:
-        check_length(3, 4, 16, "the training split of notes")
-    assert str(caught.value).startswith("the training split of notes: got 3 tokens")
+        check_length(3, 4, 16)
+    assert str(caught.value).startswith("text: got 3 tokens")
     assert "at most" not in str(caught.value)
 
 

@@ -3,8 +3,10 @@
 import os
 import stat
 import time
+from pathlib import Path
 
 import pytest
+from own_texts import joined, refused, write
 
 from workbench.config import ConfigError, dump, load
 from workbench.data import from_strings
@@ -12,29 +14,7 @@ from workbench.data.sources import find, matches
 from workbench.data.text import Text
 from workbench.errors import DataError, DataMissing
 
-
-@pytest.fixture(autouse=True)
-def prepared(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "cache" / "prepared"
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-    return path
-
-
-def refused(error, *parts, **fields):
-    with pytest.raises(error) as caught:
-        Text(**fields).open()
-    for part in ("got", "expected", *parts):
-        assert part in str(caught.value)
-
-
-def joined(corpus):
-    return b"".join(corpus.text(split) for split in corpus.splits)
+pytestmark = pytest.mark.usefixtures("prepared")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +179,7 @@ def test_dangling_and_circular_links_are_refused_by_name(tmp_path):
 
 def test_what_may_not_be_read_is_refused_by_name(tmp_path, monkeypatch):
     write(tmp_path / "texts" / "a.txt", "text " * 50)
-    secret = write(tmp_path / "texts" / "secret" / "b.txt", "text " * 50)
+    secret = Path(write(tmp_path / "texts" / "secret" / "b.txt", "text " * 50))
     if os.getuid():
         secret.chmod(0)
         refused(DataError, "b.txt", "Permission denied", "permissions", path="texts")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,15 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.data import jobs, store
+from workbench.data import jobs, places, store
 from workbench.data.text import Text
 from workbench.errors import DataError
 
-
-@pytest.fixture(autouse=True)
-def prepared(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "prepared"
+pytestmark = pytest.mark.usefixtures("prepared")
 
 
 @pytest.fixture
@@ -153,11 +150,11 @@ def test_interrupted_preparation_leaves_nothing(path, prepared, monkeypatch, how
 
 
 def test_what_a_killed_process_left_is_swept_and_a_living_one_is_spared(path, prepared):
-    host = store.socket.gethostname()
+    host = socket.gethostname()
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    dead = prepared / f"{store.ASIDE}{host}-{ended.pid}-abc"
-    alive = prepared / f"{store.ASIDE}{host}-{os.getppid()}-abc"
+    dead = prepared / f"{places.ASIDE}{host}-{ended.pid}-abc"
+    alive = prepared / f"{places.ASIDE}{host}-{os.getppid()}-abc"
     for folder in (dead, alive):
         (folder / "fresh").mkdir(parents=True)
     Text(path=path).open()

@@ -6,26 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from own_texts import refused, write
 
 from workbench.config import ConfigError, load
 from workbench.data import DataConfig
 from workbench.data.text import Text
 from workbench.errors import DataError, DataMissing
 
+pytestmark = pytest.mark.usefixtures("prepared")
+
 POEM = "Ein Wort, ein Glanz,\n\n ein Flug, ein Feuer — é ß 字\n"
-
-
-@pytest.fixture(autouse=True)
-def prepared(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "prepared"
-
-
-def write(path, content):
-    data = content if isinstance(content, bytes) else content.encode("utf-8")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return str(path)
 
 
 def joined(corpus):
@@ -158,13 +148,6 @@ def test_plot_symbols_are_printable(tmp_path):
     assert [vocabulary.symbol(i) for i in b"a \n\t"] == ["a", "␣", "↵", "\\t"]
     assert all(vocabulary.symbol(i).isprintable() for i in range(256))
     assert len({vocabulary.symbol(i) for i in range(256)}) == 256
-
-
-def refused(error, *parts, **fields):
-    with pytest.raises(error) as caught:
-        Text(**fields).open()
-    for part in ("got", "expected", *parts):
-        assert part in str(caught.value)
 
 
 def test_a_missing_path_is_named_with_the_working_directory(tmp_path, monkeypatch):

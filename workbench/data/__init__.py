@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from workbench.data.batches import Batch, Order
     from workbench.data.corpus import Corpus, CorpusConfig
     from workbench.data.raw import check, get
-    from workbench.data.segments import DataConfig, Segments, check_length
+    from workbench.data.segments import DataConfig, Segments
     from workbench.data.sentences import Sentences
     from workbench.data.text import from_strings
     from workbench.data.vocabulary import Vocabulary
@@ -28,7 +28,6 @@ _HOMES = {
     "Sentences": "sentences",
     "Vocabulary": "vocabulary",
     "check": "raw",
-    "check_length": "segments",
     "from_strings": "text",
     "get": "raw",
 }
@@ -43,7 +42,6 @@ __all__ = [
     "Sentences",
     "Vocabulary",
     "check",
-    "check_length",
     "from_strings",
     "get",
 ]

@@ -22,13 +22,19 @@ import zipfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from copy import copy
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, cast
 
 from workbench.config import nearest
-from workbench.data.compressed import BLOCK_BYTES, Blocks, decompressed, reading, unpacked
-from workbench.data.places import alone, writing
+from workbench.data.compressed import (
+    BLOCK_BYTES,
+    ENDINGS,
+    Blocks,
+    decompressed,
+    reading,
+    unpacked,
+)
+from workbench.data.places import alone, to_disk, writing
 from workbench.errors import DataError
 
 HEADER_BYTES = 1 << 15
@@ -37,7 +43,6 @@ MAX_MEMBERS = 100_000
 RATIO = 1000
 """bytes of a tar that may pass for each packed one, beside those that may be written"""
 ASIDE = ".unpacking"
-SINGLE = (".gz", ".xz", ".bz2", ".zst")
 EXPECTED = "a whole zip, tar or compressed file"
 
 
@@ -57,14 +62,12 @@ def extract(
 
     Args:
         archive: the file.
-        members: names in the archive, each with the path below `folder` where it is to be; where
-            a name has wildcards (`*`, `?`, `[..]`, none of which matches `/`), the path is that of
-            a folder for all members that match.
+        members: names in the archive, each with the path below `folder` where it is to be.
         folder: where to; files that are there are replaced.
         limit_bytes: of all members together, unpacked.
 
     Returns:
-        the files, in the order of `members`, then of their names.
+        the files, in the order of `members`.
 
     Raises:
         DataError: a member is missing, the archive is damaged or hostile, or nothing can be
@@ -77,93 +80,63 @@ def extract(
         # left by a process that was killed
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            places = _unpack(archive, asked, aside, limit_bytes)
-            for place in places:
+            _unpack(archive, asked, aside, limit_bytes)
+            for place in asked.values():
                 (folder / place).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(aside / place, folder / place)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    return [folder / place for place in places]
+    return [folder / place for place in asked.values()]
 
 
-def _unpack(
-    archive: Path, asked: Mapping[str, str], aside: Path, limit_bytes: int
-) -> list[PurePosixPath]:
-    """Write what was asked for to a folder aside; returns the places in it."""
-    found: dict[str, list[PurePosixPath]] = {key: [] for key in asked}
-    names: list[str] = []
+def _unpack(archive: Path, asked: Mapping[str, str], aside: Path, limit_bytes: int) -> None:
+    """Write what was asked for to its places in a folder aside."""
+    names: dict[str, None] = {}
+    left = limit_bytes
 
     def is_asked(name: str) -> bool:
-        names.append(name)
-        return any(_matches(key, name) for key in asked)
+        names[name] = None
+        return name in asked
 
-    left = limit_bytes
-    with closing(read(archive, is_asked, limit_bytes=limit_bytes)) as all_asked:
-        for member in all_asked:
-            key = next(key for key in asked if _matches(key, member.name))
-            base = "" if key == member.name else PurePosixPath(member.name).name
-            place = PurePosixPath(asked[key], base)
-            if (aside / place).exists():
-                raise DataError(f"{archive}: got two members for {str(place)!r}, expected one")
-            if (member.bytes or 0) > left:
-                raise _too_large(member.name, left)
-            left -= spool(member.blocks, aside / place, limit_bytes=left)
-            found[key].append(place)
-    for key, places in found.items():
-        if not places:
-            near = nearest(key, names[:1000]) if names else ""
-            raise DataError(
-                f"{archive}: got no member {key!r} among {len(names)} files, expected it as in the "
-                f"published archive. {near:.500}"
+    with closing(read(archive, is_asked, limit_bytes=limit_bytes)) as members:
+        for member in members:
+            too_large = (
+                f"{member.name!r} unpacks to more bytes than expected (at most {left}). If the "
+                "file can be trusted, unpack it by hand"
             )
-    return [place for places in found.values() for place in sorted(places)]
+            if (member.bytes or 0) > left:
+                raise DataError(too_large)
+            place = aside / asked[member.name]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            left -= spool(member.blocks, place, left, too_large)
+            to_disk(place)
+    for name in asked:
+        if name not in names:
+            near = nearest(name, [*names][:1000]) if names else ""
+            raise DataError(
+                f"{archive}: got no member {name!r} among {len(names)} files, expected it as in "
+                f"the published archive. {near:.500}"
+            )
 
 
-def _matches(pattern: str, name: str) -> bool:
-    """Whether a member answers to a name or pattern that was asked for."""
-    if pattern == name:
-        return True
-    parts, globs = name.split("/"), pattern.split("/")
-    return len(parts) == len(globs) and all(map(fnmatchcase, parts, globs))
-
-
-def spool(blocks: Iterator[bytes], place: Path, *, limit_bytes: int) -> int:
-    """Write blocks to a file, down to the disk; returns how many bytes these were.
+def spool(blocks: Iterator[bytes], place: Path, limit_bytes: int, too_large: str) -> int:
+    """Write blocks to a file; returns how many bytes these were.
 
     Raises:
-        DataError: these are more than the limit.
+        DataError: these are more than the limit: `too_large`.
     """
     n_bytes = 0
-    place.parent.mkdir(parents=True, exist_ok=True)
     with place.open("wb") as file:
         for block in blocks:
             n_bytes += len(block)
             if n_bytes > limit_bytes:
-                raise _too_large(place.name, limit_bytes)
+                raise DataError(too_large)
             file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
     return n_bytes
 
 
-def _too_large(name: str, limit_bytes: int) -> DataError:
-    return DataError(
-        f"{name!r} unpacks to more bytes than expected (at most {limit_bytes}). If the file can be "
-        "trusted, unpack it by hand"
-    )
-
-
-def list_files(archive: Path, *, limit_bytes: int = 1 << 30) -> list[tuple[str, int | None]]:
-    """Names and sizes of the regular files of a zip or tar, in its order; see `read`."""
-    return [(m.name, m.bytes) for m in read(archive, limit_bytes=limit_bytes, strict=False)]
-
-
 def read(
-    archive: Path,
-    asked: Callable[[str], bool] = bool,
-    *,
-    limit_bytes: int,
-    strict: bool = True,
+    archive: Path, asked: Callable[[str], bool] = bool, *, limit_bytes: int
 ) -> Generator[Member, None, None]:
     """The regular files of a zip or tar, or the one that a compressed file holds.
 
@@ -171,7 +144,6 @@ def read(
         archive: the file.
         asked: whether a name is wanted; the others are passed over.
         limit_bytes: how much of a compressed tar may be unpacked, beside 1000 times its size.
-        strict: refuse wanted members that are no regular files; else pass over them.
 
     Raises:
         DataError: the archive is damaged or hostile; perhaps only after its last member, so
@@ -190,14 +162,13 @@ def read(
             name = str(PurePosixPath(member.name))
             if not asked(name):
                 continue
-            if fault and strict:
+            if fault:
                 raise DataError(f"{archive}: got {fault} {name!r}, expected a plain file")
             if name in names:
                 raise DataError(f"{archive}: got two members {name!r}, expected one")
             names.add(name)
-            if not fault:
-                with closing(_exactly(archive, name, member)) as blocks:
-                    yield Member(name, blocks, member.bytes)
+            with closing(_exactly(archive, name, member)) as blocks:
+                yield Member(name, blocks, member.bytes)
 
 
 def _members(archive: Path, limit_bytes: int) -> Iterator[tuple[Member, str]]:
@@ -206,7 +177,7 @@ def _members(archive: Path, limit_bytes: int) -> Iterator[tuple[Member, str]]:
         is_zip = file.read(4) in (b"PK\3\4", b"PK\5\6")
     if is_zip:
         return _zip(archive)
-    if archive.suffix in SINGLE and not archive.stem.endswith(".tar"):
+    if archive.suffix in ENDINGS and not archive.stem.endswith(".tar"):
         return iter([(Member(archive.stem, unpacked(archive), None), "")])
     return _tar(archive, limit_bytes)
 

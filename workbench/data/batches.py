@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.config import Choice
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from workbench.data.corpus import Corpus
@@ -94,6 +94,21 @@ def rows_of(batch_size: int, rank: int, world_size: int) -> slice:
             f"set data.batch_size to {' or '.join(sizes)}, or start another number of processes"
         )
     return slice(rank * each, (rank + 1) * each)
+
+
+def check_position(state: dict[str, Any], now: dict[str, int]) -> None:
+    """Refuse a position that was taken where these numbers were others.
+
+    Raises:
+        DataError: names the first that differs.
+    """
+    for field, expected in now.items():
+        if state.get(field) != expected:
+            raise DataError(
+                f"data position: got one with {field} {state.get(field)}, expected {expected}. "
+                "Continue with the same corpus and data.batch_size as the checkpoint, or start a "
+                "new run."
+            )
 
 
 def upload(ids: Tensor, device: torch.device) -> Tensor:

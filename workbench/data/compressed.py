@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from workbench.errors import DataError, DataMissing, WorkbenchError
 
+ENDINGS = (".gz", ".xz", ".bz2", ".zst")
 BLOCK_BYTES = 1 << 20
 XZ_MEMORY = 1 << 29
 Blocks = Generator[bytes, None, None]

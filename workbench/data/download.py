@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from workbench.data.places import alone, writing
+from workbench.data.places import alone, to_disk, writing
 from workbench.data.transfer import BLOCK_BYTES, Broken, Partial, Patience, Refused, Session
 from workbench.errors import DataError, DataMissing
 
@@ -115,8 +115,7 @@ def _fetch(
             except Refused as reason:
                 reasons.append(f"  {url}: {reason}\n")
                 continue
-            with partial.path.open("rb+") as file:
-                os.fsync(file.fileno())
+            to_disk(partial.path)
             os.replace(partial.path, partial.place)
             return
     raise NotFetched(partial, reasons)

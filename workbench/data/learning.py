@@ -90,7 +90,7 @@ class Learning(Config):
         symbols = Symbols(level, newline, lower_case=self.lower_case, replace=replace)
         if path is not None:
             given = self._given(level, path)
-            return Counted(symbols, lambda counts: given, Keep(max_size=1))
+            return Counted(symbols, lambda counts: given, Keep(max_size=0))
         # ties of characters are by code point, so those at the limit cannot be left out here
         most = self.max_size if level == "word" else None
         keep = Keep(self._splits, self.min_count or 1, most)
@@ -110,10 +110,9 @@ class Learning(Config):
         total: Counter[str] = Counter()
         for split in self._splits:
             total.update(counts[split])
-        frequent = {symbol: n for symbol, n in total.items() if n >= (self.min_count or 1)}
         if level == "char":
-            return CharVocabulary.learn(frequent, self.max_size)
-        return WordVocabulary.learn(frequent, self.max_size, self.lower_case, self.end_of_line)
+            return CharVocabulary.learn(total, self.max_size)
+        return WordVocabulary.learn(total, self.max_size, self.lower_case, self.end_of_line)
 
     def _given(self, level: Level, path: Path) -> Vocabulary:
         try:

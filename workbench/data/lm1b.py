@@ -107,8 +107,7 @@ def _record_shards(folder: Path) -> None:
 
 def learn(counts: Counts) -> SentenceVocabulary:
     """The words of train by falling count, which `Keep` has rid of the rare ones."""
-    train = counts["train"]
-    known = sorted(train, key=train.__getitem__, reverse=True)
+    known = [word for word, _ in counts["train"].most_common()]
     return SentenceVocabulary(list(dict.fromkeys([*known, SENTENCE, UNKNOWN_WORD])))
 
 

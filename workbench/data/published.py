@@ -26,7 +26,7 @@ from workbench.data.pieces import (
     stripped,
 )
 from workbench.data.prepare import Counted
-from workbench.data.rules import Name, Rule, level_of, misspelt, order
+from workbench.data.rules import Name, Rule, misspelt, order
 from workbench.data.symbols import Symbols
 from workbench.data.tables import Counts
 from workbench.data.vocabulary import END_OF_LINE, Level, PreparedVocabulary
@@ -59,17 +59,24 @@ class Published(CorpusConfig):
         return self.name
 
     @property
+    def facts(self) -> registry.RuleFacts:
+        """What is known of the corpus as it is prepared by the rule."""
+        return registry.entry(self.name).rules[self.rule]
+
+    @property
     def n_symbols(self) -> int:
-        return registry.entry(self.name).rules[self.rule].symbols
+        return self.facts.symbols
 
     @property
     def comparable(self) -> str:
-        return registry.entry(self.name).rules[self.rule].comparable
+        return self.facts.comparable
 
     @property
     def level(self) -> Level:
         """What a symbol is."""
-        return level_of(self.name)
+        level = registry.entry(self.name).level
+        assert level, "every corpus has one"
+        return level
 
     def open(self) -> Corpus:
         """Prepare on first use, then map the files.
@@ -99,9 +106,8 @@ class Published(CorpusConfig):
 
     def _compare(self, corpus: Corpus, members: Sequence[Member]) -> None:
         """Say with which figures results on these files may be compared, or that none are."""
-        facts = registry.entry(self.name).rules[self.rule]
-        fault = facts.fault(corpus.info["vocabulary_size"], corpus.info["tokens"])
-        if fault := fault or ("" if facts.tokens else self._other_size(members)):
+        fault = self.facts.fault(corpus.info["vocabulary_size"], corpus.info["tokens"])
+        if fault := fault or ("" if self.facts.tokens else self._other_size(members)):
             logger.warning(
                 "%s by the rule %s: %s as the published text has; results with these files are not "
                 "comparable with published ones",
@@ -139,7 +145,7 @@ class Published(CorpusConfig):
         source = members[0].path.parent
 
         def learn(counts: Counts) -> PreparedVocabulary:
-            symbols = order(self.name, self.rule, counts)
+            symbols = order(self.name, self.level, self.rule, counts)
             _check_spelling(self.level, symbols, source)
             return PreparedVocabulary(self.level, symbols)
 

@@ -52,7 +52,7 @@ class PythonSource(CorpusConfig):
         name = f"python-source-{version}-{store.key(listed, {'rule': RULE})}"
 
         def build(target: Path) -> None:
-            members = readable(listed)
+            members = texts(listed)
             self._enough(members, folder)
             chosen = split_by_file(members, (0.9, 0.05, 0.05), largest=0.25)
             about = {
@@ -99,7 +99,7 @@ def listing(folder: Path) -> list[Member]:
     return sorted(found)
 
 
-def readable(members: list[Member]) -> list[Member]:
+def texts(members: list[Member]) -> list[Member]:
     """Those files that hold UTF-8 text, each text only once (a copy would leak between splits)."""
     kept, seen = [], set()
     for m in members:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from workbench.config import load, nearest
-from workbench.data import registry, store
+from workbench.data import archives, download, registry, store
 from workbench.data.pieces import SPLITS
+from workbench.data.places import alone, writing
 from workbench.data.published import Published
 from workbench.data.registry import Download, Entry, Known, Source
 from workbench.errors import ConfigError, DataError, DataMissing
@@ -59,16 +60,14 @@ def get(name: str, *, rules: Sequence[str] = (), url: str | None = None, keep: b
         DataMissing: it cannot be downloaded; says which files to put where.
         DataError: a file is there and is another one, or the disk is too full.
     """
-    from workbench.data import download  # here: requests is slow to import
-
     it = registry.entry(name)
     _known_rules(name, it, rules)
     to_prepare = [rule for rule in rules if not prepared(name, [rule])]
     done: list[str] = []
-    with download.writing(it.place):
+    with writing(it.place):
         if not by_authors_scripts(it):
             if absent(it):
-                with download.alone(it.place / name):
+                with alone(it.place / name):
                     _adopt(it)
                     done = _obtain(name, it, url, len(to_prepare))
             for content, known in it.contents.items():
@@ -76,7 +75,7 @@ def get(name: str, *, rules: Sequence[str] = (), url: str | None = None, keep: b
         if not keep:
             _tidy(it)
         check_room(it, None, len(to_prepare))
-    with download.writing(store.root() / "prepared"):
+    with writing(store.root() / "prepared"):
         for rule in rules:
             load(Published, {"name": name, "rule": rule}).open()
     return Got(it.place, tuple(done), tuple(rules))
@@ -112,8 +111,6 @@ def _adopt(it: Entry) -> None:
 
 def _obtain(name: str, it: Entry, url: str | None, n_rules: int) -> list[str]:
     """Fetch what is missing, from the first source that has it."""
-    from workbench.data import download
-
     if not absent(it):
         # another process was quicker
         return []
@@ -134,8 +131,6 @@ def _there(it: Entry, file: Download) -> bool:
 
 def _take(it: Entry, file: Download, url: str | None) -> list[str]:
     """Fetch one file and unpack what is missing of it; names of what came."""
-    from workbench.data import download
-
     wanted = set(absent(it)) & set(file.yields)
     if not wanted:
         return []
@@ -143,8 +138,6 @@ def _take(it: Entry, file: Download, url: str | None) -> list[str]:
     path = it.place / file.name
     download.fetch(urls, path, bytes=file.bytes, checksums=file.checksums)
     if file.members:
-        from workbench.data import archives
-
         members = {inside: out for inside, out in file.members.items() if out in wanted}
         # sizes that are not known exactly may be somewhat larger
         limit = 2 * sum(it.contents[out].size for out in members.values())
@@ -212,8 +205,6 @@ def check(name: str) -> list[Finding]:
 
 
 def _file(it: Entry, content: str, known: Known) -> Finding:
-    from workbench.data import download
-
     path = it.place / content
     if not path.is_file():
         return Finding(content, "missing: `workbench data get` goes on from what is there", False)

@@ -21,8 +21,8 @@ from workbench.config import Config, Positive, dump, load, model_validator, near
 from workbench.data import store
 from workbench.errors import ConfigError
 
-CHECKSUMS = ("sha256", "sha512", "sha1", "md5")
-"""kinds of checksums, the one to prefer first"""
+CHECKSUMS = {"sha256": 64, "sha512": 128, "sha1": 40, "md5": 32}
+"""kinds of checksums, the one to prefer first, and their hexadecimal digits"""
 
 
 class Known(Config):
@@ -43,7 +43,7 @@ class Known(Config):
     def _sound(self) -> Known:
         if (self.bytes is None) == (self.about_bytes is None):
             raise ValueError("give either bytes or about_bytes")
-        for kind, digits in (("sha256", 64), ("sha512", 128), ("sha1", 40), ("md5", 32)):
+        for kind, digits in CHECKSUMS.items():
             value = getattr(self, kind)
             if value is not None and not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
                 raise ValueError(f"{kind}: got '{value}', expected {digits} hexadecimal digits")

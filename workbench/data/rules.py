@@ -30,22 +30,15 @@ from workbench.data.vocabulary import DECIMAL, END_OF_LINE, UNKNOWN, Level
 Name = Literal["enwik8", "text8", "wikitext-2", "wikitext-103", "ptb", "ptb-char", "lm1b"]
 Rule = Literal["plain", "transformer-xl", "adaptive-span", "awd-lstm"]
 
-LEVELS: dict[str, Level] = {"enwik8": "byte", "text8": "char", "ptb-char": "char"}
 
-
-def level_of(name: str) -> Level:
-    """What a symbol of a published corpus is."""
-    return LEVELS.get(name, "word")
-
-
-def order(name: str, rule: str, counts: Counts) -> list[str]:
+def order(name: str, level: Level, rule: str, counts: Counts) -> list[str]:
     """The symbols in order of their ids.
 
     Args:
-        name, rule: as in `Published`.
+        name, level, rule: as in `Published`.
         counts: of each split.
     """
-    return plain(level_of(name), counts) if rule == "plain" else original(name, rule, counts)
+    return plain(level, counts) if rule == "plain" else original(name, level, rule, counts)
 
 
 def plain(level: Level, counts: Counts) -> list[str]:
@@ -63,7 +56,7 @@ def plain(level: Level, counts: Counts) -> list[str]:
     return [*known, UNKNOWN] if needed and UNKNOWN not in train else known
 
 
-def original(name: str, rule: str, counts: Counts) -> list[str]:
+def original(name: str, level: Level, rule: str, counts: Counts) -> list[str]:
     """The symbols as the code base numbers them.
 
     Deviates: symbols of valid and test that train lacks come last, where the original stops with
@@ -74,7 +67,7 @@ def original(name: str, rule: str, counts: Counts) -> list[str]:
     for split in SPLITS[:1] if train_only else SPLITS:
         total.update(counts[split])
     if rule == "transformer-xl":
-        special = [END_OF_LINE] if level_of(name) == "word" else []
+        special = [END_OF_LINE] if level == "word" else []
         known = special + [symbol for symbol, _ in total.most_common() if symbol != END_OF_LINE]
         if UNKNOWN in known or not special:
             return known

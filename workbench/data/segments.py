@@ -25,6 +25,7 @@ from workbench.data import published, python_source, sentences, text  # noqa: F4
 from workbench.data.batches import (
     Batch,
     Order,
+    check_position,
     generator,
     generator_state,
     rows_of,
@@ -144,7 +145,7 @@ class DataConfig(Config):
         return self.corpus.n_symbols
 
 
-def check_length(n_tokens: int, batch_size: int, segment_len: int, name: str = "text") -> None:
+def check_length(n_tokens: int, batch_size: int, segment_len: int) -> None:
     """Refuse a text that does not give every stream one whole segment.
 
     Raises:
@@ -158,7 +159,7 @@ def check_length(n_tokens: int, batch_size: int, segment_len: int, name: str = "
         if (longest := n_tokens // batch_size - 1) > 0:
             cures.append(f"set data.segment_len to at most {longest}")
         raise DataError(
-            f"{name}: got {n_tokens:,} tokens, expected at least {need:,} = {batch_size} streams x "
+            f"text: got {n_tokens:,} tokens, expected at least {need:,} = {batch_size} streams x "
             f"({segment_len} + 1) tokens for one segment of each. To mend: {', or '.join(cures)}."
         )
 
@@ -269,18 +270,12 @@ class Segments:
         Raises:
             DataError: it was taken from another text or another number of streams.
         """
-        now = self.state()
-        for field in ("batch_size", "stream_len"):
-            if state.get(field) != now[field]:
-                raise DataError(
-                    f"data position: got one with {field} {state.get(field)}, expected "
-                    f"{now[field]}. Continue with the same corpus and data.batch_size as the "
-                    "checkpoint, or start a new run."
-                )
+        n_targets = self._rows_BN.shape[1] - 1
+        check_position(state, {"batch_size": self._batch_size, "stream_len": n_targets + 1})
         position = state.get("position", -1)
-        if not 0 <= position < now["stream_len"] - 1:
+        if not 0 <= position < n_targets:
             raise DataError(
-                f"data position: got {position}, expected 0 to {now['stream_len'] - 2}. "
+                f"data position: got {position}, expected 0 to {n_targets - 1}. "
                 "The checkpoint is damaged: continue from an earlier one."
             )
         if self.lengths is not None:

@@ -30,6 +30,7 @@ from torch import Tensor
 from workbench.data.batches import (
     Batch,
     Order,
+    check_position,
     generator,
     generator_state,
     rows_of,
@@ -273,13 +274,7 @@ class SentenceBatches:
         Raises:
             DataError: it was taken from another text or another number of streams.
         """
-        for field, now in (("batch_size", self._batch_size), ("tokens", len(self._ids))):
-            if state.get(field) != now:
-                raise DataError(
-                    f"data position: got one with {field} {state.get(field)}, expected {now}. "
-                    "Continue with the same corpus and data.batch_size as the checkpoint, or "
-                    "start a new run."
-                )
+        check_position(state, {"batch_size": self._batch_size, "tokens": len(self._ids)})
         self._epoch, self._shard = state["epoch"], state["shard"]
         self._order = state["order"].numpy().copy()
         set_generator(self._random, state["generator"])

@@ -21,13 +21,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from workbench.data import archives
-from workbench.data.compressed import Blocks, unpacked
+from workbench.data.compressed import ENDINGS, Blocks, unpacked
 from workbench.data.pieces import Member, member, readable
 from workbench.errors import DataError, DataMissing
 
 logger = logging.getLogger("workbench")
-COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
-ARCHIVES = (".zip", ".tar", ".tgz", *(".tar" + ending for ending in COMPRESSED))
+ARCHIVES = (".zip", ".tar", ".tgz", *(".tar" + ending for ending in ENDINGS))
 MAGIC = "*?["
 ROOM_BYTES = 256 << 20
 """what unpacking leaves free on the disk"""
@@ -35,7 +34,7 @@ ROOM_BYTES = 256 << 20
 
 def plain_name(name: str) -> str:
     """A file's name without the ending of its compression."""
-    endings = (*COMPRESSED, ".zip")
+    endings = (*ENDINGS, ".zip")
     return name.removesuffix(next((e for e in endings if name.endswith(e)), ""))
 
 
@@ -173,16 +172,20 @@ def unpack(members: Sequence[Member], folder: Path, glob: str, limit_bytes: int)
     plain: list[Member] = []
     written = 0
     for m in members:
-        if not m.name.endswith((*COMPRESSED, *ARCHIVES)):
+        if not m.name.endswith((*ENDINGS, *ARCHIVES)):
             plain.append(m)
             continue
         parts: list[Member] = []
         # closed at once, so that no file stays open where this ends early
         with closing(_contents(m, glob, limit_bytes)) as contents:
             for name, blocks in contents:
-                place = folder / str(len(plain) + len(parts))
+                place, left = folder / str(len(plain) + len(parts)), limit_bytes - written
+                too_large = (
+                    f"{m.path}: got more than {left:,} unpacked bytes, expected no more. If the "
+                    "file is to be trusted, raise corpus.max_unpacked_bytes."
+                )
                 with closing(blocks):
-                    _write(blocks, place, m.path, limit_bytes - written)
+                    archives.spool(_with_room(blocks, folder, m.path), place, left, too_large)
                 parts.append(member(place, name))
                 written += parts[-1].bytes
         if not parts:
@@ -203,21 +206,13 @@ def _contents(m: Member, glob: str, limit_bytes: int) -> Generator[tuple[str, Bl
         yield f"{m.name}/{part.name}", part.blocks
 
 
-def _write(blocks: Iterator[bytes], place: Path, source: Path, limit_bytes: int) -> None:
-    n_bytes = 0
-    with place.open("wb") as file:
-        for number, block in enumerate(blocks):
-            n_bytes += len(block)
-            if n_bytes > limit_bytes:
-                raise DataError(
-                    f"{source}: got more than {limit_bytes:,} unpacked bytes, expected no more. If "
-                    "the file is to be trusted, raise corpus.max_unpacked_bytes."
-                )
-            free = shutil.disk_usage(place.parent).free if number % 16 == 0 else ROOM_BYTES
-            if free < ROOM_BYTES:
-                raise DataError(
-                    f"{place.parent}: got {free:,} bytes of free space while {source.name} is "
-                    f"unpacked, expected {ROOM_BYTES:,} at least. Make room, or set "
-                    "WORKBENCH_DATA to a folder on a larger disk."
-                )
-            file.write(block)
+def _with_room(blocks: Iterator[bytes], folder: Path, source: Path) -> Iterator[bytes]:
+    """The same blocks, as long as the disk has room for more than these."""
+    for number, block in enumerate(blocks):
+        if number % 16 == 0 and (free := shutil.disk_usage(folder).free) < ROOM_BYTES:
+            raise DataError(
+                f"{folder}: got {free:,} bytes of free space while {source.name} is unpacked, "
+                f"expected {ROOM_BYTES:,} at least. Make room, or set WORKBENCH_DATA to a folder "
+                "on a larger disk."
+            )
+        yield block

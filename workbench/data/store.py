@@ -13,11 +13,7 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import socket
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +24,13 @@ import torch
 from workbench.data.corpus import Corpus
 from workbench.data.crew import hire
 from workbench.data.pieces import SPLITS, Member, Piece, check_unchanged
-from workbench.data.places import alone, writing
+from workbench.data.places import alone, aside, writing
 from workbench.data.prepare import Rule, hash_jobs, write_tokens
 from workbench.data.vocabulary import restore
 from workbench.errors import DataError
 
 logger = logging.getLogger("workbench")
 FORMAT = 3
-ASIDE = ".unfinished-"
 TOLD = {"name", "unit", "vocabulary_size", "unknown", "sha256", "tokens_sha256"}
 """what others read of `info.json`"""
 
@@ -85,11 +80,11 @@ def obtain(name: str, build: Callable[[Path], None]) -> Corpus:
 
 def _make(folder: Path, build: Callable[[Path], None]) -> None:
     """Build aside, then move into place; whatever happens, nothing unfinished keeps its name."""
-    with writing(folder), alone(root() / "locks" / folder.name), _aside(folder.parent) as aside:
+    with writing(folder), alone(root() / "locks" / folder.name), aside(folder.parent) as beside:
         if folder.exists() and _whole(folder):
             # another process has made it meanwhile
             return
-        fresh, old = aside / "fresh", aside / "old"
+        fresh, old = beside / "fresh", beside / "old"
         fresh.mkdir()
         build(fresh)
         if folder.exists():
@@ -97,25 +92,11 @@ def _make(folder: Path, build: Callable[[Path], None]) -> None:
         _move(fresh, folder)
 
 
-@contextmanager
-def _aside(parent: Path) -> Iterator[Path]:
-    """A folder inside `parent` for what is unfinished; it goes away whatever happens."""
-    with writing(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        _sweep(parent)
-        prefix = f"{ASIDE}{socket.gethostname()}-{os.getpid()}-"
-        aside = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    try:
-        yield aside
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def spool(blocks: Iterable[bytes], folder: Path, name: str) -> Path:
     """Write `<folder>/<name>-<digest>.txt`, whole or not at all; one that is there stays."""
     digest = hashlib.sha256()
-    with writing(folder), _aside(folder) as aside:
-        fresh = aside / "fresh"
+    with writing(folder), aside(folder) as beside:
+        fresh = beside / "fresh"
         with fresh.open("wb") as file:
             for block in blocks:
                 digest.update(block)
@@ -140,25 +121,6 @@ def _whole(folder: Path) -> bool:
         open_prepared(folder)
     except Damaged:
         return False
-    return True
-
-
-def _sweep(parent: Path) -> None:
-    """Remove what killed processes of this machine left behind."""
-    mine = f"{ASIDE}{socket.gethostname()}-"
-    for path in parent.glob(f"{mine}*"):
-        pid = path.name.removeprefix(mine).split("-")[0]
-        if os.name == "posix" and pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
     return True
 
 
