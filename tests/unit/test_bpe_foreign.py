@@ -168,7 +168,12 @@ def test_tokenizers_that_lose_something_are_refused(tmp_path, change):
     assert str(path) in str(caught.value) and "Leave the file out" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"[]", b"3", b"\xff", b'{"model": []}', b"null"])
+DEEP = pytest.param(b"[" * 99_999, id="deep")
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"[]", b"3", b"\xff", b'{"model": []}', b"null", DEEP]
+)
 def test_broken_files_are_refused(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(DataError, match=r"tokenizer\.json: got .* expected"):

@@ -49,9 +49,10 @@ def tarred(mode, **members):
 @pytest.mark.parametrize("level", ["byte", "char", "word"])
 def test_a_compressed_file_is_the_text_that_it_holds(tmp_path, ending, level):
     plain = Text(path=write(tmp_path / "plain.txt", TEXT), level=level).open()
-    path = write(tmp_path / f"mine.txt.{ending}", PACKERS[ending](TEXT))
-    corpus = Text(path=path, level=level).open()
-    assert corpus.info["tokens_sha256"] == plain.info["tokens_sha256"]
+    for name in (f"MINE.TXT.{ending.upper()}", f"mine.txt.{ending}"):
+        path = write(tmp_path / name, PACKERS[ending](TEXT))
+        corpus = Text(path=path, level=level).open()
+        assert corpus.info["tokens_sha256"] == plain.info["tokens_sha256"]
     assert corpus.info["sha256"] == plain.info["sha256"]
     assert corpus.name == "mine"
     assert corpus.files()[0]["path"] == f"mine.txt.{ending}"

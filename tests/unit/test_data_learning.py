@@ -148,6 +148,8 @@ def test_given_characters():
         (b"ok\n\xff\n", "word", "0xff at byte offset 3"),
         (b"a\nbc\n", "char", "'bc' in line 2"),
         (b"a\n\\q1\n", "char", "in line 2"),
+        (b"a\n\\ud800\n", "char", "in line 2"),
+        (b"", "word", "an empty file"),
     ],
 )
 def test_a_file_that_is_no_vocabulary_is_refused(prepared, content, level, said):
@@ -159,9 +161,17 @@ def test_a_file_that_is_no_vocabulary_is_refused(prepared, content, level, said)
     assert list(prepared.iterdir()) == []
 
 
-def test_a_vocabulary_that_is_not_there_is_named():
-    with pytest.raises(DataMissing, match=r"corpus.vocabulary.file: got 'no.txt', which is not"):
-        text(WORDS, level="word", vocabulary={"file": "no.txt"})
+@pytest.mark.parametrize("name", ["no.txt", ".", "*.txt", "~nobody-at-all/x"])
+def test_a_vocabulary_that_is_not_there_is_named(name):
+    with pytest.raises(DataMissing, match=r"corpus.vocabulary.file: got '.*', which is no file"):
+        text(WORDS, level="word", vocabulary={"file": name})
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+def test_a_count_that_no_symbol_reaches_is_refused(prepared, level):
+    with pytest.raises(DataError, match=r"min_count: got 1000000, expected no more than"):
+        text(WORDS, level=level, vocabulary={"min_count": 1_000_000})
+    assert list(prepared.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -172,6 +182,8 @@ def test_a_vocabulary_that_is_not_there_is_named():
         ({"level": "word", "vocabulary": {"file": "x", "min_count": 2}}, "min_count beside file"),
         ({"level": "word", "vocabulary": {"min_cuont": 2}}, "Did you mean 'min_count'"),
         ({"level": "word", "vocabulary": {"max_size": 2}}, "greater than or equal to 3"),
+        ({"level": "bpe", "vocabulary": {"max_size": 10**30}}, "less than 2147483648"),
+        ({"level": "bpe", "vocabulary": {"min_count": 10**30}}, "less than 2147483648"),
         ({"invalid": "replace"}, "byte level takes any bytes"),
     ],
 )

@@ -70,7 +70,7 @@ def test_given_splits_are_taken_as_given(tmp_path):
     assert corpus.text("train").split() == [b"two"] * 20 + [b"one"] * 20
     assert corpus.info["unknown"] == {"train": 0, "valid": 20, "test": 20}
     assert corpus.info["split_rule"] == "as given"
-    assert {f["path"]: f["split"] for f in corpus.files()}["held.txt"] == "valid"
+    assert {f["path"]: f["split"] for f in corpus.files()}["valid/held.txt"] == "valid"
     # the same files in another role are another corpus
     other = {"train": "two.txt", "valid": ["one.txt", "held.txt"], "test": "rest"}
     assert load(Text, {"level": "word", "split": other}).open().folder != corpus.folder
@@ -80,11 +80,48 @@ def test_a_file_of_train_in_a_held_out_split_is_refused(tmp_path, caplog):
     write(tmp_path / "a.txt", "a " * 20)
     write(tmp_path / "b.txt", "b " * 20)
     (tmp_path / "again.txt").symlink_to("a.txt")
-    for held_out in ("a.txt", "again.txt", "*.txt"):
+    (tmp_path / "hard.txt").hardlink_to(tmp_path / "a.txt")
+    for held_out in ("a.txt", "again.txt", "hard.txt", "*.txt"):
         split = {"train": "a.txt", "valid": held_out}
         refused(DataError, "in train and in valid", "measured on", split=split)
     Text(split={"train": "a.txt", "valid": "b.txt", "test": "b.txt"}).open()
     assert "is in valid and in test" in caplog.text
+    assert "of other names" not in caplog.text
+    write(tmp_path / "copy.txt", "a " * 20)
+    Text(split={"train": "a.txt", "valid": "b.txt", "test": "copy.txt"}).open()
+    assert "1 text(s) of train are in valid or test too" in caplog.text
+
+
+def test_files_of_one_name_in_two_splits_are_told_apart(tmp_path):
+    for name in ("one", "two"):
+        write(tmp_path / name / "data.txt", name * 20)
+    corpus = Text(split={"train": "one", "valid": "two", "test": "two"}).open()
+    paths = [(file["path"], file["split"]) for file in corpus.files()]
+    assert paths == [(f"{split}/data.txt", split) for split in ("train", "valid", "test")]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("books/**/*.txt", "books"), ("books/a*/x.txt", "books"), ("b.txt.GZ", "b"), ("*.md", "text")],
+)
+def test_a_text_is_called_as_its_first_file_or_folder(path, name):
+    assert Text(path=path).dataset == name
+
+
+def test_a_folder_without_a_fitting_file_is_told_with_one_that_would_fit(tmp_path):
+    write(tmp_path / "packed" / "x.gz", "x")
+    refused(DataMissing, "(x.gz does not)", "example '**/*.gz'", path="packed")
+
+
+@pytest.mark.parametrize("path", ["~nobody-at-all/x.txt", "~nobody-at-all/*.txt"])
+def test_a_home_folder_that_is_not_there_is_a_path_that_is_not_there(path):
+    refused(DataMissing, "which is not there", path=path)
+
+
+def test_the_split_whose_files_are_not_there_is_named(tmp_path):
+    write(tmp_path / "a.txt", "a " * 20)
+    split = {"train": "a.txt", "valid": "gone.txt"}
+    refused(DataMissing, "corpus.split.valid: got 'gone.txt'", split=split)
 
 
 @pytest.mark.parametrize("split", [(0.8, 0.2, 0.0), {"train": "a.txt", "valid": "b.txt"}])
@@ -231,7 +268,9 @@ def test_strings_are_plain_data_for_a_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("strings", "parts"),
     [
-        ("one string", ["one string", "[text]"]),
+        ("one string", ["one str", "[text]"]),
+        (None, ["one NoneType"]),
+        ([], ["no strings", "begin it again"]),
         (["ok", b"bytes"], ["bytes", "item 1"]),
         (["ok", "half \ud83d pair"], ["'\\ud83d'", "character 5", "item 1"]),
     ],
@@ -244,13 +283,15 @@ def test_what_is_no_text_is_refused_and_nothing_stays(tmp_path, strings, parts):
     assert list((tmp_path / "cache" / "texts").iterdir()) == []
 
 
-def test_an_iterator_that_fails_leaves_nothing_and_its_error_is_seen(tmp_path):
+@pytest.mark.parametrize("error", [KeyError("source"), OSError(5, "source")])
+def test_an_iterator_that_fails_leaves_nothing_and_its_error_is_seen(tmp_path, error):
     def broken():
         yield "first"
-        raise KeyError("source")
+        raise error
 
-    with pytest.raises(KeyError, match="source"):
+    with pytest.raises(type(error), match="source") as caught:
         from_strings(broken(), "mine")
+    assert caught.value is error
     assert list((tmp_path / "cache" / "texts").iterdir()) == []
 
 

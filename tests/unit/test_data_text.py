@@ -171,6 +171,14 @@ def test_a_text_too_short_to_split_is_refused(tmp_path, prepared, level, text):
     assert list(prepared.iterdir()) == []
 
 
+def test_the_cure_of_a_short_split_is_one_that_there_is(tmp_path):
+    long, short = write(tmp_path / "l.txt", "a" * 90), write(tmp_path / "s.txt", "b")
+    refused(DataError, "split_by: position", path=[long, short], split_by="file")
+    refused(DataError, "longer files", split={"train": long, "valid": short})
+    with pytest.raises(ConfigError, match="expected a path"):
+        load(Text, {"path": "a\0b"})
+
+
 @pytest.mark.parametrize("level", ["char", "word"])
 @pytest.mark.parametrize("block", [1, 5, 1 << 20])
 def test_invalid_utf8_names_the_byte_and_the_cure(tmp_path, prepared, monkeypatch, level, block):
@@ -182,7 +190,17 @@ def test_invalid_utf8_names_the_byte_and_the_cure(tmp_path, prepared, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "split", [(0.9, 0.0, 0.1), (0.5, 0.4, 0.2), (1.2, -0.1, -0.1), (0.9, 0.1), ("a", 0.5, 0.5), "x"]
+    "split",
+    [
+        (0.9, 0.0, 0.1),
+        (0.5, 0.4, 0.2),
+        (1.2, -0.1, -0.1),
+        (0.9, 0.1),
+        ("a", 0.5, 0.5),
+        "x",
+        (float("nan"), 0.5, 0.5),
+        (True, False, False),
+    ],
 )
 def test_impossible_shares_are_refused(split):
     with pytest.raises(ConfigError, match=r"split: got .* expected three shares"):

@@ -123,7 +123,7 @@ class BpeVocabulary(Vocabulary):
             raise DataMissing(
                 f"{path}: got '{error.strerror}', expected a tokenizer.json"
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _unfit(path, f"a file that is no JSON ({error})") from None
         if reason := _fault(data):
             raise _unfit(path, reason)

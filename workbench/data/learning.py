@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from workbench.config import Config, Positive
+from workbench.config import Config
 from workbench.data.bpe import MAX_SIZE, MIN_COUNT, PART_BYTES, BpeVocabulary
 from workbench.data.pieces import SPLITS, Piece, mixed, raw_blocks
 from workbench.data.prepare import Counted, Rule
@@ -26,7 +27,7 @@ from workbench.data.vocabulary import (
     Vocabulary,
     WordVocabulary,
 )
-from workbench.errors import DataError
+from workbench.errors import DataError, DataMissing
 
 
 class Learning(Config):
@@ -35,10 +36,10 @@ class Learning(Config):
     counted: Literal["train", "all"] = "train"
     """Whose symbols: those of `train`, or of `all` splits, the rule of some of the papers' codes,
     by which held-out text leaks into the vocabulary."""
-    min_count: Positive | None = None
+    min_count: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
     """Occurrences at least: a rarer symbol is `<unk>`, a rarer pair of BPE is not joined; null: 1,
     for BPE 2."""
-    max_size: Annotated[int, Field(ge=3)] | None = None
+    max_size: Annotated[int, Field(ge=3, lt=1 << 31)] | None = None
     """Symbols at most, `<eos>` and `<unk>` among them: the most frequent; null for all, for BPE
     16,384."""
     file: str | None = None
@@ -67,6 +68,13 @@ class Learning(Config):
         """What tells one vocabulary file from another."""
         if self.file is None:
             return []
+        path = Path(os.path.expanduser(self.file))
+        if not path.is_file():
+            raise DataMissing(
+                f"corpus.vocabulary.file: got '{self.file}', which is no file here, expected a "
+                "vocabulary. Correct the path; a relative one starts from the working directory "
+                f"{Path.cwd()}."
+            )
         (file,) = find([self.file], "", where="corpus.vocabulary.file")
         return [str(file.path), file.bytes, file.mtime_ns]
 
@@ -110,6 +118,11 @@ class Learning(Config):
         total: Counter[str] = Counter()
         for split in self._splits:
             total.update(counts[split])
+        if self.min_count and not total.keys() - {END_OF_LINE}:
+            raise DataError(
+                f"corpus.vocabulary.min_count: got {self.min_count}, expected no more than the "
+                "occurrences of the most frequent symbol. Lower it."
+            )
         if level == "char":
             return CharVocabulary.learn(total, self.max_size)
         return WordVocabulary.learn(total, self.max_size, self.lower_case, self.end_of_line)
@@ -126,6 +139,8 @@ class Learning(Config):
             del lines[-1]
         read = _character if level == "char" else _word
         symbols = [read(path, number, line) for number, line in enumerate(lines, 1)]
+        if not symbols:
+            raise DataError(f"{path}: got an empty file, expected a symbol on each line.")
         if twice := [symbol for symbol, n in Counter(symbols).items() if n > 1]:
             raise DataError(
                 f"{path}: got {twice[0]!r} twice, expected every symbol once. Take one out."
@@ -157,7 +172,7 @@ def _character(path: Path, number: int, line: str) -> str:
             symbol = str(json.loads(f'"{line}"'))
         except ValueError:
             symbol = ""
-    if len(symbol) == 1 or symbol == UNKNOWN:
+    if symbol == UNKNOWN or (len(symbol) == 1 and not "\ud800" <= symbol <= "\udfff"):
         return symbol
     raise DataError(
         f"{path}: got '{line:.20}' in line {number}, expected one character or one such as \\n, "

@@ -34,8 +34,15 @@ ROOM_BYTES = 256 << 20
 
 def plain_name(name: str) -> str:
     """A file's name without the ending of its compression."""
-    endings = (*ENDINGS, ".zip")
-    return name.removesuffix(next((e for e in endings if name.endswith(e)), ""))
+    ending = next((e for e in (*ENDINGS, ".zip") if name.lower().endswith(e)), "")
+    return name[: len(name) - len(ending)]
+
+
+def fixed(pattern: str) -> str:
+    """The folders of a pattern before the first part with a wildcard; all of a plain path."""
+    parts = Path(pattern).parts
+    n = next((i for i, part in enumerate(parts) if any(c in part for c in MAGIC)), len(parts))
+    return str(Path(*parts[:n]))
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -89,12 +96,12 @@ def find(paths: Sequence[str], glob: str, where: str = "corpus.path") -> list[Me
 
 def _expand(path: str, glob: str, where: str) -> tuple[Path, list[Path]]:
     """The folder that a path's names start from, and its files."""
-    full = Path(path).expanduser().absolute()
+    # not that of pathlib, which stops at a user that is not there
+    full = Path(os.path.expanduser(path)).absolute()
     mode = _mode(full)
     if mode is None and any(c in path for c in MAGIC):
-        parts = full.parts
-        n = next(i for i, part in enumerate(parts) if any(c in part for c in MAGIC))
-        full, glob = Path(*parts[:n]), "/".join(parts[n:])
+        n = len(Path(fixed(str(full))).parts)
+        full, glob = Path(*full.parts[:n]), "/".join(full.parts[n:])
         mode = _mode(full)
     if mode is None:
         raise DataMissing(
@@ -109,9 +116,12 @@ def _expand(path: str, glob: str, where: str) -> tuple[Path, list[Path]]:
         logger.warning("%s: left out, the same text is there unpacked: %s", full, ", ".join(twice))
     if names:
         return full, [names[n] for n in sorted(names) if n not in twice]
+    other = next(_walk(full, "**/*"), None)
+    example = f"**/*{other.suffix}" if other else "**/*.md"
     raise DataMissing(
-        f"{where}: got the folder {full} without a file that matches '{glob}', expected text "
-        "files. Put them there, or set corpus.glob, for example '**/*.md'."
+        f"{where}: got the folder {full} without a file that matches '{glob}'"
+        f"{f' ({other.name} does not)' if other else ''}, expected text files. Put them there, or "
+        f"set corpus.glob, for example '{example}'."
     )
 
 
@@ -172,7 +182,7 @@ def unpack(members: Sequence[Member], folder: Path, glob: str, limit_bytes: int)
     plain: list[Member] = []
     written = 0
     for m in members:
-        if not m.name.endswith((*ENDINGS, *ARCHIVES)):
+        if not m.name.lower().endswith((*ENDINGS, *ARCHIVES)):
             plain.append(m)
             continue
         parts: list[Member] = []
@@ -199,7 +209,7 @@ def unpack(members: Sequence[Member], folder: Path, glob: str, limit_bytes: int)
 
 def _contents(m: Member, glob: str, limit_bytes: int) -> Generator[tuple[str, Blocks], None, None]:
     """The files inside a compressed file or archive."""
-    if not m.name.endswith(ARCHIVES):
+    if not m.name.lower().endswith(ARCHIVES):
         yield m.name, unpacked(m.path)
         return
     for part in archives.read(m.path, lambda n: matches(n, glob), limit_bytes=limit_bytes):

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,16 +95,30 @@ def _make(folder: Path, build: Callable[[Path], None]) -> None:
 def spool(blocks: Iterable[bytes], folder: Path, name: str) -> Path:
     """Write `<folder>/<name>-<digest>.txt`, whole or not at all; one that is there stays."""
     digest = hashlib.sha256()
-    with writing(folder), aside(folder) as beside:
+    with aside(folder) as beside:
         fresh = beside / "fresh"
-        with fresh.open("wb") as file:
-            for block in blocks:
-                digest.update(block)
-                file.write(block)
+        # an error of whoever gives the blocks is none of this disk
+        for several in _joined(blocks):
+            digest.update(several)
+            with writing(folder), fresh.open("ab") as file:
+                file.write(several)
         path = folder / f"{name}-{digest.hexdigest()[:16]}.txt"
         if not path.is_file():
-            _move(fresh, path)
+            with writing(folder):
+                _move(fresh, path)
     return path
+
+
+def _joined(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in blocks of at least a MiB, but for the last."""
+    held, size = list[bytes](), 0
+    for block in blocks:
+        held.append(block)
+        size += len(block)
+        if size >= 1 << 20:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)
 
 
 def _move(source: Path, target: Path) -> None:

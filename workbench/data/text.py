@@ -23,8 +23,8 @@ and valid and test what their evaluation needs (there may be no test at all).
 
 from __future__ import annotations
 
+import json
 import logging
-import os
 import shutil
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
@@ -48,7 +48,7 @@ from workbench.data.pieces import (
     split_by_file,
     split_by_position,
 )
-from workbench.data.sources import find, plain_name, unpack
+from workbench.data.sources import find, fixed, plain_name, unpack
 from workbench.data.vocabulary import BYTEWISE, ByteVocabulary, Level
 from workbench.errors import DataError
 
@@ -58,7 +58,8 @@ FILES_FOR_WHOLE = 20
 
 def _names(data: Any) -> Any:
     names = data if isinstance(data, list | tuple) else [data]
-    if data is not None and not (names and all(isinstance(n, str) and n for n in names)):
+    sound = names and all(isinstance(n, str) and n and "\0" not in n for n in names)
+    if data is not None and not sound:
         raise ValueError(f"got {data!r:.80}, expected a path or a list of paths")
     return tuple(data) if isinstance(data, list) else data
 
@@ -89,7 +90,7 @@ def _split(data: Any) -> Any:
     if isinstance(data, Mapping):
         return Given.model_validate(data)
     shares = data if isinstance(data, tuple) and len(data) == 3 else ()
-    if isinstance(data, Given) or (shares and all(isinstance(x, int | float) for x in shares)):
+    if isinstance(data, Given) or (shares and all(type(x) in (int, float) for x in shares)):
         return data
     raise ValueError(
         f"got {data!r:.80}, expected three shares, such as [0.9, 0.05, 0.05], or files: "
@@ -133,7 +134,7 @@ class Text(CorpusConfig):
     def _possible(self) -> Text:
         given = isinstance(self.split, Given)
         if not isinstance(self.split, Given) and (
-            min(self.split[:2]) <= 0 or self.split[2] < 0 or abs(sum(self.split) - 1) > 1e-6
+            min(self.split[:2]) <= 0 or self.split[2] < 0 or not abs(sum(self.split) - 1) <= 1e-6
         ):
             raise ValueError(
                 f"split: got {list(self.split)}, expected three shares that sum to 1, such as "
@@ -161,7 +162,7 @@ class Text(CorpusConfig):
     @property
     def dataset(self) -> str:
         first = _listed(self.split.train if isinstance(self.split, Given) else self.path)[0]
-        return self.name or Path(plain_name(first)).stem
+        return self.name or Path(plain_name(fixed(first))).stem or "text"
 
     @property
     def n_symbols(self) -> int | None:
@@ -191,8 +192,10 @@ class Text(CorpusConfig):
         if isinstance(self.split, tuple):
             groups = {"": find(_listed(self.path), self.glob)}
         else:
-            given = {s: _listed(getattr(self.split, s)) for s in SPLITS}
-            groups = {s: find(paths, self.glob) for s, paths in given.items() if paths}
+            given = {s: paths for s in SPLITS if (paths := _listed(getattr(self.split, s)))}
+            found = {s: find(given[s], self.glob, f"corpus.split.{s}") for s in given}
+            # the folders of two splits may hold files of one name
+            groups = {s: [m._replace(name=f"{s}/{m.name}") for m in found[s]] for s in found}
             _refuse_leaks(groups)
         if not any(m.bytes for group in groups.values() for m in group):
             raise DataError(
@@ -216,7 +219,7 @@ class Text(CorpusConfig):
             assert isinstance(self.split, tuple)
             joined = self._joined(members, len(members))
             splits, rule = split_by_position(joined, self.split, self.level), "by position in bytes"
-        self._check_filled(splits, len(members))
+        self._check_filled(splits, len(members), bool(chosen))
         about = {
             "name": self.dataset,
             "source": list(_listed(self.path)),
@@ -230,6 +233,16 @@ class Text(CorpusConfig):
         check_unchanged(packed)
         logger.info("prepared %s: %d file(s) at %s level", self.dataset, len(members), self.level)
         self._warn(info)
+        self._warn_of_copies((folder / "files.jsonl").read_text("ascii"))
+
+    def _warn_of_copies(self, files: str) -> None:
+        texts: dict[str, set[str]] = {s: set() for s in ("", *SPLITS)}
+        for file in map(json.loads, files.splitlines()):
+            if file["bytes"]:
+                texts[file["split"]].add(file["sha256"])
+        if n := len(texts["train"] & (texts["valid"] | texts["test"])):
+            copies = "%s: %d text(s) of train are in valid or test too, in files of other names"
+            logger.warning(copies, self.dataset, n)
 
     def _warn(self, info: dict[str, Any]) -> None:
         """Say once, when it is prepared, what of the text is not what it was."""
@@ -277,31 +290,43 @@ class Text(CorpusConfig):
         with readable(m.path), m.path.open("rb") as file:
             return len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
 
-    def _check_filled(self, splits: dict[str, list[Piece]], n_files: int) -> None:
+    def _check_filled(self, splits: dict[str, list[Piece]], n_files: int, by_file: bool) -> None:
         sizes = {s: sum(p.stop - p.start for p in splits[s] if p.path) for s in SPLITS}
         with_test = self.split[2] if isinstance(self.split, tuple) else self.split.test
         if any(sizes[s] < 2 for s in SPLITS[: 3 if with_test else 2]):
             got = ", ".join(f"{s} {n}" for s, n in sizes.items())
+            cure = "a longer text, or a larger share for the short split (corpus.split)"
+            if isinstance(self.split, Given):
+                cure = "more or longer files for the short split (corpus.split)"
+            elif by_file:
+                cure += ", or `split_by: position`, which cuts files in two"
             raise DataError(
                 f"{self.dataset}: got {got} bytes from {n_files} file(s), expected at least 2 in "
-                "each split. Use a longer text, a larger share for the short split (corpus.split), "
-                "or `split_by: position`, which cuts files in two."
+                f"each split. Use {cure}."
             )
+
+
+def _place(m: Member) -> tuple[tuple[int, int], Path]:
+    """What a file is under whatever name, and one of its names."""
+    with readable(m.path):
+        facts = m.path.stat()
+    return (facts.st_dev, facts.st_ino), m.path
 
 
 def _refuse_leaks(groups: dict[str, list[Member]]) -> None:
     """No file of train in valid or test; the same file in valid and test is allowed."""
-    places = {s: {os.path.realpath(m.path) for m in group} for s, group in groups.items()}
+    places = {s: dict(map(_place, group)) for s, group in groups.items()}
     for held_out in ("valid", "test"):
-        if both := places["train"] & places.get(held_out, set()):
+        if both := places["train"].keys() & places.get(held_out, {}).keys():
+            one = min(places["train"][place] for place in both)
             raise DataError(
-                f"corpus.split: got {min(both)} in train and in {held_out}, expected no file in "
+                f"corpus.split: got {one} in train and in {held_out}, expected no file in "
                 "both: a model would be measured on what it was trained on. Take it out of one."
             )
-    if both := places["valid"] & places.get("test", set()):
+    if both := places["valid"].keys() & places.get("test", {}).keys():
         logger.warning(
             "%s is in valid and in test: what is chosen by validation is tested on the same text",
-            min(both),
+            min(places["valid"][place] for place in both),
         )
 
 
@@ -328,10 +353,12 @@ def from_strings(strings: Iterable[str], name: str, **fields: Any) -> Text:
 
 
 def _encoded(strings: Iterable[str], name: str) -> Iterator[bytes]:
-    if isinstance(strings, str):
+    if isinstance(strings, str) or not isinstance(strings, Iterable):
         raise DataError(
-            f"{name}: got one string, expected several or an iterator of them. Write [text]."
+            f"{name}: got one {type(strings).__name__}, expected several strings or an iterator of "
+            "them. Write [text]."
         )
+    index = None
     for index, text in enumerate(strings):
         if not isinstance(text, str):
             raise DataError(
@@ -346,6 +373,11 @@ def _encoded(strings: Iterable[str], name: str) -> Iterator[bytes]:
                 f"of item {index}, expected Unicode text. Decode the source with errors='strict', "
                 "or replace it: text.encode('utf-8', 'replace').decode()."
             ) from None
+    if index is None:
+        raise DataError(
+            f"{name}: got no strings, expected some. An iterator gives its strings only once; "
+            "begin it again."
+        )
 
 
 def _plain(stem: str) -> str:
