@@ -96,7 +96,10 @@ def score_text(given: argparse.Namespace) -> None:
     bits = bits_per_token(found.mean_nats)
     say(f"{len(found.nll_nats):,} tokens, {found.unknown:,} unknown; {found.settings}")
     say(f"{bits:.4f} bits per token, perplexity {perplexity(found.mean_nats):.3f}")
-    say(f"{found.bits_per_character:.4f} bits per character, {found.bits_per_byte:.4f} per byte")
+    if found.characters:
+        say(
+            f"{found.bits_per_character:.4f} bits per character, {found.bits_per_byte:.4f} per byte"
+        )
 
 
 def add_import(commands: Commands) -> None:

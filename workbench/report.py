@@ -75,6 +75,7 @@ def summary(folder: RunFolder) -> dict[str, str]:
     unit = "char" if result.get("unit", "character") == "character" else result["unit"]
     row = {
         "model": folder.recipe().name,
+        "text": folder.recipe().data.dataset,
         "parameters": f"{result['n_parameters']:,}" if result else "-",
         "steps": _steps(status.get("step", 0), folder.recipe().train.steps),
     }

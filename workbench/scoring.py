@@ -19,7 +19,7 @@ from workbench.data.vocabulary import Vocabulary
 from workbench.errors import ConfigError
 from workbench.metrics import bits_per_token
 from workbench.models.language_model import LanguageModel
-from workbench.reading import Source, Text, open_source, reading
+from workbench.reading import Source, Subject, Text, open_source, reading
 from workbench.train import continuous_cache
 from workbench.train.config import CacheConfig, EvalConfig
 from workbench.train.evaluate import Out, Progress, Read, measure
@@ -41,9 +41,10 @@ class Score:
     nll_nats: Tensor
     """(scored,) nats of each."""
     characters: int | None
-    """Unicode characters that the scored tokens stand for; None for a bare model."""
+    """Unicode characters that the scored tokens stand for; None for a bare model, and where one is
+    a word that the vocabulary lacks."""
     n_bytes: int | None
-    """Bytes that they stand for, in UTF-8."""
+    """Bytes that they stand for, in UTF-8; None where `characters` is."""
     unknown: int
     """How many tokens of the text are `<unk>`."""
     settings: str
@@ -125,22 +126,35 @@ def score(
     scored = positions >= len(ahead)
     (nll, *more), positions = (x[scored] for x in kept), positions[scored] - len(ahead)
     known = subject.vocabulary
-    unknown = ids.tolist().count(known.unknown) if known else 0
-    if lacking := subject.unknown(text):
-        logger.warning("%d tokens scored as <unk>: %s", unknown, lacking[:8])
+    characters, n_bytes = _lengths(known, ids[positions])
     return Score(
         ids=ids,
         symbols=subject.labels(ids),
         positions=positions,
         nll_nats=nll,
-        characters=len(known.decode(ids[positions])) if known else None,
-        n_bytes=len(known.raw(ids[positions])) if known else None,
-        unknown=unknown,
+        characters=characters,
+        n_bytes=n_bytes,
+        unknown=_unknown(subject, text, ids),
         settings=config.describe(),
         log_probs=more.pop(0) if log_probs else None,
         alternatives=more[1] if k else None,
         alternative_log_probs=more[0] if k else None,
     )
+
+
+def _unknown(subject: Subject, text: Text, ids: Tensor) -> int:
+    """How many ids are `<unk>`; warns of symbols that became so."""
+    count = ids.tolist().count(subject.vocabulary.unknown) if subject.vocabulary else 0
+    if lacking := subject.unknown(text):
+        logger.warning("%d tokens scored as <unk>: %s", count, lacking[:8])
+    return count
+
+
+def _lengths(known: Vocabulary | None, ids: Tensor) -> tuple[int | None, int | None]:
+    """Characters and bytes that tokens stand for; None where that cannot be told."""
+    if known is None or (known.level == "word" and known.unknown in ids.tolist()):
+        return None, None
+    return len(known.decode(ids)), len(known.raw(ids))
 
 
 def _reader(model: LanguageModel, cache: CacheConfig | None, log_probs: bool, k: int) -> Read:

@@ -46,3 +46,9 @@ def test_commands_and_files_exist(text: str) -> None:
     paths = {p.rstrip(".") for p in re.findall(rf"`({kinds})`", text)}
     missing = {p for p in paths if not (ROOT / p).exists()}
     assert missing == set()
+
+
+def test_the_map_of_data_has_every_room() -> None:
+    rooms = {path.stem for path in (ROOT / "workbench" / "data").glob("[!_]*.py")}
+    text = (ROOT / "workbench" / "data" / "__init__.py").read_text("utf-8").split('"""')[1]
+    assert rooms - set(re.findall(r"\w+", text)) == set()

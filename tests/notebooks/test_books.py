@@ -72,6 +72,7 @@ def test_the_demo_from_end_to_end(tmp_path: Path, span_recipe: Path, delta_recip
     span_row, delta_row = (
         report.summary(RunFolder(out / name)) for name in ("tiny-span", "tiny-delta")
     )
+    assert span_row["text"] == delta_row["text"] == "text"
     assert span_row["steps"] == "20" and span_row["method"] == "carried 32"
     assert float(span_row["max span"]) >= float(span_row["mean span"]) > 0
     assert delta_row["method"] == "carried, all"

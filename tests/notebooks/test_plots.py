@@ -278,7 +278,7 @@ def test_words_are_coloured_over_their_own_range() -> None:
     assert evaluation.full_colour(costs) == 16
     page = evaluation.coloured_text(["the ", "cat ", "sat ", "up ", "<eos> "], costs)
     assert "#e06a1b" not in page.split("</div>")[1] and ">16</span>" in page
-    assert "↵</span>\n" in page and "break-all" not in page
+    assert "↵</span>\n" in page and "word-break:normal" in page
 
 
 def test_the_table_of_recipes_sorts_numbers_and_escapes_words() -> None:

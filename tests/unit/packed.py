@@ -56,19 +56,20 @@ def tarred(files: Files, format: int = tarfile.PAX_FORMAT, **facts: Any) -> byte
     return out.getvalue()
 
 
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": lambda data: gzip.compress(data, mtime=0),
+    "xz": lzma.compress,
+    "bz2": bz2.compress,
+    "zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+}
 KINDS: dict[str, Callable[[Files], bytes]] = {
     "a.zip": zipped,
     "stored.zip": lambda files: zipped(files, zipfile.ZIP_STORED),
     "a.tar": tarred,
     "gnu.tar": lambda files: tarred(files, tarfile.GNU_FORMAT),
     "ustar.tar": lambda files: tarred(files, tarfile.USTAR_FORMAT),
-    "a.tar.gz": lambda files: gzip.compress(tarred(files), mtime=0),
-    "a.tgz": lambda files: gzip.compress(tarred(files), mtime=0),
-    "a.tar.xz": lambda files: lzma.compress(tarred(files)),
-    "a.tar.bz2": lambda files: bz2.compress(tarred(files)),
-    "a.tar.zst": lambda files: zstandard.ZstdCompressor(write_checksum=True).compress(
-        tarred(files)
-    ),
+    "a.tgz": lambda files: PACKERS["gz"](tarred(files)),
+    **{f"a.tar.{e}": lambda files, pack=pack: pack(tarred(files)) for e, pack in PACKERS.items()},
 }
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
-import lzma
 import stat
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
-import zstandard
-from packed import KINDS, TEXTS, WANTED, files, put, refused, tarred, zipped
+from packed import KINDS, PACKERS, TEXTS, WANTED, files, put, refused, tarred, zipped
 
 from workbench.data.archives import extract, read
 from workbench.errors import DataError
@@ -53,10 +49,7 @@ def test_folders_and_replaced_files(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["text8.gz", "text8.xz", "text8.bz2", "text8.zst"])
 def test_a_compressed_file_has_one_member(tmp_path: Path, name: str) -> None:
-    pack = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}.get(
-        name[6:], zstandard.compress
-    )
-    archive = put(tmp_path, name, pack(b"words " * 1000))
+    archive = put(tmp_path, name, PACKERS[name[6:]](b"words " * 1000))
     (found,) = extract(archive, {"text8": "text8"}, tmp_path / "out", limit_bytes=6000)
     assert found.read_bytes() == b"words " * 1000
     assert [(m.name, m.bytes) for m in read(archive, limit_bytes=0)] == [("text8", None)]

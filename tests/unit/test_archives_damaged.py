@@ -19,8 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import zstandard
-from packed import KINDS, TEXTS, WANTED, files, put, refused, tarred, zipped
+from packed import KINDS, PACKERS, TEXTS, WANTED, files, put, refused, tarred, zipped
 
 from workbench.data import archives
 from workbench.data.archives import extract, read, spool
@@ -255,12 +254,6 @@ def test_a_damaged_archive(tmp_path: Path, kind: str, n: int) -> None:
     assert refusals
 
 
-PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    "gz": gzip.compress,
-    "xz": lzma.compress,
-    "bz2": bz2.compress,
-    "zst": zstandard.ZstdCompressor(write_checksum=True).compress,
-}
 WORDS = TEXTS["set/train.txt"]
 
 

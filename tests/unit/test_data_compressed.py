@@ -1,48 +1,19 @@
 """Compressed files and archives as texts: alone, in folders, as splits; damaged, hostile, large."""
 
-import bz2
 import gzip
-import io
-import lzma
 import os
 import shutil
-import tarfile
-import zipfile
 
 import pytest
 from own_texts import joined, refused, write
+from packed import KINDS, PACKERS, zipped
 
 from workbench.data.text import Text
 from workbench.errors import DataError, DataMissing
 
 pytestmark = pytest.mark.usefixtures("prepared")
 
-zstandard = pytest.importorskip("zstandard")
 TEXT = b"".join(b"line %d of the text\n" % i for i in range(2000))
-PACKERS = {
-    "gz": gzip.compress,
-    "xz": lzma.compress,
-    "bz2": bz2.compress,
-    "zst": lambda data: zstandard.ZstdCompressor().compress(data),
-}
-
-
-def zipped(**members):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return file.getvalue()
-
-
-def tarred(mode, **members):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode) as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("ending", PACKERS)
@@ -64,12 +35,7 @@ def test_a_compressed_file_is_the_text_that_it_holds(tmp_path, ending, level):
 @pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz", "tgz", "tar.xz", "tar.bz2", "tar.zst"])
 def test_an_archive_is_a_folder_of_files(tmp_path, ending):
     members = {"b.txt": b"b" * 99, "a/z.txt": b"a" * 99, "c.md": b"never read"}
-    modes = {"tar": "w", "tar.gz": "w:gz", "tgz": "w:gz", "tar.xz": "w:xz", "tar.bz2": "w:bz2"}
-    if ending == "tar.zst":
-        content = PACKERS["zst"](tarred("w", **members))
-    else:
-        content = zipped(**members) if ending == "zip" else tarred(modes[ending], **members)
-    path = write(tmp_path / f"books.{ending}", content)
+    path = write(tmp_path / f"books.{ending}", KINDS[f"a.{ending}"](members))
     corpus = Text(path=path).open()
     assert joined(corpus) == b"a" * 99 + b"\n" + b"b" * 99 + b"\n"
     names = [f["path"] for f in corpus.files()]
@@ -82,7 +48,7 @@ def test_a_folder_holds_all_kinds_side_by_side(tmp_path, caplog):
     for number, ending in enumerate(PACKERS):
         write(tmp_path / "t" / f"{number}.txt.{ending}", PACKERS[ending](b"%d" % number * 30))
     write(tmp_path / "t" / "5.txt", b"5" * 30)
-    write(tmp_path / "t" / "6.txt.zip", zipped(**{"6.txt": b"6" * 30}))
+    write(tmp_path / "t" / "6.txt.zip", zipped({"6.txt": b"6" * 30}))
     write(tmp_path / "t" / "5.txt.gz", gzip.compress(b"the same, packed"))
     lines = joined(Text(path="t").open()).split()
     assert lines == [b"%d" % i * 30 for i in (0, 1, 2, 3, 5, 6)]
@@ -100,7 +66,7 @@ def test_many_compressed_files_are_split_whole(tmp_path):
 
 def test_given_splits_may_be_compressed(tmp_path):
     write(tmp_path / "train.txt.gz", gzip.compress(b"train " * 50))
-    write(tmp_path / "rest.zip", zipped(**{"valid.txt": b"valid " * 10}))
+    write(tmp_path / "rest.zip", zipped({"valid.txt": b"valid " * 10}))
     corpus = Text(split={"train": "train.txt.gz", "valid": "rest.zip"}).open()
     assert corpus.text("train") == b"train " * 50
     assert corpus.text("valid") == b"valid " * 10
@@ -109,7 +75,7 @@ def test_given_splits_may_be_compressed(tmp_path):
 @pytest.mark.parametrize("ending", [*PACKERS, "zip"])
 def test_a_torn_file_is_refused_and_leaves_nothing(tmp_path, prepared, ending):
     noise = os.urandom(30_000)
-    packed = zipped(**{"a.txt": noise}) if ending == "zip" else PACKERS[ending](noise)
+    packed = zipped({"a.txt": noise}) if ending == "zip" else PACKERS[ending](noise)
     path = write(tmp_path / f"a.txt.{ending}", packed[:-2000])
     refused(DataError, f"a.txt.{ending}", path=path)
     assert list(prepared.iterdir()) == []
@@ -120,7 +86,7 @@ def test_what_is_not_compressed_is_refused(tmp_path):
 
 
 def test_an_archive_that_leads_out_of_its_folder_is_refused(tmp_path, prepared):
-    path = write(tmp_path / "bad.zip", zipped(**{"../../evil.txt": TEXT}))
+    path = write(tmp_path / "bad.zip", zipped({"../../evil.txt": TEXT}))
     refused(DataError, "evil.txt", path=path)
     assert not list(tmp_path.rglob("evil.txt"))
 
@@ -128,7 +94,7 @@ def test_an_archive_that_leads_out_of_its_folder_is_refused(tmp_path, prepared):
 @pytest.mark.parametrize("ending", [*PACKERS, "zip"])
 def test_a_bomb_stops_at_the_limit(tmp_path, prepared, ending):
     zeros = bytes(12 << 20)
-    packed = zipped(**{"a.txt": zeros}) if ending == "zip" else PACKERS[ending](zeros)
+    packed = zipped({"a.txt": zeros}) if ending == "zip" else PACKERS[ending](zeros)
     path = write(tmp_path / f"a.txt.{ending}", packed)
     limit = {"path": path, "max_unpacked_bytes": 10 << 20}
     refused(DataError, "10,485,760 unpacked", "corpus.max_unpacked_bytes", **limit)

@@ -81,18 +81,22 @@ def test_a_killed_preparation_leaves_nothing_under_its_name(
         assert (again.folder / name).read_bytes() == (expected / name).read_bytes()
 
 
+# imports once; for each folder it is told, a process begins a preparation there and waits
 PREPARES = """
-import sys
+import os, signal, sys
 from workbench.data import crew, pieces
 from workbench.data.text import Text
 pieces.CHUNK_BYTES, crew.SMALL_BYTES = 1000, 0
-real = crew.Workers.map
-def slowly(self, asked):
-    print(*self.pids, flush=True)
-    sys.stdin.readline()
-    return real(self, asked)
-crew.Workers.map = slowly
-Text(path=sys.argv[1], level="word").open()
+def waits(self, asked):
+    print(os.getpid(), *self.pids, flush=True)
+    signal.pause()
+crew.Workers.map = waits
+for root in sys.stdin:
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+    else:
+        os.environ["WORKBENCH_DATA"] = root.strip()
+        Text(path=sys.argv[1], level="word").open()
 """
 
 
@@ -105,24 +109,26 @@ def gone(pid):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_workers_end_with_the_process_that_started_them(tmp_path, how):
+def test_workers_end_with_the_process_that_started_them(tmp_path):
     path = tmp_path / "t.txt"
     path.write_text("to be or not to be\n" * 1000)
-    root = tmp_path / "cache"
-    env = {**os.environ, "WORKBENCH_DATA": str(root), "WORKBENCH_WORKERS": "2"}
+    env = {**os.environ, "WORKBENCH_WORKERS": "2"}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [sys.executable, "-c", PREPARES, str(path)]
     with subprocess.Popen(command, cwd=HERE, env=env, text=True, **pipes) as process:
-        pids = [int(pid) for pid in process.stdout.readline().split()]
-        assert len(pids) == 2 and not any(map(gone, pids))
-        process.send_signal(how)
-        process.wait(timeout=60)
-        until = time.monotonic() + 60
-        while not all(map(gone, pids)) and time.monotonic() < until:
-            time.sleep(0.01)
-        assert all(map(gone, pids))
-    left = [*(root / "prepared").iterdir()]
-    if how == signal.SIGINT:
-        assert left == []
-    assert all(folder.name.startswith(places.ASIDE) for folder in left)
+        for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+            root = tmp_path / how.name
+            process.stdin.write(f"{root}\n")
+            process.stdin.flush()
+            pids = [int(pid) for pid in process.stdout.readline().split()]
+            assert len(pids) == 3 and not any(map(gone, pids))
+            os.kill(pids[0], how)
+            until = time.monotonic() + 60
+            while not all(map(gone, pids)) and time.monotonic() < until:
+                time.sleep(0.01)
+            assert all(map(gone, pids)), how
+            left = [*(root / "prepared").iterdir()]
+            if how == signal.SIGINT:
+                assert left == []
+            assert all(folder.name.startswith(places.ASIDE) for folder in left)
+        process.kill()

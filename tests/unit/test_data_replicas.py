@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -31,15 +33,24 @@ from workbench.data.published import Published
 
 NAMES = ("enwik8", "text8", "wikitext-2", "wikitext-103", "ptb", "ptb-char", "lm1b")
 PAIRS = [(name, rule) for name, rule in registry.symbols() if name != "lm1b"]
+# imports once; for each line it starts a process, or says how one ended
 PROGRAM = """
-import sys
+import json, os, sys
 from pathlib import Path
 from workbench.data import archives, download, published, raw, registry
 from workbench.cli import main
+
+answers, sys.stdout = sys.stdout, sys.stderr
 registry.file = lambda: Path(sys.argv[1])
-sys.stdout.write("ready\\n")
-sys.stdout.flush()
-sys.exit(main(sys.argv[2:]))
+for line in sys.stdin:
+    told, *words = json.loads(line)
+    if told == "wait":
+        answer = os.waitstatus_to_exitcode(os.waitpid(words[0], 0)[1])
+    elif (answer := os.fork()) == 0:
+        os.environ["WORKBENCH_DATA"] = told
+        os._exit(main(words))
+    answers.write(f"{answer}\\n")
+    answers.flush()
 """
 
 
@@ -84,18 +95,35 @@ class World:
             for path in replica.files:
                 self.server.resources[f"/{path.name}"] = Resource(path.read_bytes())
 
-    def start(self, root: Path, *words: str) -> subprocess.Popen[str]:
-        """`workbench` in another process, at the moment when it begins to work."""
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(self.registry), *words],
-            env={**os.environ, "WORKBENCH_DATA": str(root)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        return process
+
+class Processes:
+    """Starts `workbench` in processes of its own, at the moment when it begins to work."""
+
+    def __init__(self, facts: Path) -> None:
+        command = [sys.executable, "-c", PROGRAM, str(facts)]
+        pipe = subprocess.PIPE
+        self.program = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+    def _ask(self, *line: object) -> int:
+        assert self.program.stdin and self.program.stdout
+        self.program.stdin.write(json.dumps(line) + "\n")
+        self.program.stdin.flush()
+        return int(self.program.stdout.readline())
+
+    def start(self, root: Path, *words: str) -> int:
+        """Its id."""
+        return self._ask(str(root), *words)
+
+    def ended(self, pid: int) -> int:
+        """Its exit status, once it has ended."""
+        return self._ask("wait", pid)
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self.program:
+            pass
 
 
 @pytest.fixture(scope="module")
@@ -217,25 +245,25 @@ def kill_again_and_again(
     lasts = time.monotonic() - begin
     registry.entries.cache_clear()
     expected, met, number = tree(root / "alone"), Counter[str](), 0
-    while True:
-        # when it was too late for a kill, the next one hits a fresh start
-        place = root / f"killed-{number}"
-        last = met.total() == kills
-        for process in [world.start(place, *command) for _ in range(1 + last)]:
-            with process:
-                if not last:
-                    time.sleep(rng.uniform(0, lasts))
-                    process.kill()
-                told = process.communicate()
-            assert not last or process.returncode == 0, (told, met)
-        found = phase(place)
-        if found == "done":
-            assert tree(place) == expected, met
-            number += 1
-        if last:
-            assert found == "done"
-            return met
-        met[found] += 1
+    with Processes(world.registry) as processes:
+        while True:
+            # when it was too late for a kill, the next one hits a fresh start
+            place = root / f"killed-{number}"
+            last = met.total() == kills
+            pids = [processes.start(place, *command) for _ in range(1 + last)]
+            if not last:
+                time.sleep(rng.uniform(0, lasts))
+                os.kill(pids[0], signal.SIGKILL)
+            statuses = [processes.ended(pid) for pid in pids]
+            assert not last or statuses == [0, 0], met
+            found = phase(place)
+            if found == "done":
+                assert tree(place) == expected, met
+                number += 1
+            if last:
+                assert found == "done"
+                return met
+            met[found] += 1
 
 
 def phase(place: Path) -> str:

@@ -92,6 +92,9 @@ def test_unknown_symbols_are_counted_and_told(caplog: pytest.LogCaptureFixture) 
     words = WordVocabulary(["the", "cat", "sat"])
     got = score(model(words.size), "the dog sat\n", vocabulary=words)
     assert got.unknown == 1 and got.symbols == ["the", "<unk>", "sat", "<eos>"]
+    # nobody knows how long that word was
+    assert got.characters is got.bits_per_character is got.bits_per_byte is None
+    assert score(model(words.size), "the cat sat\n", vocabulary=words).characters == 8
     assert score(model(256), "\u20ac", vocabulary=ByteVocabulary()).unknown == 0
 
 

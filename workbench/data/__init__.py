@@ -1,5 +1,23 @@
 """Corpora, vocabularies and the batches cut from them.
 
+A text's way through the rooms:
+
+    where it comes from
+      published           the papers' corpora; `rules` and `lm1b` number their symbols
+      registry, raw       what is published (data/registry.yaml); got, checked, found on this disk
+      download, archives  from mirrors by way of `transfer`, unpacked by way of `compressed`
+      text                a text of the user's; `sources` finds its files, `learning` its vocabulary
+      python_source       the text that every machine has
+    how it becomes a corpus
+      corpus, vocabulary  what every one is; ids and symbols of all levels (`bpe` is apart)
+      store, places       made once and kept whole; locks, and folders aside until then
+      prepare             from `pieces`, byte ranges of files, by way of `symbols` and `tables` of
+                          their counts, to ids; a `crew` of `worker` processes does the `jobs`
+    how training reads it
+      batches             what all orders share; `ahead` prepares the next ones
+      segments            contiguous streams, and `data` of a recipe; `sentences`: shuffled ones
+      retrieval           pairs of keys and values instead of a text
+
 Each name is loaded on first use: the workers of a preparation import this package, and neither
 PyTorch nor pydantic.
 """

@@ -100,7 +100,9 @@ class Corpus:
         if told := self.info.get("comparable"):
             return str(told)
         same = f"only with runs on the same sha256 {self.info['sha256']}, split and vocabulary"
-        return same + ("; bits per byte with every level" if self.level in BYTEWISE else "")
+        # rules of published corpora may leave out bytes
+        whole = self.level in BYTEWISE and "rule" not in self.info
+        return same + ("; bits per byte with every level" if whole else "")
 
     def files(self) -> list[dict[str, Any]]:
         """The recorded source files: sha256, bytes, path and split ("" where files are cut)."""

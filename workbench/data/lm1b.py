@@ -17,7 +17,6 @@ Paper: arXiv:1312.3005.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,26 +82,21 @@ def build(folder: Path, members: Sequence[Member], rule: str) -> None:
     }
     split_of = {m.name: "train" for m in shards[:-1]} | {shards[-1].name: "valid"}
     splits = {"train": train, "valid": held, "test": held}
-    store.write(folder, splits, Counted(symbols, how, keep), members, split_of, about, edges=True)
-    _record_shards(folder)
-
-
-def _sentences(shards: Sequence[Member]) -> list[Piece]:
-    """Lines with an end of line before the first, which opens it."""
-    return [NEWLINE, *lines([Piece(m.path, 0, m.bytes) for m in shards])]
-
-
-def _record_shards(folder: Path) -> None:
-    """From where the tokens of files begin to the `<S>` that opens each shard."""
-    path = folder / "info.json"
-    info = json.loads(path.read_text("utf-8"))
+    counted = Counted(symbols, how, keep)
+    info = store.write(folder, splits, counted, members, split_of, about, edges=True)
+    # from where the tokens of files begin to the `<S>` that opens each shard
     edges: dict[str, list[int]] = info.pop("edges")
     info["sentences"] = {
         "symbol": SENTENCE,
         "id": int(restore("word", folder / "vocabulary.json").find([SENTENCE])[0]),
         "shards": {split: [edge - 1 for edge in edges[split]] for split in SPLITS},
     }
-    path.write_text(json.dumps(info, indent=1), encoding="utf-8")
+    store.record(folder, info)
+
+
+def _sentences(shards: Sequence[Member]) -> list[Piece]:
+    """Lines with an end of line before the first, which opens it."""
+    return [NEWLINE, *lines([Piece(m.path, 0, m.bytes) for m in shards])]
 
 
 def learn(counts: Counts) -> SentenceVocabulary:

@@ -85,32 +85,28 @@ def write_tokens(
     level = rule.symbols.level if isinstance(rule, Counted) else rule.level
     size = pieces.chunk_bytes(sum(_size(splits[s]) for s in SPLITS))
     cut = {s: chunks(splits[s], level, size, alone=edges) for s in SPLITS}
-    spool = folder / "spool"
+    saved, spool = folder / "vocabulary.json", folder / "spool"
     spool.mkdir()
     if isinstance(rule, Counted):
         parts = _ask(cut, spool, work, {"do": "count", "how": rule.symbols})
         stems = {s: [part.stem for group in parts[s] for part in group] for s in SPLITS}
         vocabulary = rule.learn(merge(stems, rule.keep))
+        vocabulary.save(saved)
     else:
         vocabulary = rule
-    vocabulary.save(folder / "vocabulary.json")
-    if not isinstance(rule, Counted):
+        vocabulary.save(saved)
         assert rule.unknown is None, "a vocabulary made beforehand has ids for every text"
         if level == "byte":
-            parts = {s: [[_bytes(chunk)] for chunk in cut[s]] for s in SPLITS}
+            # bytes are their own ids, so nothing need be known to place them
+            parts = {s: [[Part(chunk, "", _size(chunk))] for chunk in cut[s]] for s in SPLITS}
         else:
-            saved = {"level": level, "vocabulary": str(folder / "vocabulary.json")}
-            parts = _ask(cut, spool, work, {"do": "encode", **saved})
+            job = {"do": "encode", "level": level, "vocabulary": str(saved)}
+            parts = _ask(cut, spool, work, job)
     tokens = _place(folder, vocabulary, parts, work, rule)
     shutil.rmtree(spool)
     return tokens._replace(
         edges={s: _edges(splits[s], cut[s], parts[s]) for s in SPLITS} if edges else {}
     )
-
-
-def _bytes(chunk: list[Piece]) -> Part:
-    """Bytes are their own ids, so nothing need be known to place them."""
-    return Part(chunk, "", _size(chunk))
 
 
 def _size(chunk: Sequence[Piece]) -> int:

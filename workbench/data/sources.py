@@ -191,8 +191,9 @@ def unpack(members: Sequence[Member], folder: Path, glob: str, limit_bytes: int)
             for name, blocks in contents:
                 place, left = folder / str(len(plain) + len(parts)), limit_bytes - written
                 too_large = (
-                    f"{m.path}: got more than {left:,} unpacked bytes, expected no more. If the "
-                    "file is to be trusted, raise corpus.max_unpacked_bytes."
+                    f"{m.path}: got more than {left:,} unpacked bytes, expected no more: that is "
+                    "what other files leave of corpus.max_unpacked_bytes. Raise it if all are to "
+                    "be trusted."
                 )
                 with closing(blocks):
                     archives.spool(_with_room(blocks, folder, m.path), place, left, too_large)

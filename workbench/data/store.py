@@ -25,7 +25,7 @@ from workbench.data.corpus import Corpus
 from workbench.data.crew import hire
 from workbench.data.pieces import SPLITS, Member, Piece, check_unchanged
 from workbench.data.places import alone, aside, writing
-from workbench.data.prepare import Rule, hash_jobs, write_tokens
+from workbench.data.prepare import Rule, Tokens, hash_jobs, write_tokens
 from workbench.data.vocabulary import restore
 from workbench.errors import DataError
 
@@ -146,7 +146,7 @@ def write(
     split_of: dict[str, str],
     about: dict[str, Any],
     edges: bool = False,
-) -> None:
+) -> dict[str, Any]:
     """Write the token files and the vocabulary, record everything.
 
     Args:
@@ -158,6 +158,9 @@ def write(
         split_of: split of each file's name, where whole files are split ("" otherwise).
         about: further entries of `info.json`; "name" among them.
         edges: record where the tokens of each file begin, as "edges" of `info.json`.
+
+    Returns:
+        what `info.json` says.
 
     Raises:
         DataError: the text cannot be decoded, or a split is left without two tokens.
@@ -183,19 +186,30 @@ def write(
         "tokens_sha256": written.tokens_sha256,
         **({"edges": written.edges} if edges else {}),
     }
-    if min(n for split, n in written.tokens.items() if splits[split]) < 2:
-        got = ", ".join(f"{split} {n}" for split, n in written.tokens.items())
-        raise DataError(
-            f"{about['name']}: got a text of {sum(n_bytes.values())} bytes that gives {got} "
-            f"tokens at {vocabulary.level} level, expected at least 2 in each split. Use a longer "
-            "text or a larger share for the short split."
-        )
+    _check_length(about["name"], written, splits, sum(n_bytes.values()))
     info["sha256"] = _record_files(folder, members, split_of, hashes)
     names = ("vocabulary.json", "files.jsonl")
     info["sizes"] = {name: (folder / name).stat().st_size for name in names}
     info["files_sha256"] = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names
     }
+    record(folder, info)
+    return info
+
+
+def _check_length(name: str, written: Tokens, splits: dict[str, list[Piece]], n_bytes: int) -> None:
+    """Refuse a split without a token to read and one to predict."""
+    if min(n for split, n in written.tokens.items() if splits[split]) < 2:
+        got = ", ".join(f"{split} {n}" for split, n in written.tokens.items())
+        raise DataError(
+            f"{name}: got a text of {n_bytes} bytes that gives {got} tokens at "
+            f"{written.vocabulary.level} level, expected at least 2 in each split. Use a longer "
+            "text or a larger share for the short split."
+        )
+
+
+def record(folder: Path, info: dict[str, Any]) -> None:
+    """Write `info.json`."""
     (folder / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
 
 

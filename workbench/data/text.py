@@ -216,7 +216,9 @@ class Text(CorpusConfig):
         if chosen:
             splits = {s: self._joined(chosen[s], len(members)) for s in SPLITS}
         else:
-            splits, rule = self._by_position(members), "by position in bytes"
+            assert isinstance(self.split, tuple)
+            joined = self._joined(members, len(members))
+            splits, rule = split_by_position(joined, self.split, self.level), "by position in bytes"
         self._check_filled(splits, len(members), bool(chosen))
         about = {
             "name": self.dataset,
@@ -226,11 +228,11 @@ class Text(CorpusConfig):
         }
         split_of = {m.name: s for s, group in chosen.items() for m in group}
         how = self.vocabulary.rule(self.level, splits, self.invalid == "replace")
-        store.write(folder, splits, how, members, split_of, about)
+        info = store.write(folder, splits, how, members, split_of, about)
         shutil.rmtree(folder / "unpacked")
         check_unchanged(packed)
         logger.info("prepared %s: %d file(s) at %s level", self.dataset, len(members), self.level)
-        self._warn(json.loads((folder / "info.json").read_text(encoding="utf-8")))
+        self._warn(info)
         self._warn_of_copies((folder / "files.jsonl").read_text("ascii"))
 
     def _warn_of_copies(self, files: str) -> None:
@@ -267,23 +269,10 @@ class Text(CorpusConfig):
         if self.split_by == "position":
             return {}
         chosen = split_by_file(members, self.split)
-        filled = all(
-            any(m.bytes for m in chosen[s])
-            for s, share in zip(SPLITS, self.split, strict=True)
-            if share
-        )
+        wanted = [s for s, share in zip(SPLITS, self.split, strict=True) if share]
+        filled = all(any(m.bytes for m in chosen[s]) for s in wanted)
         many = len(members) >= FILES_FOR_WHOLE and filled
         return chosen if many or self.split_by == "file" else {}
-
-    def _wanted(self) -> list[str]:
-        """The splits that must not be empty."""
-        with_test = self.split[2] if isinstance(self.split, tuple) else self.split.test
-        return [*SPLITS] if with_test else [*SPLITS[:2]]
-
-    def _by_position(self, members: list[Member]) -> dict[str, list[Piece]]:
-        assert isinstance(self.split, tuple)
-        joined = self._joined(members, len(members))
-        return split_by_position(joined, self.split, self.level)
 
     def _joined(self, members: list[Member], n_files: int) -> list[Piece]:
         """Files of a split as one text. A last line without its newline is a line all the same."""
@@ -303,7 +292,8 @@ class Text(CorpusConfig):
 
     def _check_filled(self, splits: dict[str, list[Piece]], n_files: int, by_file: bool) -> None:
         sizes = {s: sum(p.stop - p.start for p in splits[s] if p.path) for s in SPLITS}
-        if any(sizes[s] < 2 for s in self._wanted()):
+        with_test = self.split[2] if isinstance(self.split, tuple) else self.split.test
+        if any(sizes[s] < 2 for s in SPLITS[: 3 if with_test else 2]):
             got = ", ".join(f"{s} {n}" for s, n in sizes.items())
             cure = "a longer text, or a larger share for the short split (corpus.split)"
             if isinstance(self.split, Given):

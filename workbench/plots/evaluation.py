@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from workbench.plots.style import COLOURS, INK, QUIET, finish, float32, mark
 
-LINE_ENDS = ("\n", "\\n", "↵", "⏎", "<eos>")
+LINE_ENDS = ("\n", "\\n", "↵", "⏎", "<eos>", "<S>")
 
 
 def comparison_bars(
@@ -177,7 +177,7 @@ def full_colour(bits: ArrayLike) -> float:
     8 bits, the cost of a byte drawn at random, or more where tokens cost more, as words do.
     """
     values = np.asarray(bits, dtype=np.float64)
-    return max(8.0, 4 * float(np.ceil(np.quantile(values, 0.9) / 4))) if len(values) else 8.0
+    return max(8.0, 8 * float(np.ceil(np.quantile(values, 0.9) / 8))) if len(values) else 8.0
 
 
 def _shade(bits: float, top: float) -> str:
@@ -215,7 +215,8 @@ def coloured_text(
     )
     head = f"<div>{html.escape(title)} &nbsp; bits: {scale}</div>"
     body = (
-        '<pre style="line-height:1.45;white-space:pre-wrap;overflow-wrap:anywhere;color:#1F2933;'
-        f'background:#fff;padding:.6em;border:1px solid #E4E7EB">{"".join(parts)}</pre>'
+        '<pre style="line-height:1.45;white-space:pre-wrap;word-break:normal;'
+        "overflow-wrap:anywhere;color:#1F2933;background:#fff;padding:.6em;"
+        f'border:1px solid #E4E7EB">{"".join(parts)}</pre>'
     )
     return f'<div class="coloured-text">{head}{body}</div>'
