@@ -51,8 +51,8 @@ for _ in range(int(kills)):
 @pytest.mark.parametrize(
     ("level", "workers", "kills"),
     [
-        ("word", "2", 6),
-        ("char", "0", 6),
+        ("word", "2", 3),
+        ("char", "0", 4),
         pytest.param("word", "2", 200, marks=pytest.mark.slow),
         pytest.param("word", "0", 200, marks=pytest.mark.slow),
         pytest.param("byte", "2", 100, marks=pytest.mark.slow),

@@ -26,10 +26,10 @@ from workbench.data.pieces import (
     stripped,
 )
 from workbench.data.prepare import Counted
-from workbench.data.rules import Name, Rule, misspelt, order
+from workbench.data.rules import Name, Rule, order
 from workbench.data.symbols import Symbols
 from workbench.data.tables import Counts
-from workbench.data.vocabulary import END_OF_LINE, Level, PreparedVocabulary
+from workbench.data.vocabulary import DECIMAL, END_OF_LINE, Level, PreparedVocabulary
 from workbench.errors import DataError, DataMissing
 
 logger = logging.getLogger("workbench")
@@ -188,10 +188,14 @@ def one_line(pieces: Sequence[Piece]) -> list[Piece]:
 
 def _check_spelling(level: Level, symbols: list[str], folder: Path) -> None:
     """Refuse a natural text where symbols parted by blanks are expected."""
-    said = {"byte": "bytes as decimal numbers", "char": "characters, with _ for a blank,"}
-    if symbol := misspelt(level, symbols):
-        raise DataError(
-            f"{folder}: got the symbol '{symbol:.20}', expected {said[level]} parted by blanks, as "
-            "the authors' scripts prepare them. Prepare the files so, use the raw file under its "
-            "own name, or train on {kind: text, path: ...}"
-        )
+    if level == "word":
+        return
+    said = "bytes as decimal numbers" if level == "byte" else "characters, with _ for a blank,"
+    for symbol in symbols:
+        known = symbol in DECIMAL if level == "byte" else len(symbol) == 1 or symbol[0] == "<"
+        if not known and symbol != END_OF_LINE:
+            raise DataError(
+                f"{folder}: got the symbol '{symbol:.20}', expected {said} parted by blanks, as "
+                "the authors' scripts prepare them. Prepare the files so, use the raw file under "
+                "its own name, or train on {kind: text, path: ...}"
+            )

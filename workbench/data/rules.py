@@ -25,7 +25,7 @@ from typing import Literal
 
 from workbench.data.pieces import SPLITS
 from workbench.data.tables import Counts
-from workbench.data.vocabulary import DECIMAL, END_OF_LINE, UNKNOWN, Level
+from workbench.data.vocabulary import END_OF_LINE, UNKNOWN, Level
 
 Name = Literal["enwik8", "text8", "wikitext-2", "wikitext-103", "ptb", "ptb-char", "lm1b"]
 Rule = Literal["plain", "transformer-xl", "adaptive-span", "awd-lstm"]
@@ -76,12 +76,3 @@ def original(name: str, level: Level, rule: str, counts: Counts) -> list[str]:
     else:
         known = list(total)
     return list(dict.fromkeys([*known, *counts["valid"], *counts["test"]]))
-
-
-def misspelt(level: Level, symbols: list[str]) -> str | None:
-    """A symbol that shows a natural text where symbols parted by blanks are expected."""
-    for symbol in symbols:
-        known = symbol in DECIMAL if level == "byte" else len(symbol) == 1 or symbol[0] == "<"
-        if level != "word" and not known and symbol != END_OF_LINE:
-            return symbol
-    return None
