@@ -274,3 +274,21 @@ def test_check_of_another_text_says_that_it_differs(world: World) -> None:
 def test_check_of_what_is_absent_says_how_to_get_it(world: World) -> None:
     with pytest.raises(DataMissing, match="Run `workbench data get ptb`"):
         raw.check("ptb")
+
+
+def test_check_goes_on_after_what_cannot_be_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw.get("ptb", rules=["awd-lstm"])
+    real = Path.open
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.name in ("ptb.test.txt", "files.jsonl"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    said = [finding.said for finding in raw.check("ptb") if not finding.good]
+    assert len(said) == 2
+    assert said[0].startswith("cannot be read") and said[0].endswith("Permission denied")
+    assert said[1].startswith("damaged") and "files.jsonl: got 'Permission denied'" in said[1]

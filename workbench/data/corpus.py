@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from workbench.config import Choice
+from workbench.data.pieces import readable
 from workbench.data.vocabulary import BYTEWISE, Vocabulary
 from workbench.errors import DataError, WorkbenchError
 
@@ -121,7 +122,7 @@ class Corpus:
         tokens = {f"{split}.bin": known for split, known in self.info["tokens_sha256"].items()}
         for name, expected in {**tokens, **self.info.get("files_sha256", {})}.items():
             path = self.folder / name
-            with path.open("rb") as file:
+            with readable(path), path.open("rb") as file:
                 got = hashlib.file_digest(file, "sha256").hexdigest()
             if got != expected:
                 raise self._damaged(path, f"sha256 {got}", expected)

@@ -213,6 +213,8 @@ def _file(it: Entry, content: str, known: Known) -> Finding:
         download.verify(path, known.checksums, known.bytes)
     except DataError as error:
         return Finding(content, f"differs: {error}", False)
+    except OSError as error:
+        return Finding(content, f"cannot be read: {path}: {error.strerror}", False)
     if known.checksums:
         return Finding(
             content, f"as published ({', '.join(known.checksums)}: {known.said_by})", True
