@@ -22,7 +22,7 @@ from torch import Tensor
 from workbench import kernels
 from workbench.data import Segments
 from workbench.data.ahead import Ahead, ahead
-from workbench.data.batches import Batches
+from workbench.data.batches import Batches, Reader
 from workbench.data.segments import RandomLengths
 from workbench.data.sentences import SentenceBatches
 from workbench.models.language_model import build_model
@@ -53,7 +53,9 @@ def training() -> dict[str, float]:
     for name in RECIPES:
         recipe = load_recipe(name)
         assert isinstance(recipe, Recipe)
-        batches = Segments(text, recipe.data.batch_size, recipe.data.segment_len, device=DEVICE)
+        batches = Segments(
+            text, recipe.data.batch_size, recipe.data.segment_len, reader=Reader(DEVICE)
+        )
         model = build_model(recipe.model, 256, seed=1).to(DEVICE)
         trainer = Trainer(model, ahead(batches, DEVICE), recipe.train, name)
 
@@ -91,20 +93,20 @@ def forget(path: Path) -> None:
 
 
 def contiguous(text: Tensor, B: int) -> Batches:
-    return Segments(text, B, T, device=DEVICE)
+    return Segments(text, B, T, reader=Reader(DEVICE))
 
 
 def random_lengths(text: Tensor, B: int) -> Batches:
-    return Segments(text, B, T, lengths=RandomLengths(), device=DEVICE)
+    return Segments(text, B, T, lengths=RandomLengths(), reader=Reader(DEVICE))
 
 
 def random_offset(text: Tensor, B: int) -> Batches:
-    return Segments(text, B, T, restart="random_offset", device=DEVICE)
+    return Segments(text, B, T, restart="random_offset", reader=Reader(DEVICE))
 
 
 def sentences(text: Tensor, B: int) -> Batches:
     edges = [*range(0, TOKENS, TOKENS // SHARDS), TOKENS - 1]
-    return SentenceBatches(text, edges, 0, B, T, device=DEVICE)
+    return SentenceBatches(text, edges, 0, B, T, reader=Reader(DEVICE))
 
 
 def with_thread(text: Tensor, B: int) -> Batches:

@@ -21,7 +21,7 @@ import workbench
 from workbench.config import dump, load, override
 from workbench.data import Segments, lm1b
 from workbench.data.ahead import Ahead, ahead
-from workbench.data.batches import Batch
+from workbench.data.batches import Batch, Reader
 from workbench.data.segments import RandomLengths
 from workbench.data.sentences import SentenceBatches
 from workbench.models.language_model import build_model
@@ -290,8 +290,8 @@ def test_batches_on_a_gpu_are_right_and_arrive_while_it_computes(make):
 
     def build(where):
         if make == "segments":
-            return Segments(tokens, 64, 512, device=where)
-        return SentenceBatches(tokens, [0, 1_000_000, 2_000_000], 0, 64, 512, device=where)
+            return Segments(tokens, 64, 512, reader=Reader(where))
+        return SentenceBatches(tokens, [0, 1_000_000, 2_000_000], 0, 64, 512, reader=Reader(where))
 
     plain, source = build("cpu"), Ahead(build(device), device, depth=2)
     assert same(Batch(*(x.cpu() if torch.is_tensor(x) else x for x in source.next())), plain.next())

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench.config import load
 from workbench.data import DataConfig, Segments
-from workbench.data.batches import generator, generator_state, rows_of, set_generator
+from workbench.data.batches import Reader, generator, generator_state, set_generator
 from workbench.data.segments import RandomLengths
 from workbench.errors import ConfigError, DataError
 
@@ -157,11 +157,11 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
 def test_the_rows_of_all_ranks_are_the_batch_of_one_process(options, world_size):
-    def make(**which):
-        return Segments(torch.arange(6 * 37), 6, 7, seed=3, **options, **which)
+    def make(*which):
+        return Segments(torch.arange(6 * 37), 6, 7, seed=3, **options, reader=Reader(*which))
 
     alone = make()
-    ranks = [make(rank=r, world_size=world_size) for r in range(world_size)]
+    ranks = [make("cpu", rank, world_size) for rank in range(world_size)]
     for _ in range(25):
         whole, parts = alone.next(), [each.next() for each in ranks]
         assert {len(part.tokens_BT) for part in parts} == {6 // world_size}
@@ -175,7 +175,7 @@ def test_the_rows_of_all_ranks_are_the_batch_of_one_process(options, world_size)
 def test_a_position_restores_in_another_number_of_processes(options):
     def make(rank=0, world_size=1):
         tokens = torch.arange(6 * 37)
-        return Segments(tokens, 6, 7, seed=3, rank=rank, world_size=world_size, **options)
+        return Segments(tokens, 6, 7, seed=3, reader=Reader("cpu", rank, world_size), **options)
 
     source = make(1, 2)
     for _ in range(40):
@@ -232,7 +232,7 @@ class Reads(TorchDispatchMode):
 def test_a_process_reads_its_rows_alone(options):
     tokens = torch.arange(6 * 37)
     for rank in range(3):
-        segments = Segments(tokens, 6, 7, seed=3, rank=rank, world_size=3, **options)
+        segments = Segments(tokens, 6, 7, seed=3, reader=Reader("cpu", rank, 3), **options)
         with Reads(tokens) as reads:
             given = {i for _ in range(25) for i in segments.next().tokens_BT.flatten().tolist()}
         own = range(rank * 2 * 37, (rank + 1) * 2 * 37)
@@ -240,11 +240,11 @@ def test_a_process_reads_its_rows_alone(options):
 
 
 def test_rows_that_cannot_be_shared_are_refused_with_a_cure():
-    assert rows_of(6, 2, 3) == slice(4, 6)
+    assert Reader("cpu", 2, 3).rows(6) == slice(4, 6)
     with pytest.raises(ConfigError, match=r"batch_size is 6, which 4 .* to 4 or 8"):
-        Segments(torch.arange(60), 6, 4, rank=0, world_size=4)
+        Segments(torch.arange(60), 6, 4, reader=Reader("cpu", 0, 4))
     with pytest.raises(ConfigError, match=r"which 8 processes .* to 8, or"):
-        rows_of(6, 0, 8)
+        Reader("cpu", 0, 8).rows(6)
     for rank in (-1, 3):
         with pytest.raises(ConfigError, match=f"rank {rank} of 3 processes, expected 0 to 2"):
-            rows_of(6, rank, 3)
+            Reader("cpu", rank, 3).rows(6)

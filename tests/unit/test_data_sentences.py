@@ -13,6 +13,7 @@ import torch
 
 from workbench.config import load
 from workbench.data import Corpus, DataConfig, Sentences
+from workbench.data.batches import Reader
 from workbench.data.sentences import CHUNK, SentenceBatches, bounds
 from workbench.data.vocabulary import PreparedVocabulary
 from workbench.errors import ConfigError, DataError
@@ -124,7 +125,7 @@ def test_every_position_is_exact_in_any_number_of_processes(text, options):
         states.append(whole.state())
         expected.append(whole.next())
     used = batches_of(text, 4, 3, seed=5, **options)
-    pair = [batches_of(text, 4, 3, seed=5, rank=r, world_size=2, **options) for r in range(2)]
+    pair = [batches_of(text, 4, 3, seed=5, reader=Reader("cpu", r, 2), **options) for r in range(2)]
     for at in range(0, len(states) - 3, 5):
         for each in (used, *pair):
             each.restore(states[at])
@@ -166,7 +167,7 @@ class Recorder:
 
 def test_a_process_reads_its_rows_alone():
     recorders, alone = [], batches_of(TEXTS[0], 6, 4)
-    ranks = [batches_of(TEXTS[0], 6, 4, rank=r, world_size=3) for r in range(3)]
+    ranks = [batches_of(TEXTS[0], 6, 4, reader=Reader("cpu", r, 3)) for r in range(3)]
     for each in (alone, *ranks):
         each._ids = Recorder(each._ids)
         recorders.append(each._ids)
@@ -245,7 +246,7 @@ def corpus(info: dict[str, Any]) -> Corpus:
 def test_a_recipe_asks_for_sentences_and_says_no_more():
     data = load(DataConfig, {**SIZES, "order": {"kind": "sentences"}})
     assert data.order == Sentences()
-    batches = data.order.batches(corpus({"sentences": {}}), data, 5, rank=1, world_size=3)
+    batches = data.order.batches(corpus({"sentences": {}}), data, 5, Reader("cpu", 1, 3))
     expected = batches_of(TEXTS[0], seed=5).next().tokens_BT
     assert torch.equal(batches.next().tokens_BT, expected[1:2])
     with pytest.raises(DataError, match=r"text of notes is not made of marked sentences.*Write"):

@@ -48,52 +48,55 @@ class Batches(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
+class Reader(NamedTuple):
+    """Who reads: which of the processes that share every batch, and where its rows go."""
+
+    device: torch.device | str = "cpu"
+    rank: int = 0
+    world_size: int = 1
+
+    def rows(self, batch_size: int) -> slice:
+        """The rows of the whole batch that this process reads.
+
+        Raises:
+            ConfigError: there is no such process, or the rows cannot be shared evenly.
+        """
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(
+                f"got rank {self.rank} of {self.world_size} processes, expected 0 to "
+                f"{self.world_size - 1}: number the processes from 0"
+            )
+        each, left = divmod(batch_size, self.world_size)
+        if left:
+            sizes = [str(n * self.world_size) for n in (each, each + 1) if n]
+            raise ConfigError(
+                f"data.batch_size is {batch_size}, which {self.world_size} processes cannot share "
+                f"evenly; set data.batch_size to {' or '.join(sizes)}, or start another number of "
+                "processes"
+            )
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+
+ALONE = Reader()
+
+
 class Order(Choice):
     """The slot `data.order`: in which order training reads the text."""
 
     @abstractmethod
     def batches(
-        self,
-        corpus: Corpus,
-        data: DataConfig,
-        seed: int,
-        *,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
+        self, corpus: Corpus, data: DataConfig, seed: int, reader: Reader = ALONE
     ) -> Batches:
         """The training split of a corpus, batch by batch.
 
         Args:
             corpus, data, seed: the text, the recipe's `data`, and the seed of all draws.
-            device: where the batches go.
-            rank, world_size: which of how many processes reads: its rows of the batch only.
+            reader: who reads, and where to.
 
         Raises:
             DataError: the text is too short, or not one for this order.
             ConfigError: the rows cannot be shared evenly.
         """
-
-
-def rows_of(batch_size: int, rank: int, world_size: int) -> slice:
-    """The rows of the whole batch that process `rank` of `world_size` reads.
-
-    Raises:
-        ConfigError: there is no such process, or the rows cannot be shared evenly.
-    """
-    if not 0 <= rank < world_size:
-        raise ConfigError(
-            f"got rank {rank} of {world_size} processes, expected 0 to {world_size - 1}: number "
-            "the processes from 0"
-        )
-    each, over = divmod(batch_size, world_size)
-    if over:
-        sizes = [str(n * world_size) for n in (each, each + 1) if n]
-        raise ConfigError(
-            f"data.batch_size is {batch_size}, which {world_size} processes cannot share evenly; "
-            f"set data.batch_size to {' or '.join(sizes)}, or start another number of processes"
-        )
-    return slice(rank * each, (rank + 1) * each)
 
 
 def check_position(state: dict[str, Any], now: dict[str, int]) -> None:

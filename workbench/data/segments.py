@@ -23,12 +23,13 @@ from workbench.config import Config, model_validator, slot
 # the kinds register themselves
 from workbench.data import published, python_source, sentences, text  # noqa: F401
 from workbench.data.batches import (
+    ALONE,
     Batch,
     Order,
+    Reader,
     check_position,
     generator,
     generator_state,
-    rows_of,
     set_generator,
     upload,
 )
@@ -86,14 +87,7 @@ class Contiguous(Order):
     there, validation draws from the same generator each time it comes to the end of its text."""
 
     def batches(
-        self,
-        corpus: Corpus,
-        data: DataConfig,
-        seed: int,
-        *,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
+        self, corpus: Corpus, data: DataConfig, seed: int, reader: Reader = ALONE
     ) -> Segments:
         return Segments(
             corpus.splits["train"],
@@ -103,9 +97,7 @@ class Contiguous(Order):
             lengths=data.random_lengths,
             restart=self.restart,
             seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
+            reader=reader,
         )
 
 
@@ -175,9 +167,8 @@ class Segments:
         lengths: how to draw T; None for always `segment_len`.
         restart: where an epoch begins, see `Contiguous`.
         seed: of the lengths and offsets.
-        device: where the batches go.
-        rank, world_size: which of how many processes this is. It reads its rows only; positions
-            are those of all, and restore in any number of processes.
+        reader: who reads, and where to. It reads its rows only; positions are those of all, and
+            restore in any number of processes.
 
     Raises:
         DataError: the text is too short for one segment of every stream.
@@ -194,18 +185,16 @@ class Segments:
         lengths: RandomLengths | None = None,
         restart: Restart = "begin",
         seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
+        reader: Reader = ALONE,
     ) -> None:
         # from the last offset on, there must be a whole segment
         longest = 2 * segment_len - 1 if restart == "random_offset" else segment_len
         check_length(len(tokens), batch_size, longest)
         self.segment_len, self.ext_len = segment_len, ext_len
         self.lengths, self.restart, self.seed = lengths, restart, seed
-        self.device = torch.device(device)
+        self.device = torch.device(reader.device)
         self._batch_size, stream_len = batch_size, len(tokens) // batch_size
-        rows = rows_of(batch_size, rank, world_size)
+        rows = reader.rows(batch_size)
         self._rows_BN = tokens[: batch_size * stream_len].view(batch_size, stream_len)[rows]
         # an epoch goes on while so many targets are left
         self._least = segment_len if restart == "random_offset" else 1

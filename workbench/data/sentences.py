@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workbench.data.batches import (
+    ALONE,
     Batch,
     Order,
+    Reader,
     check_position,
     generator,
     generator_state,
-    rows_of,
     set_generator,
     upload,
 )
@@ -53,14 +54,7 @@ class Sentences(Order):
     kind: Literal["sentences"] = "sentences"
 
     def batches(
-        self,
-        corpus: Corpus,
-        data: DataConfig,
-        seed: int,
-        *,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
+        self, corpus: Corpus, data: DataConfig, seed: int, reader: Reader = ALONE
     ) -> SentenceBatches:
         about = corpus.info.get("sentences")
         if about is None:
@@ -76,9 +70,7 @@ class Sentences(Order):
             data.segment_len,
             ext_len=data.ext_len,
             seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
+            reader=reader,
         )
 
 
@@ -185,8 +177,7 @@ class SentenceBatches:
         ext_len: tokens of the row before a segment that are read again with it; a shard's first
             segment has none.
         seed: of both shuffles.
-        device: where the batches go.
-        rank, world_size: which of how many processes this is, see `Segments`.
+        reader: who reads, and where to, see `Segments`.
 
     Raises:
         DataError: no shard has enough tokens for a batch.
@@ -203,16 +194,14 @@ class SentenceBatches:
         *,
         ext_len: int = 0,
         seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
+        reader: Reader = ALONE,
     ) -> None:
         if (longest := int(np.diff(shards).max())) < batch_size * segment_len:
             raise DataError(_too_short(longest, batch_size, segment_len))
         self.segment_len, self.ext_len = segment_len, ext_len
-        self.device = torch.device(device)
+        self.device = torch.device(reader.device)
         self._ids, self._shards, self._mark = tokens.numpy(), shards, mark
-        self._batch_size, self._rows = batch_size, rows_of(batch_size, rank, world_size)
+        self._batch_size, self._rows = batch_size, reader.rows(batch_size)
         self._random = generator(seed)
         self._order = np.arange(len(shards) - 1)
         self._epoch, self._fresh = -1, True

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.data.batches import Batches
+from workbench.data.batches import Batches, Reader
 from workbench.data.retrieval import RetrievalBatches, questions
 from workbench.models.base import Model, evaluating
 from workbench.models.language_model import LanguageModel
@@ -71,7 +71,7 @@ class TextTask(Task):
 
     def batches(self, device: torch.device) -> Batches:
         data, seed = self.recipe.data, self.recipe.train.seed
-        return data.order.batches(self.corpus, data, seed, device=device)
+        return data.order.batches(self.corpus, data, seed, Reader(device))
 
     def check(self, model: Model) -> None:
         assert isinstance(model, LanguageModel)
