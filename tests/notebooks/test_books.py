@@ -16,9 +16,9 @@ from typing import Any
 import nbformat
 import papermill
 import pytest
-from conftest import DELTA, SPAN, write_recipe, write_text
 from papermill.engines import papermill_engines
 from papermill.exceptions import PapermillExecutionError
+from small_recipes import DELTA, SPAN, write_recipe, write_text
 
 import workbench
 from workbench import demo, notebook, report
