@@ -242,6 +242,11 @@ def pick_head(
     return at, at_head, found[at][at_head], mixers[at].span.ramp
 
 
+def held_out(corpus: Corpus) -> list[str]:
+    """The splits that are scored, the last in detail: valid, and test where there is one."""
+    return [split for split in ("valid", "test") if len(corpus.splits[split])]
+
+
 def symbols(corpus: Corpus, ids: Any) -> list[str]:
     """Tokens as text for pictures; words keep the blank that parts them."""
     gap = " " if corpus.unit == "word" else ""
@@ -300,7 +305,7 @@ def save_evaluation(
     Args:
         view: the run.
         scores: split -> evaluation.
-        baselines: name -> bits per token on the same test text.
+        baselines: name -> bits per token on the last of these splits.
         points: loss by context length.
     """
     result = {

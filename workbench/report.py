@@ -118,11 +118,13 @@ def _steps(done: int, planned: int) -> str:
 
 
 def against_baselines(folder: RunFolder) -> str:
-    """Bits of the model and of the baselines on the same test text, in a line."""
+    """Bits of the model and of the baselines on the same held-out text, in a line."""
     result = evaluation(folder)
     if not result:
         return f"{folder.recipe().name} is not evaluated yet"
-    own = bits_per_token(result["splits"]["test"]["loss_nats"])
+    # of valid where the text has no test split
+    last = list(result["splits"].values())[-1]
+    own = bits_per_token(last["loss_nats"])
     others = ", ".join(f"{name} {bits:.3f}" for name, bits in result["baselines_bits"].items())
     return f"{result['recipe']} {own:.3f} bits per {result['unit']}; {others}"
 

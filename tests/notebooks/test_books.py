@@ -16,9 +16,9 @@ from typing import Any
 import nbformat
 import papermill
 import pytest
-from conftest import DELTA, SPAN, write_recipe, write_text
 from papermill.engines import papermill_engines
 from papermill.exceptions import PapermillExecutionError
+from small_recipes import DELTA, SPAN, write_recipe, write_text
 
 import workbench
 from workbench import demo, notebook, report
@@ -277,6 +277,19 @@ def test_a_part_of_a_text_is_said_to_be_one(tmp_path: Path, span_recipe: Path) -
     expected = f"{view.corpus.comparable}; but only 99 of {size:,} tokens of test were scored"
     assert notebook.comparable(view.corpus, scores) == expected
     assert notebook.comparable(view.corpus, {"valid": scores["valid"]}) == view.corpus.comparable
+
+
+def test_a_text_without_a_test_split_is_evaluated_on_valid(
+    tmp_path: Path, span_recipe: Path, by_hand: ByHand
+) -> None:
+    changes = {"train.steps": 2, "data.corpus.split": [0.75, 0.25, 0.0]}
+    run = workbench.start(span_recipe, changes, out=tmp_path / "run")
+    list(run)
+    by_hand("evaluate", run=str(run.folder.path), contexts=[1, 4], context_sample=20, passages=1)
+    result = report.evaluation(run.folder)
+    assert list(result["splits"]) == ["valid"] and result["baselines_bits"]["gzip"] > 0
+    assert "bits per character; unigram" in report.against_baselines(run.folder)
+    by_hand("generate", run=str(run.folder.path), text_len=20)
 
 
 def test_a_relative_path_means_the_same_by_hand_and_in_batch(
