@@ -154,72 +154,6 @@ class CharVocabulary(Vocabulary):
         return self._characters
 
 
-class WordVocabulary(Vocabulary):
-    """Ids of blank-separated words; `<eos>` stands for each end of line, `<unk>` for other words.
-
-    Args:
-        words: in order of their ids; `<eos>` and `<unk>` come first unless they are among them.
-        lower_case: make all letters of a text small.
-        end_of_line: whether an end of line is a token.
-    """
-
-    level = "word"
-
-    def __init__(
-        self, words: list[str], lower_case: bool = False, end_of_line: bool = True
-    ) -> None:
-        specials = [END_OF_LINE, UNKNOWN] if end_of_line else [UNKNOWN]
-        self._words = [s for s in specials if s not in words] + words
-        self.lower_case, self.end_of_line = lower_case, end_of_line
-        self.size, self.unknown = len(self._words), self._words.index(UNKNOWN)
-
-    @cached_property
-    def _id_of(self) -> dict[str, int]:
-        return {word: index for index, word in enumerate(self._words)}
-
-    @classmethod
-    def learn(
-        cls,
-        counts: Mapping[str, int],
-        max_size: int | None = None,
-        lower_case: bool = False,
-        end_of_line: bool = True,
-    ) -> WordVocabulary:
-        """The words that were counted, in order of first appearance.
-
-        Args:
-            max_size: words at most, `<eos>` and `<unk>` among them: the most frequent.
-        """
-        specials = [END_OF_LINE, UNKNOWN] if end_of_line else [UNKNOWN]
-        ranked = sorted(counts, key=counts.__getitem__, reverse=True)
-        words = specials + [word for word in ranked if word not in specials]
-        return cls(words[:max_size], lower_case, end_of_line)
-
-    def ids(self, block: str) -> np.ndarray:
-        text = block.lower() if self.lower_case else block
-        return self.find(to_words(text) if self.end_of_line else text.split())
-
-    def find(self, symbols: Sequence[str]) -> np.ndarray:
-        return _look_up(self._id_of, symbols, self._id_of[UNKNOWN])
-
-    def decode(self, ids: Tensor) -> str:
-        if not self.end_of_line:
-            return " ".join([self._words[i] for i in ids.tolist()])
-        newline = self._id_of[END_OF_LINE]
-        text = " ".join("\n" if i == newline else self._words[i] for i in ids.tolist())
-        return text.replace(" \n", "\n").replace("\n ", "\n")
-
-    def symbol(self, index: int) -> str:
-        return printable(self._words[index])
-
-    def symbols(self) -> dict[str, Any]:
-        return {
-            "words": self._words,
-            "lower_case": self.lower_case,
-            "end_of_line": self.end_of_line,
-        }
-
-
 class PreparedVocabulary(Vocabulary):
     """The symbols of a text that an original program prepared, in its own order.
 
@@ -232,7 +166,8 @@ class PreparedVocabulary(Vocabulary):
         symbols: in order of their ids.
     """
 
-    _end, _other = END_OF_LINE, UNKNOWN
+    _end: str | None = END_OF_LINE
+    _other = UNKNOWN
 
     def __init__(self, level: Level, symbols: list[str]) -> None:
         self.level, self._symbols, self.size = level, symbols, len(symbols)
@@ -248,8 +183,7 @@ class PreparedVocabulary(Vocabulary):
 
     def ids(self, block: str) -> np.ndarray:
         """Ids of prepared text; errors as `find`."""
-        ends = self._end in self._id_of
-        return self.find(to_words(block, self._end) if ends else block.split())
+        return self.find(to_words(block, self._end if self._end in self._id_of else None))
 
     def find(self, symbols: Sequence[str]) -> np.ndarray:
         found = _look_up(self._id_of, symbols, -1)
@@ -289,8 +223,54 @@ class PreparedVocabulary(Vocabulary):
         text = self._bytes(symbol)
         return BYTES.symbol(text[0]) if self.level == "byte" else printable(text.decode("utf-8"))
 
-    def symbols(self) -> dict[str, list[str]]:
+    def symbols(self) -> dict[str, Any]:
         return {"symbols": self._symbols}
+
+
+class WordVocabulary(PreparedVocabulary):
+    """Ids of blank-separated words; `<eos>` stands for each end of line, `<unk>` for other words.
+
+    Args:
+        words: in order of their ids; `<eos>` and `<unk>` come first unless they are among them.
+        lower_case: make all letters of a text small.
+        end_of_line: whether an end of line is a token.
+    """
+
+    def __init__(
+        self, words: list[str], lower_case: bool = False, end_of_line: bool = True
+    ) -> None:
+        specials = [END_OF_LINE, UNKNOWN] if end_of_line else [UNKNOWN]
+        super().__init__("word", [s for s in specials if s not in words] + words)
+        self.lower_case, self.end_of_line = lower_case, end_of_line
+        self._end = END_OF_LINE if end_of_line else None
+
+    @classmethod
+    def learn(
+        cls,
+        counts: Mapping[str, int],
+        max_size: int | None = None,
+        lower_case: bool = False,
+        end_of_line: bool = True,
+    ) -> WordVocabulary:
+        """The words that were counted, in order of first appearance.
+
+        Args:
+            max_size: words at most, `<eos>` and `<unk>` among them: the most frequent.
+        """
+        specials = [END_OF_LINE, UNKNOWN] if end_of_line else [UNKNOWN]
+        ranked = sorted(counts, key=counts.__getitem__, reverse=True)
+        words = specials + [word for word in ranked if word not in specials]
+        return cls(words[:max_size], lower_case, end_of_line)
+
+    def ids(self, block: str) -> np.ndarray:
+        return super().ids(block.lower() if self.lower_case else block)
+
+    def symbols(self) -> dict[str, Any]:
+        return {
+            "words": self._symbols,
+            "lower_case": self.lower_case,
+            "end_of_line": self.end_of_line,
+        }
 
 
 class SentenceVocabulary(PreparedVocabulary):
@@ -301,7 +281,7 @@ class SentenceVocabulary(PreparedVocabulary):
     def __init__(self, symbols: list[str]) -> None:
         super().__init__("word", symbols)
 
-    def symbols(self) -> dict[str, list[str]]:
+    def symbols(self) -> dict[str, Any]:
         return {"sentences": self._symbols}
 
 
@@ -348,6 +328,6 @@ def code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 
 
-def to_words(text: str, end: str = END_OF_LINE) -> list[str]:
-    """line.split() of every line, each end of line as a symbol."""
-    return text.replace("\n", f" {end} ").split()
+def to_words(text: str, end: str | None) -> list[str]:
+    """line.split() of every line, each end of line as a symbol; None: as a blank."""
+    return (text if end is None else text.replace("\n", f" {end} ")).split()
