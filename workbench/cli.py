@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -205,6 +206,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (1: what was checked differs; 2: the user can mend
     it, and is told how)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a name or a text may hold what a terminal has no letters for
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         given = _parser().parse_args(arguments)
         status = given.run(given)

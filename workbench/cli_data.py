@@ -18,7 +18,11 @@ def add_data(commands: Any) -> None:
     )
     one = _add(below, "get", "download, verify, unpack and prepare one; goes on where it was", get)
     one.add_argument("name", help="as in the list")
-    one.add_argument("--rule", help="prepare it by this rule (default: those of the recipes)")
+    one.add_argument(
+        "--rule",
+        action="append",
+        help="prepare it by this rule, once or more (default: those of the recipes)",
+    )
     one.add_argument("--url", help="download from here: a file, or a folder, ending in /")
     one.add_argument("--keep", action="store_true", help="keep the archive")
     _add(below, "check", "read one again and compare it with what is known", check).add_argument(
@@ -82,7 +86,7 @@ def get(given: argparse.Namespace) -> None:
 
     it = registry.entry(given.name)
     recipes = {} if given.rule else used()[given.name]
-    rules = [given.rule] if given.rule else [rule for rule in it.rules if rule in recipes]
+    rules = given.rule or [rule for rule in it.rules if rule in recipes]
     got = raw.get(given.name, rules=rules, url=given.url, keep=given.keep)
     some = ", ".join(got.downloaded) if len(got.downloaded) <= 4 else f"{len(got.downloaded)} files"
     say(f"{given.name}: {some or 'all was there'}; in {got.place}")

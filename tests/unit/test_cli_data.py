@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,3 +83,16 @@ def test_where_it_all_lies(world: World, capsys: pytest.CaptureFixture[str]) -> 
 def test_why_the_data_folder_is_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORKBENCH_DATA")
     assert raw.why_there() == "data/ of this checkout"
+
+
+def test_several_rules_may_be_asked_for(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "get", "ptb", "--rule", "plain", "--rule", "awd-lstm"]) == 0
+    assert "prepared by the rules: plain, awd-lstm\n" in capsys.readouterr().out
+
+
+def test_a_name_that_the_terminal_has_no_letters_for_is_spelled_out(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "workbench", "data", "where"]
+    odd = {"PYTHONIOENCODING": "ascii", "WORKBENCH_DATA": str(tmp_path / "\xfcber")}
+    done = subprocess.run(command, env={**os.environ, **odd}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{tmp_path}/\\xfcber: " in done.stdout

@@ -228,6 +228,8 @@ def test_a_place_that_cannot_be_written_names_the_variable(path, tmp_path, monke
 
 def test_root_is_the_variable_then_the_checkout_then_the_users_cache(tmp_path, monkeypatch):
     assert store.root() == tmp_path / "cache"
+    monkeypatch.setenv("WORKBENCH_DATA", "~nobody-at-all/data")
+    assert store.root().name == "data"
     monkeypatch.delenv("WORKBENCH_DATA")
     assert store.root() == Path(__file__).parents[2] / "data"
     monkeypatch.setattr(store, "__file__", str(tmp_path / "site" / "workbench" / "data" / "x.py"))

@@ -42,7 +42,8 @@ class Damaged(Exception):
 def root() -> Path:
     """Where data lives: $WORKBENCH_DATA, else `data/` of the checkout, else the user's cache."""
     if told := os.environ.get("WORKBENCH_DATA"):
-        return Path(told).expanduser().absolute()
+        # not that of pathlib, which stops at a user that is not there
+        return Path(os.path.expanduser(told)).absolute()
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").is_file() and (checkout / "data" / "README.md").is_file():
         return checkout / "data"
