@@ -66,8 +66,8 @@ class Learning(Config):
         if level == "bpe" and not 256 <= (self.max_size or MAX_SIZE) <= MOST_PAIRS:
             # the library takes memory for all of them, and ends the process where there is none
             return (
-                f"got max_size {self.max_size}, expected at least the 256 bytes at BPE level and at "
-                f"most {MOST_PAIRS:,}"
+                f"got max_size {self.max_size}, expected at least the 256 bytes at BPE level and "
+                f"at most {MOST_PAIRS:,}"
             )
         return ""
 
