@@ -131,7 +131,17 @@ def test_braces_stand_for_numbers_of_one_width() -> None:
         ({"titel": "x"}, "Did you mean 'title'"),
         ({"contents": {"x-{1..2}": {"bytes": 1, "md5": "12"}}}, "expected 32 hexadecimal digits"),
         ({"contents": {"x-{1..2}": {"bytes": 1, "md5": "0" * 32}}}, "needs its source in said_by"),
+        ({"contents": {"x-{1..2}": {"bytes": 1, "md5": ""}}}, "expected 32 hexadecimal digits"),
         ({"contents": {"x-{1..2}": {}}}, "either bytes or about_bytes"),
+        (
+            {
+                "sources": [
+                    {"files": [{"name": "../x", "bytes": 1, "urls": ["https://a.example"]}]}
+                ],
+                "contents": {"../x": {"bytes": 1}},
+            },
+            r"got \['../x'\], expected names below the folder",
+        ),
     ],
 )
 def test_an_unsound_entry_is_refused(changes: dict[str, Any], says: str) -> None:

@@ -12,13 +12,14 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from workbench.config import Config, Positive, dump, load, model_validator, nearest
 from workbench.data import store
+from workbench.data.archives import leads_out
 from workbench.errors import ConfigError
 
 CHECKSUMS = {"sha256": 64, "sha512": 128, "sha1": 40, "md5": 32}
@@ -176,7 +177,7 @@ class Entry(Config):
             given = sorted(name for file in source.files for name in file.yields)
             if given != sorted(self.contents):
                 raise ValueError(f"sources: got the files {given}, expected the contents")
-        outside = [n for n in self.contents if PurePosixPath(n).is_absolute() or ".." in n]
+        outside = [n for n in self.contents if leads_out(n)]
         if outside:
             raise ValueError(f"contents: got {outside}, expected names below the folder")
         if (self.kind == "corpus") != bool(self.level and self.split and self.rules):
