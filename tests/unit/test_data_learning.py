@@ -183,6 +183,7 @@ def test_a_count_that_no_symbol_reaches_is_refused(prepared, level):
         ({"level": "word", "vocabulary": {"min_cuont": 2}}, "Did you mean 'min_count'"),
         ({"level": "word", "vocabulary": {"max_size": 2}}, "greater than or equal to 3"),
         ({"level": "bpe", "vocabulary": {"max_size": 10**30}}, "less than 2147483648"),
+        ({"level": "bpe", "vocabulary": {"max_size": 10**9}}, "at most 1,048,576"),
         ({"level": "bpe", "vocabulary": {"min_count": 10**30}}, "less than 2147483648"),
         ({"invalid": "replace"}, "byte level takes any bytes"),
     ],

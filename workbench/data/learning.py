@@ -29,6 +29,9 @@ from workbench.data.vocabulary import (
 )
 from workbench.errors import DataError, DataMissing
 
+MOST_PAIRS = 1 << 20
+"""tokens of BPE: several times as many as anybody has used"""
+
 
 class Learning(Config):
     """Which symbols get ids."""
@@ -60,8 +63,12 @@ class Learning(Config):
             return f"got {_listed(words)} at {level} level, expected this at word level only"
         if self.file and (beside := changed & {"counted", "min_count", "max_size"}):
             return f"got {_listed(beside)} beside file, which is taken as it is"
-        if level == "bpe" and self.max_size is not None and self.max_size < 256:
-            return f"got max_size {self.max_size}, expected at least the 256 bytes at BPE level"
+        if level == "bpe" and not 256 <= (self.max_size or MAX_SIZE) <= MOST_PAIRS:
+            # the library takes memory for all of them, and ends the process where there is none
+            return (
+                f"got max_size {self.max_size}, expected at least the 256 bytes at BPE level and "
+                f"at most {MOST_PAIRS:,}"
+            )
         return ""
 
     def identity(self) -> list[Any]:
