@@ -5,7 +5,7 @@ the rest test (above byte level a cut moves forward to the end of the character 
 in). By file: whole files, mixed by the sha256 of their names. Given: the recipe names the files of
 each split. `auto` takes 20 files or more by file, and fewer by position, or if their few large
 files leave nothing for valid or test. A newline follows each file of several, but for a file that
-is a given split by itself. A file of train in a held-out split is refused.
+is a given split by itself. A file of train in a held-out split is refused, a copy warned of.
 
 Levels. Bytes and BPE take any file as it is. Characters and words are UTF-8 without a byte-order
 mark at a file's begin; what is no UTF-8 is refused with file and byte offset, or replaced
