@@ -236,6 +236,9 @@ def _fault(data: Any) -> str:
         return "a BPE model without a table of tokens"
     if set(vocab.values()) - set(range(2 * len(vocab))) or len({*vocab.values()}) < len(vocab):
         return "a table of tokens whose ids are not whole numbers from 0 on"
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        # the library panics at some of them
+        return "a BPE model that marks the parts of words"
     if data.get("normalizer"):
         return "a tokenizer with a normalizer, which changes the text before it is encoded"
     # it may be one of several stages; whether they are sound is seen when they are loaded
