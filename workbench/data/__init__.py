@@ -11,8 +11,9 @@ A text's way through the rooms:
     how it becomes a corpus
       corpus, vocabulary  what every one is; ids and symbols of all levels (`bpe` is apart)
       store, places       made once and kept whole; locks, and folders aside until then
-      prepare             from `pieces`, byte ranges of files, by way of `symbols` and `tables` of
-                          their counts, to ids; a `crew` of `worker` processes does the `jobs`
+      prepare             from `pieces`, byte ranges of files, by way of `symbols` (`words` numbers
+                          those) and `tables` of their counts, to ids; a `crew` of `worker`
+                          processes does the `jobs`
     how training reads it
       batches             what all orders share; `ahead` prepares the next ones
       segments            contiguous streams, and `data` of a recipe; `sentences`: shuffled ones

@@ -12,10 +12,11 @@ splitting them costs most; bytes and characters are read again to be placed, whi
 spool, and plain bytes are not counted at all. Chunks do not follow from the number of workers, so
 neither does the result.
 
-Memory: a worker holds the table of one part (at most about 1,000,000 words) and 4 MB of ids, and
-no vocabulary. The process that merges holds the symbols of some buckets (`tables`) and those that
-are kept: all of them, or those that `Keep` allows. Neither grows with the text; the spool on disk
-does, by four bytes a word, and shrinks again while the parts are placed.
+Memory: a worker holds the table of one part (at most about 1,000,000 words), 20 MB of words met
+lately (`words`) and 4 MB of ids, and no vocabulary. The process that merges holds the symbols of
+some buckets (`tables`) and those that are kept: all of them, or those that `Keep` allows. Neither
+grows with the text; the spool on disk does, by four bytes a word, and shrinks again while the parts
+are placed.
 
 A preparation lies in a folder of its own until it is whole (`store`). If it is killed its workers
 end with it, and the next one sweeps away what it left.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from workbench.data.pieces import WORD_CHARACTERS, Piece, blocks, long_word, raw_blocks
-from workbench.data.tables import NEVER, Numbering, Table, load, save
+from workbench.data.tables import NEVER, Table, load, save
 from workbench.data.vocabulary import (
     DECIMAL,
     END_OF_LINE,
@@ -22,6 +22,7 @@ from workbench.data.vocabulary import (
     Vocabulary,
     code_points,
 )
+from workbench.data.words import Words
 
 NEWLINE, BLANK = ord("\n"), ord(" ")
 PART_WORDS = 1_000_000
@@ -111,13 +112,13 @@ def _lines(symbols: Symbols, pieces: Sequence[Piece], replaced: list[int]) -> It
 
 def _count_part(texts: Iterator[str], text: str | None, pieces: list[Piece], stem: str) -> Part:
     """Number the words of blocks until the table is full."""
-    numbering, tokens = Numbering(), 0
-    number = numbering.__getitem__
+    words, tokens = Words(), 0
+    numbering = words.numbering
     with Path(f"{stem}.ids").open("wb") as spool:
         while text is not None:
-            words = text.split()
-            spool.write(np.fromiter(map(number, words), np.int32, len(words)).data)
-            tokens += len(words)
+            ids = words.ids(text)
+            spool.write(ids.data)
+            tokens += len(ids)
             text = next(texts, None) if len(numbering) < PART_WORDS else None
     counts = np.zeros(len(numbering), np.int64)
     for ids in spooled(stem, np.dtype(np.int32)):
