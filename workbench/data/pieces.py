@@ -353,8 +353,8 @@ def _decoded(pieces: Sequence[Piece], level: Level, replaced: list[int] | None) 
             raise DataError(
                 f"{piece.path}: got byte 0x{data[error.start]:02x} at byte offset {offset} "
                 f"({'UTF-16, it seems' if wide else error.reason}), expected UTF-8 text for "
-                f"`level: {level}`. Convert the file to UTF-8, write `invalid: replace`, or use "
-                "`level: byte`, which takes any bytes."
+                f"`level: {level}`. Convert the file to UTF-8; a text of your own (`kind: text`) "
+                "may also have `invalid: replace`, or `level: byte`, which takes any bytes."
             ) from None
         if replaced is not None:
             replaced.append(text.count("\ufffd") - data.count("\ufffd".encode(), 0, used))

@@ -62,7 +62,7 @@ class Vocabulary(ABC):
         Raises:
             DataError: a symbol has no id, and there is no `<unk>` to stand for it.
         """
-        raise NotImplementedError(f"{type(self).__name__} is no vocabulary of counted symbols")
+        raise AssertionError(f"{type(self).__name__} is no vocabulary of counted symbols")
 
     @abstractmethod
     def decode(self, ids: Tensor) -> str:
