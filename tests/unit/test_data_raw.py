@@ -64,8 +64,9 @@ def test_the_archive_is_kept_where_that_is_asked(world: World) -> None:
 def test_an_archive_put_there_by_hand_is_used_without_the_network(world: World) -> None:
     world.put({"a.zip": ARCHIVE})
     assert raw.state("ptb") == "to unpack"
+    world.put({"a.zip.mine": b"notes"})
     raw.get("ptb")
-    assert world.files() == set(TEXT) and world.asked() == []
+    assert world.files() == {"a.zip.mine", *TEXT} and world.asked() == []
 
 
 def test_an_archive_of_the_wrong_size_is_refused_and_left_alone(

@@ -6,7 +6,7 @@ A job is `{"do": name, ...arguments}`; `perform` runs it, in a worker or in the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,6 @@ from workbench.data import symbols
 from workbench.data.pieces import raw_blocks, readable
 from workbench.data.symbols import Part, Symbols, piece_of
 from workbench.data.vocabulary import Level, Vocabulary, restore
-
-HASH_BYTES = 1 << 20
 
 
 def perform(job: dict[str, Any]) -> Any:
@@ -65,15 +63,6 @@ def _hash(paths: list[str]) -> list[str]:
         with readable(Path(path)), Path(path).open("rb") as file:
             result.append(hashlib.file_digest(file, "sha256").hexdigest())
     return result
-
-
-def read(path: Path, start: int, stop: int) -> Iterator[bytes]:
-    """Bytes `start` to `stop` of a file, block by block."""
-    with path.open("rb") as file:
-        file.seek(start)
-        while start < stop and (block := file.read(min(HASH_BYTES, stop - start))):
-            start += len(block)
-            yield block
 
 
 @lru_cache(maxsize=1)

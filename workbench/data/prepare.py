@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from workbench.data import crew, jobs, pieces
+from workbench.data import crew, pieces
 from workbench.data.pieces import SPLITS, Member, Piece, chunks
 from workbench.data.symbols import Part, Symbols, renumber
 from workbench.data.tables import Counts, Keep, merge
@@ -168,8 +168,8 @@ def _place(
     sizes = [part.tokens for _, part in flat]
     placed = _shown(work.map(jobs_to_do()), sizes, "writing tokens", " tokens")
     for (split, part), stop, _ in zip(flat, stops, placed, strict=True):
-        start = (stop - part.tokens) * size
-        for block in jobs.read(folder / f"{split}.bin", start, stop * size):
+        written = Piece(folder / f"{split}.bin", (stop - part.tokens) * size, stop * size)
+        for *_, block in pieces.raw_blocks([written]):
             digests[split].update(block)
     sha256 = {s: digests[s].hexdigest() for s in SPLITS}
     replaced = {s: sum(part.replaced for group in parts[s] for part in group) for s in SPLITS}

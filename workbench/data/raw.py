@@ -148,8 +148,9 @@ def _take(it: Entry, file: Download, url: str | None) -> list[str]:
 def _tidy(it: Entry) -> None:
     """Remove archives; their contents are there."""
     for file in (f for source in it.sources for f in source.files if f.members):
-        for path in it.place.glob(f"{file.name}*"):
-            path.unlink(missing_ok=True)
+        # by name: what somebody else put beside them stays
+        for ending in ("", ".sha256", ".part", ".part.json", ".lock"):
+            (it.place / f"{file.name}{ending}").unlink(missing_ok=True)
 
 
 def check_room(it: Entry, source: Source | None, n_rules: int) -> None:
