@@ -1,0 +1,13 @@
+"""Every case, family by family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bench.case import Case
+from bench.cases import fast_weights, recurrent
+
+GROUPS: dict[str, Callable[[], list[Case]]] = {
+    "fast_weights": fast_weights.cases,
+    "recurrent": recurrent.cases,
+}
