@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import shlex
 import sys
@@ -14,7 +15,8 @@ import torch
 from bench import limits as machine
 from bench import peers, report
 from bench.case import Case
-from bench.cases import GROUPS
+from bench.cases import GROUPS, models
+from bench.configurations import CONFIGURATIONS
 from bench.run import Row, limit_rows, rows_of
 from bench.timing import QUICK, TINY, Effort
 from workbench import kernels
@@ -26,12 +28,29 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds: a minute")
     parser.add_argument("--tiny", action="store_true", help="small sizes: does everything run?")
-    parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--groups", nargs="+", choices=list(GROUPS), help="default: all")
+    parser.add_argument("--models", action="store_true", help="with the group more_models")
+    parser.add_argument(
+        "--originals",
+        type=Path,
+        help='JSON {"TXL char": ms, ...}: training steps of the originals on this machine',
+    )
     parser.add_argument("--only", help="only cases whose name, size and way hold this text")
     parser.add_argument("--keep", action="store_true", help="keep rows of groups not asked for")
     parser.add_argument("--threads", type=int, help="of the CPU; default: PyTorch's choice")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench")
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    args.groups = args.groups or [g for g in GROUPS if args.models or g != "more_models"]
+    return args
+
+
+def read_originals(path: Path) -> None:
+    """Take over milliseconds of the originals, and refuse names that no configuration has."""
+    told = json.loads(path.read_text(encoding="utf-8"))
+    known = [config.name for config in CONFIGURATIONS]
+    if unknown := sorted(set(told) - set(known)):
+        sys.exit(f"{path}: got {unknown}, expected names of {known}")
+    models.originals_ms.update({name: float(ms) for name, ms in told.items()})
 
 
 def processor() -> str:
@@ -66,6 +85,8 @@ def wanted(case: Case, args: argparse.Namespace, device: torch.device) -> bool:
 
 def main(words: list[str] | None = None) -> int:
     args = arguments(words)
+    if args.originals:
+        read_originals(args.originals)
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

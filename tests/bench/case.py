@@ -31,6 +31,10 @@ class Ways:
     """peer -> why it is not here"""
     as_ours: dict[str, Callable[[Results], Results]] = field(default_factory=dict)
     """peer -> how its results become ours to be compared: another layout, another scale"""
+    given_ms: dict[str, float] = field(default_factory=dict)
+    """peer -> its milliseconds, measured by others on a machine of `GIVEN_GFLOPS`"""
+    measured_ms: dict[str, float] = field(default_factory=dict)
+    """peer -> its milliseconds, measured on this machine outside of this run"""
     unlike: frozenset[str] = frozenset()
     """peers that compute something comparable but not the same"""
 
@@ -68,6 +72,8 @@ class Case:
     """whether it is for GPUs alone, or for CPUs alone"""
 
 
+GIVEN_GFLOPS = 180.0
+"""fp32 GEMM of the machine on which the originals' milliseconds were measured"""
 PEAK = "fp32 GEMM peak"
 """named as a peer where a fraction of the machine's limit is asked for"""
 
@@ -125,6 +131,8 @@ def apart(results: Results, others: Results) -> float:
     """The largest difference, relative to the largest number of the tensor it is in."""
     if len(results) != len(others):
         raise AssertionError(f"got {len(results)} and {len(others)} results of one computation")
+    if not results:
+        return 0.0
     distances = [
         (a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-30)
         for a, b in zip(results, others, strict=True)

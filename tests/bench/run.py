@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.case import PEAK, Case, Results, Ways, Work, apart
+from bench.case import GIVEN_GFLOPS, PEAK, Case, Results, Ways, Work, apart
 from bench.limits import Limits
 from bench.memory import peak_mb
 from bench.timing import Effort, Times, sync, take_turns
@@ -90,6 +90,7 @@ def rows_of(
         common = told(case, times[ours], firsts[ours], limits) | {"backend": backend}
         targets = case.targets if index == 0 else {}
         yield from against(case, ways, common, times, firsts, targets)
+        yield from against_told(ways, common, targets, limits)
         if PEAK in targets and limits is not None:
             yield common | fraction(case, common, limits, targets[PEAK])
 
@@ -119,8 +120,28 @@ def against(
         }
     for peer, why in ways.missing.items():
         yield common | {"peer": peer, "target": targets.get(peer), "note": why}
-    if not ways.peers and not ways.missing:
+    if not any((ways.peers, ways.missing, ways.given_ms, ways.measured_ms)):
         yield common
+
+
+def against_told(
+    ways: Ways, common: Row, targets: Mapping[str, float], limits: Limits | None
+) -> Iterator[Row]:
+    """One backend of ours beside times that were measured outside of this run."""
+    told = {peer: (ms, "measured outside of this run") for peer, ms in ways.measured_ms.items()}
+    if limits is not None:
+        slower = GIVEN_GFLOPS / limits.rate("fp32 GEMM")
+        note = f"{{:.0f}} ms at {GIVEN_GFLOPS:.0f} GFLOP/s of fp32 GEMM, scaled to this machine's"
+        given = ways.given_ms.items()
+        told |= {peer: (ms * slower, note.format(ms)) for peer, ms in given}
+    for peer, (ms, note) in told.items():
+        yield common | {
+            "peer": peer,
+            "peer_ms": ms,
+            "ratio": ms / common["ours_ms"],
+            "target": targets.get(peer),
+            "note": note,
+        }
 
 
 def blank(case: Case, backend: str, peer: str | None, note: str) -> Row:
