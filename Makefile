@@ -52,7 +52,7 @@ lab: setup  ## JupyterLab in notebooks/
 
 bench: setup ## ops and models beside their peers: 10 minutes; QUICK=1: one; PEERS=0: fetch none
 	@[ "$(PEERS)" = 0 ] || $(RUN) tests/bench/install_peers.py
-	@PYTHONPATH=tests $(RUN) -m bench $(if $(QUICK),--quick) $(ARGS)
+	@PYTHONPATH=tests $(RUN) -m bench $(if $(QUICK),--quick) $(if $(MODELS),--models) $(ARGS)
 
 clean:      ## remove .venv, caches and builds; runs/ stays
 	rm -rf .venv .setup build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

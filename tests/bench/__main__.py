@@ -78,9 +78,8 @@ def where(device: torch.device) -> dict[str, object]:
 def wanted(case: Case, args: argparse.Namespace, device: torch.device) -> bool:
     told = f"{case.name} {case.size} {case.way}"
     fits = case.cuda is None or case.cuda == (device.type == "cuda")
-    if args.tiny or not fits:
-        return fits and case.tiny
-    return (case.quick or not args.quick) and (not args.only or args.only in told)
+    in_this_run = case.tiny if args.tiny else case.quick if args.quick else case.full
+    return fits and in_this_run and (not args.only or args.only in told)
 
 
 def main(words: list[str] | None = None) -> int:

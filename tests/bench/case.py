@@ -66,8 +66,10 @@ class Case:
     """its value here"""
     quick: bool = True
     """whether a quick run has it"""
+    full: bool = True
+    """whether a full run has it"""
     tiny: bool = False
-    """whether it takes no time, and a run that only tries everything has it, and no other"""
+    """whether a run that only tries everything has it: it takes no time"""
     cuda: bool | None = None
     """whether it is for GPUs alone, or for CPUs alone"""
 

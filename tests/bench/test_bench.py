@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from bench import limits, peers, report, run, timing
 from bench.__main__ import main
 from bench.case import BOTH, FWD, PEAK, Case, Ways, apart, together
-from bench.cases import GROUPS, fast_weights
+from bench.cases import GROUPS, fast_weights, models
+from bench.configurations import CONFIGURATIONS, Configuration
 from bench.timing import TINY, Effort, Times, take_turns
 
 CPU = torch.device("cpu")
@@ -207,7 +209,37 @@ def test_every_case_has_its_targets_among_its_peers() -> None:
     asked = {(c.name, t) for c in cases for t in c.targets.values()}
     assert {("delta_rule", 10.0), ("delta_rule", 40.0), ("sum_rule", 1.8)} <= asked
     assert {("delta_rule", 0.7), ("sum_rule", 0.7), ("delta_rule", 0.6)} <= asked
-    assert ("forget_mult", 7.0) in asked
+    assert ("forget_mult", 7.0) in asked and ("sliding windows", 2.0) in asked
+    steps = {("TXL char", 1.5), ("span 4096, spread", 3.5), ("AWD-QRNN", 1.05)}
+    assert asked >= steps | {("DPFP-3 delta (t16)", 5.0), ("TXL evaluation", 3.0)}
+
+
+@pytest.mark.parametrize("config", CONFIGURATIONS, ids=lambda c: c.name)
+def test_a_step_of_each_configuration(config: Configuration) -> None:
+    small = replace(config, T=3, B=2)
+    assert models.training(small, CPU)() == ()
+    if config.name in ("TXL char", "AWD-QRNN", "DPFP-3 delta (t16)"):
+        assert models.reading(small, CPU)() == ()
+
+
+def test_given_times_are_scaled_and_measured_ones_are_not() -> None:
+    ways = Ways({"auto": lambda: ()}, given_ms={"original": 300.0}, measured_ms={"here": 200.0})
+    case = case_of(ways, targets={"original": 1.5, "here": 1.5})
+    here, given = run.rows_of(case, CPU, machine(gemm=360.0), TINY)
+    assert given["peer_ms"] == 150.0 and here["peer_ms"] == 200.0
+    assert given["ratio"] == 150.0 / given["ours_ms"] and given["target"] == 1.5
+    assert "300 ms at 180 GFLOP/s" in given["note"]
+
+
+def test_times_of_the_originals_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "originals_ms", {})
+    path = tmp_path / "ms.json"
+    path.write_text('{"TXL char": 500}')
+    main(["--tiny", "--out", str(tmp_path), "--groups", "models", "--originals", str(path)])
+    assert models.originals_ms == {"TXL char": 500.0}
+    path.write_text('{"TXL chars": 500}')
+    with pytest.raises(SystemExit, match=r"got \['TXL chars'\], expected names of \['TXL char'"):
+        main(["--tiny", "--out", str(tmp_path), "--originals", str(path)])
 
 
 def test_marks_and_the_verdict_are_honest() -> None:
@@ -231,10 +263,9 @@ def test_rows_of_other_groups_are_kept_on_demand(tmp_path: Path) -> None:
 
 
 def test_the_whole_run_at_a_tiny_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--tiny", "--out", str(tmp_path), "--groups", "fast_weights", "recurrent"]
-    assert main(words) == 0
+    assert main(["--tiny", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "bench.json").read_text())
-    assert {row["group"] for row in rows} == {"limits", "fast_weights", "recurrent"}
+    assert {row["group"] for row in rows} >= {"limits", "fast_weights", "recurrent", "evaluation"}
     assert all(ASKED | {"device", "versions", "command"} <= set(row) for row in rows)
     told = capsys.readouterr().out
     assert "limit: fp32 GEMM" in told and "targets: " in told and "bench.json" in told

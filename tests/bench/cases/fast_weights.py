@@ -176,7 +176,7 @@ def cases() -> list[Case]:
         ]
     for op in ("delta_rule", "sum_rule"):
         small = Size(64, 8, 8, 1, 2)
-        result.append(case(op, small, BOTH, {FLA32: 10.0}, quick=False, tiny=True))
+        result.append(case(op, small, BOTH, {FLA32: 10.0}, quick=False, full=False, tiny=True))
         for T in (1, 16, 64):
             result.append(case(op, Size(T, 64, 64), BOTH, sweep="T", x=T, quick=False))
         for D in (16, 32, 128):
