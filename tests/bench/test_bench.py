@@ -222,6 +222,21 @@ def test_a_step_of_each_configuration(config: Configuration) -> None:
         assert models.reading(small, CPU)() == ()
 
 
+def test_a_case_that_fails_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(device: torch.device) -> Ways:
+        raise RuntimeError("no memory\nleft")
+
+    fine = case_of(Ways({"cpp": lambda: (torch.ones(1),)}), tiny=True)
+    cases = [replace(fine, make=broken), fine]
+    monkeypatch.setitem(GROUPS, "recurrent", lambda: cases)
+    assert main(["--tiny", "--groups", "recurrent", "--out", str(tmp_path)]) == 1
+    *_, failed, measured = json.loads((tmp_path / "bench.json").read_text())
+    assert failed["note"] == "FAILED: RuntimeError: no memory" and failed["ratio"] is None
+    assert measured["ours_ms"] > 0 and "FAILED" in capsys.readouterr().out
+
+
 def test_given_times_are_scaled_and_measured_ones_are_not() -> None:
     ways = Ways({"auto": lambda: ()}, given_ms={"original": 300.0}, measured_ms={"here": 200.0})
     case = case_of(ways, targets={"original": 1.5, "here": 1.5})
