@@ -75,6 +75,17 @@ def test_law_1_split(config, pieces):
 
 
 @pytest.mark.parametrize("config", CASES)
+@pytest.mark.parametrize("n_last", [1, 5, 10])
+def test_the_last_outputs_alone_are_those_of_the_whole(config, n_last):
+    mixer, x = build(config), inputs()
+    _, state = mixer(x[:, :14], mixer.initial_state(BATCH))
+    whole, whole_state = mixer(x[:, 14:], state)
+    last, last_state = mixer.forward_last(x[:, 14:], state, n_last)
+    torch.testing.assert_close(last, whole[:, -n_last:], rtol=0, atol=1e-12)
+    assert_states_equal(last_state, whole_state, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", CASES)
 def test_law_2_causal(config):
     mixer, x = build(config), inputs()
     for t in (0, 9, LENGTH - 2):

@@ -198,9 +198,17 @@ class Attention(SequenceMixer):
         return Memory(hidden_BMD, memory_len, window, clamp_len, limits.ext_len)
 
     def forward(self, x_BTD: Tensor, state: Memory, norm: Norm = identity) -> tuple[Tensor, Memory]:
+        return self.forward_last(x_BTD, state, x_BTD.shape[1], norm)
+
+    def forward_last(
+        self, x_BTD: Tensor, state: Memory, n_last: int, norm: Norm = identity
+    ) -> tuple[Tensor, Memory]:
+        all_BSD = torch.cat([state.hidden_BMD, x_BTD], dim=1)
+        state = self._remember(state, all_BSD, x_BTD.shape[1])
+        # T is the queries from here on: keys are there for all inputs, whoever asks
+        x_BTD = x_BTD[:, -n_last:]
         B, T, _ = x_BTD.shape
         H, K = self.config.n_heads, self.config.d_head
-        all_BSD = torch.cat([state.hidden_BMD, x_BTD], dim=1)
         visible = self._visible()
         seen_BSD = norm(self._trim(all_BSD, T, visible))
         S = seen_BSD.shape[1]
@@ -226,7 +234,7 @@ class Attention(SequenceMixer):
             y_BTHK = y_BTHK + torch.einsum("bhtn,hnk->bthk", self.drop(extra_BHTN), value_HNK)
         if self.span:
             y_BTHK = y_BTHK / self._mass(weights_BHTS, extra_BHTN).transpose(1, 2)
-        return self.out(y_BTHK.flatten(2)), self._remember(state, all_BSD, T)
+        return self.out(y_BTHK.flatten(2)), state
 
     def _remember(self, state: Memory, all_BSD: Tensor, T: int) -> Memory:
         """The state after a segment of T tokens."""

@@ -53,6 +53,10 @@ class RecurrentConfig(MixerConfig):
     p_hidden: Probability = 0.0
     """dropout of the units before that map"""
 
+    @property
+    def token_by_token(self) -> bool:
+        return True
+
     def build(self, d_model: int) -> SequenceMixer:
         return Recurrent(self, d_model)
 
