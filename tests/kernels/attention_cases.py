@@ -58,21 +58,20 @@ def rebuilt(call: Call, tensors: dict[str, Tensor]) -> Call:
     return Call(t["q"], t["k"], t["v"], call.window, positions, span, persistent, call.dropout)
 
 
+SEES_ALL = (0, 10**6)
+RAMP = 3
+
+
 def make(
-    B: int = 2,
     T: int = 5,
     S: int = 9,
-    H: int = 2,
-    K: int = 4,
-    V: int = 3,
+    sizes: tuple[int, int, int, int] = (2, 2, 4, 3),
+    window: tuple[int, int] = SEES_ALL,
     *,
-    nearest: int = 0,
-    farthest: int = 10**6,
     rows: int = 0,
     shared: bool = False,
     bias: bool = False,
     spans: list[float] | str | None = None,
-    ramp: int = 3,
     N: int = 0,
     extra: bool = False,
     p_drop: float = 0.0,
@@ -81,26 +80,29 @@ def make(
     """A call about random float64 numbers.
 
     Args:
+        sizes: B, H, K, V.
+        window: nearest and farthest distance.
         rows: of codes, 0: none. shared: one code for all heads.
         spans: tokens of each head, or "dynamic".
         N: persistent vectors. extra: they have biases.
     """
     g = torch.Generator().manual_seed(seed)
+    B, H, K, V = sizes
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
     size = 1 / math.sqrt(K)
-    call: dict[str, Any] = {"window": Window(nearest, farthest)}
+    call: dict[str, Any] = {"window": Window(*window)}
     if rows:
         bias_RH = randn(rows, H) if bias else None
         codes = randn(rows, 1 if shared else H, K)
         call["positions"] = Positions(randn(B, T, H, K) * size, codes, bias_RH)
     if spans == "dynamic":
         reach = torch.rand(B, H, T, generator=g, dtype=torch.float64) * S
-        call["span"] = SoftSpan(reach, ramp)
+        call["span"] = SoftSpan(reach, RAMP)
     elif spans is not None:
-        call["span"] = SoftSpan(torch.tensor(spans, dtype=torch.float64), ramp)
+        call["span"] = SoftSpan(torch.tensor(spans, dtype=torch.float64), RAMP)
     if N:
         call["persistent"] = Persistent(
             randn(H, N, K), randn(H, N, V), randn(H, N) if extra else None
@@ -114,26 +116,26 @@ CALLS = {
     "content": lambda: make(),
     "no memory": lambda: make(T=7, S=7),
     "one token": lambda: make(T=1, S=1),
-    "before it": lambda: make(T=6, S=6, nearest=1),
-    "nothing": lambda: make(T=3, S=3, nearest=3),
-    "window": lambda: make(T=6, S=14, nearest=1, farthest=5),
+    "before it": lambda: make(T=6, S=6, window=(1, 99)),
+    "nothing": lambda: make(T=3, S=3, window=(3, 99)),
+    "window": lambda: make(T=6, S=14, window=(1, 5)),
     "codes": lambda: make(rows=9),
     "few codes": lambda: make(rows=3),
     "many codes": lambda: make(rows=20, shared=True),
     "one code": lambda: make(rows=1, bias=True),
     "table": lambda: make(T=8, S=21, rows=6, bias=True),
-    "span": lambda: make(T=6, S=20, spans=[4.3, 0.0], nearest=1),
-    "whole span": lambda: make(T=6, S=20, spans=[4.0, 9.0], rows=20, shared=True, nearest=1),
-    "long span": lambda: make(T=6, S=20, spans=[50.0, 2.5], farthest=13),
-    "dynamic": lambda: make(T=6, S=20, spans="dynamic", rows=15, nearest=1),
+    "span": lambda: make(T=6, S=20, spans=[4.3, 0.0], window=(1, 99)),
+    "whole span": lambda: make(T=6, S=20, spans=[4.0, 9.0], rows=20, shared=True, window=(1, 99)),
+    "long span": lambda: make(T=6, S=20, spans=[50.0, 2.5], window=(0, 13)),
+    "dynamic": lambda: make(T=6, S=20, spans="dynamic", rows=15, window=(1, 99)),
     "persistent": lambda: make(N=5),
-    "only persistent": lambda: make(T=3, S=3, nearest=3, N=4, extra=True),
+    "only persistent": lambda: make(T=3, S=3, window=(3, 99), N=4, extra=True),
     "all-attention": lambda: make(
-        T=6, S=20, spans=[4.3, 9.0], rows=14, shared=True, nearest=1, farthest=13, N=5
+        T=6, S=20, spans=[4.3, 9.0], rows=14, shared=True, window=(1, 13), N=5
     ),
     "dropout": lambda: make(T=6, S=20, p_drop=0.4, rows=20),
     "everything": lambda: make(
-        T=6, S=19, rows=12, bias=True, spans="dynamic", N=5, extra=True, p_drop=0.3, farthest=15
+        T=6, S=19, rows=12, bias=True, spans="dynamic", N=5, extra=True, p_drop=0.3, window=(0, 15)
     ),
 }
 

@@ -28,9 +28,9 @@ def test_reference_is_the_definition(name):
 
 
 def test_a_query_that_sees_nothing_reads_zeros():
-    y = kernels.attention(*make(T=4, S=4, nearest=2))
+    y = kernels.attention(*make(T=4, S=4, window=(2, 9)))
     assert y[:, :2].abs().max() == 0 and y[:, 2:].abs().min() > 0
-    assert kernels.attention(*make(T=4, S=9, farthest=-1)).abs().max() == 0
+    assert kernels.attention(*make(T=4, S=9, window=(0, -1))).abs().max() == 0
 
 
 @pytest.mark.parametrize("name", ["long span", "dynamic", "everything"])
@@ -46,8 +46,8 @@ def test_reference_gradcheck(name):
 
 
 def test_the_span_feels_the_first_key_that_it_does_not_see():
-    """With R = 2, z = 1 distance 4 weighs exactly 0; a longer span would let it in."""
-    call = make(B=1, T=1, S=9, H=1, spans=[1.0], ramp=2)
+    """With R = 3, z = 0 distance 4 weighs exactly 0; a longer span would let it in."""
+    call = make(1, 9, (1, 1, 4, 3), spans=[0.0])
     span = call.span.tokens.requires_grad_()
     full = torch.autograd.grad(reference(*call).sum(), span)[0]
     nearer = call._replace(window=Window(0, 3))
@@ -97,7 +97,7 @@ def test_dropout_hash_is_what_its_docstring_says():
 
 
 def test_dropout_scales_what_it_keeps():
-    call = make(B=1, T=1, S=4000, H=1, p_drop=0.25)
+    call = make(1, 4000, (1, 1, 4, 3), p_drop=0.25)
     whole = call._replace(v_BSHV=torch.ones_like(call.v_BSHV))
     assert abs(float(reference(*whole)[0, 0, 0, 0]) - 1) < 0.1
     assert torch.equal(reference(*call), reference(*call))
