@@ -35,6 +35,8 @@ class Ways:
     """peer -> its milliseconds, measured by others on a machine of `GIVEN_GFLOPS`"""
     measured_ms: dict[str, float] = field(default_factory=dict)
     """peer -> its milliseconds, measured on this machine outside of this run"""
+    partial: frozenset[str] = frozenset()
+    """peers that leave out the last of the results, such as gradients of spans"""
     unlike: frozenset[str] = frozenset()
     """peers that compute something comparable but not the same"""
 

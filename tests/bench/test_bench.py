@@ -144,6 +144,12 @@ def test_an_opponent_that_computes_something_else_is_refused() -> None:
     ways.peers["b"] = lambda: (torch.tensor([1.0, float("nan"), 1.0]),)
     with pytest.raises(run.Disagreement, match="nan off"):
         list(run.rows_of(case_of(ways), CPU, machine(), TINY))
+    ways.peers["b"], ways.partial = lambda: (torch.ones(3),), frozenset({"b"})
+    ways.ours["cpp"] = lambda: (torch.ones(3), torch.ones(1))
+    assert next(run.rows_of(case_of(ways), CPU, machine(), TINY))["error"] == 0
+    ways.peers["b"] = lambda: (torch.zeros(3),)
+    with pytest.raises(run.Disagreement):
+        list(run.rows_of(case_of(ways), CPU, machine(), TINY))
     ways.unlike = frozenset({"b"})
     (row,) = run.rows_of(case_of(ways), CPU, machine(), TINY)
     assert "not the same" in row["note"]
@@ -209,7 +215,8 @@ def test_every_case_has_its_targets_among_its_peers() -> None:
     asked = {(c.name, t) for c in cases for t in c.targets.values()}
     assert {("delta_rule", 10.0), ("delta_rule", 40.0), ("sum_rule", 1.8)} <= asked
     assert {("delta_rule", 0.7), ("sum_rule", 0.7), ("delta_rule", 0.6)} <= asked
-    assert ("forget_mult", 7.0) in asked and ("sliding windows", 2.0) in asked
+    assert {("forget_mult", 7.0), ("span attention, one long head", 4.0)} <= asked
+    assert ("sliding windows", 2.0) in asked
     steps = {("TXL char", 1.5), ("span 4096, spread", 3.5), ("AWD-QRNN", 1.05)}
     assert asked >= steps | {("DPFP-3 delta (t16)", 5.0), ("TXL evaluation", 3.0)}
 
