@@ -237,7 +237,8 @@ class Reader:
     def _begin(self, batch_size: int) -> State:
         if self.recomputes:
             return torch.empty(batch_size, 0, dtype=torch.long)
-        limits = Limits(self.config.context_len, "beyond_self", self.config.clamp_len)
+        context_len, clamp_len = self.config.context_len, self.config.clamp_len
+        limits = Limits(context_len, "beyond_self", clamp_len, constant_weights=True)
         return self.model.initial_carry(batch_size, limits)
 
     def read(self, ids_BT: Tensor) -> Tensor:

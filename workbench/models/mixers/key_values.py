@@ -1,4 +1,4 @@
-"""Keys and values of past inputs, computed once: what attention remembers while weights are constant.
+"""Keys and values of past inputs, computed once: attention's memory while weights are constant.
 
 Paper: arXiv:1901.02860 section 4 (evaluation that reuses the past); arXiv:1911.02150 section 2.
 Shapes: B batch, T segment, M memory, H heads, K head width, R rows of codes.
@@ -57,6 +57,14 @@ class KeyValues(Fields):
     buffer: Buffer | None = None
     end = 0
     """in the buffer, where the newest of these entries ends"""
+
+    def preceded(self, key_11HK: Tensor, value_11HK: Tensor, n: int) -> KeyValues:
+        """With one key and value n times before all others."""
+        shape = (len(self.key_BMHK), n, -1, -1)
+        return self._replace(
+            key_BMHK=torch.cat([key_11HK.expand(*shape), self.key_BMHK], dim=1),
+            value_BMHK=torch.cat([value_11HK.expand(*shape), self.value_BMHK], dim=1),
+        )
 
     def extended(self, key_BTHK: Tensor, value_BTHK: Tensor) -> KeyValues:
         """With the keys and values of further tokens, all of them kept."""
