@@ -18,22 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.config import Choice, Positive, Probability
+from workbench.kernels.attention import align_distances
 from workbench.models.positions import Sinusoid
-
-
-def align_distances(scores_BHTS: Tensor) -> Tensor:
-    """Turn scores by distance into scores by key.
-
-    Args:
-        scores_BHTS: column c holds distance `S - 1 - c`, for every query.
-
-    Returns:
-        the same numbers with key j in column j. Entries for keys after the query hold other
-        queries' numbers: the causal mask must hide them. (arXiv:1901.02860 appendix B)
-    """
-    B, H, T, S = scores_BHTS.shape
-    padded = F.pad(scores_BHTS, (1, 0)).view(B, H, S + 1, T)
-    return padded[:, :, 1:].reshape(B, H, T, S)
 
 
 class AttentionPositions(nn.Module, ABC):
