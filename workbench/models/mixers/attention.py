@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -190,15 +191,20 @@ class Attention(SequenceMixer):
         # the own key is visible even to a query that is granted none
         windows = {"including_self": max(0, memory_len - 1), "beyond_self": memory_len}
         clamp_len = self.positions.clamp_len if limits.clamp_len is None else limits.clamp_len
-        settings = (memory_len, windows.get(same, ANY_DISTANCE), clamp_len, limits.ext_len)
+        window = windows.get(same, ANY_DISTANCE)
         weight = self.query.weight
         if limits.constant_weights:
+            # spans are constant, too: what no head sees is known once for all
+            bounds = [x for x in (self._visible(), window) if x is not None and x != ANY_DISTANCE]
+            window, memory_len = min(bounds, default=ANY_DISTANCE), self._kept(memory_len)
             empty_BMHK = weight.new_zeros(batch_size, 0, config.n_heads, config.d_head)
+            settings = (memory_len, window, clamp_len, limits.ext_len)
             return KeyValues(empty_BMHK, empty_BMHK, *settings)
         start = memory_len if config.memory_start == "zeros" else 0
         if self.span and self.span.trims_memory:
             start = min(start, self._kept(memory_len))
-        return Memory(weight.new_zeros(batch_size, start, weight.shape[1]), *settings)
+        hidden_BMD = weight.new_zeros(batch_size, start, weight.shape[1])
+        return Memory(hidden_BMD, memory_len, window, clamp_len, limits.ext_len)
 
     def forward(
         self, x_BTD: Tensor, state: Memory | KeyValues, norm: Norm = identity
@@ -208,10 +214,11 @@ class Attention(SequenceMixer):
     def forward_last(
         self, x_BTD: Tensor, state: Memory | KeyValues, n_last: int, norm: Norm = identity
     ) -> tuple[Tensor, Memory | KeyValues]:
-        visible = self._visible()
         if isinstance(state, KeyValues):
+            visible = None if state.window == ANY_DISTANCE else state.window
             normed_BTD, k_BSHK, v_BSHK, state = self._recall(x_BTD, state, n_last, norm, visible)
         else:
+            visible = self._visible()
             normed_BTD, k_BSHK, v_BSHK, state = self._reread(x_BTD, state, n_last, norm, visible)
         # T is the queries from here on: keys are there for all inputs, whoever asks
         x_BTD = x_BTD[:, -n_last:]
@@ -224,7 +231,9 @@ class Attention(SequenceMixer):
         content_BTHK = self.positions.content_query(q_BTHK) / math.sqrt(K)
         logits_BHTS = torch.einsum("bthk,bshk->bhts", content_BTHK, k_BSHK)
         position_BTHK = self.positions.position_query(q_BTHK) / math.sqrt(K)
-        by_distance = self.positions.scores(position_BTHK, S, state.clamp_len)
+        make = partial(self.positions.codes, clamp_len=state.clamp_len)
+        codes_SHK = state.codes(S, make) if isinstance(state, KeyValues) else make(S)
+        by_distance = self.positions.scores(position_BTHK, S, state.clamp_len, codes_SHK)
         if by_distance is not None:
             logits_BHTS = logits_BHTS + by_distance
         distance_TS = self._distances(T, S, x_BTD.device)
@@ -280,7 +289,9 @@ class Attention(SequenceMixer):
         M, ext_len = S - T, state.ext_len
         swapped = self.config.ext_memory == "swapped"
         end = T + max(0, M - ext_len) if swapped else M + max(0, T - ext_len)
-        return max(0, end - self._kept(state.memory_len)), end
+        known = isinstance(state, KeyValues)
+        kept = state.memory_len if known else self._kept(state.memory_len)
+        return max(0, end - kept), end
 
     def _kept(self, memory_len: int) -> int:
         if not (self.span and self.span.trims_memory):

@@ -8,6 +8,7 @@ are written there and the past is not copied for each.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -44,8 +45,13 @@ class Buffer:
         B, _, H, K = keys.shape
         self.keys, self.values = (x.new_empty(B, capacity, H, K) for x in (keys, values))
         self.used = used
-        self.codes_RHK: Tensor | None = None
-        """projected position codes, row r of distance r, for as many as were asked for yet"""
+        self._codes_RHK: Tensor | None = None
+
+    def codes(self, n: int, make: Callable[[int], Tensor | None]) -> Tensor | None:
+        """Position codes of the distances 0 to n - 1, made once for all that can come."""
+        if self._codes_RHK is None or len(self._codes_RHK) < n:
+            self._codes_RHK = make(max(n, self.keys.shape[1]))
+        return None if self._codes_RHK is None else self._codes_RHK[:n]
 
 
 class KeyValues(Fields):
@@ -57,6 +63,10 @@ class KeyValues(Fields):
     buffer: Buffer | None = None
     end = 0
     """in the buffer, where the newest of these entries ends"""
+
+    def codes(self, n: int, make: Callable[[int], Tensor | None]) -> Tensor | None:
+        """What `make` makes for n distances, kept where there is a buffer."""
+        return make(n) if self.buffer is None else self.buffer.codes(n, make)
 
     def preceded(self, key_11HK: Tensor, value_11HK: Tensor, n: int) -> KeyValues:
         """With one key and value n times before all others."""
@@ -80,7 +90,7 @@ class KeyValues(Fields):
             room = max(LEAST_ROOM, T, M // 4)
             new = Buffer(self.key_BMHK, self.value_BMHK, M + T + room, M)
             new.keys[:, :M], new.values[:, :M] = self.key_BMHK, self.value_BMHK
-            new.codes_RHK = None if buffer is None else buffer.codes_RHK
+            new._codes_RHK = None if buffer is None else buffer._codes_RHK
             buffer, end = new, M
         stop = buffer.used = end + T
         buffer.keys[:, end:stop], buffer.values[:, end:stop] = key_BTHK, value_BTHK
