@@ -151,7 +151,7 @@ def fractions(rows: Iterable[Row]) -> go.Figure:
             textposition="outside",
             hovertemplate="%{y}: %{x:.3g}<extra></extra>",
         )
-    mark(fig, 1.0, "the measured limit", axis="x", end="left")
+    mark(fig, 1.0, "the measured limit", axis="x", end="right")
     best = max(shares, key=lambda key: shares[key][0], default="")
     top = max(1.0, shares[best][0]) if best else 1.0
     finish(
