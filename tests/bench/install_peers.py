@@ -123,6 +123,8 @@ def key() -> str:
 
 
 def main() -> None:
+    # ninja came with the environment, which need not be active
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     before = json.loads(WHY_NOT.read_text()) if WHY_NOT.is_file() else {}
     fresh = before.get("key") == key()
     found = before.get("why_not", {}) if fresh else {}
