@@ -120,6 +120,8 @@ def main(words: list[str] | None = None) -> int:
                     rows.append(row | common)
                     printer.show(rows[-1])
                     failed += row.get("failed", False)
+                # whatever comes, what was measured is kept
+                report.write(rows, args.out, args.groups if args.keep else None)
     report.write(rows, args.out, args.groups if args.keep else None)
     print(report.verdict(rows))
     print(f"{time.perf_counter() - begin:.0f} s; written: {args.out / 'bench.json'}, bench.md")

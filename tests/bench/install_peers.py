@@ -23,7 +23,13 @@ PEERS = ROOT / ".setup" / "peers"
 WHY_NOT = PEERS / "why_not.json"
 FLA = ("fla-core==0.6.0", "einops==0.8.2")
 FAST = "pytorch-fast-transformers==0.4.0"
-X = ("x-transformers==2.31.10", "einx==0.4.3", "loguru==0.7.3", "torch-einops-utils==0.1.41")
+X = (
+    "x-transformers==2.31.10",
+    "einx==0.4.3",
+    "frozendict==2.4.7",
+    "loguru==0.7.3",
+    "torch-einops-utils==0.1.41",
+)
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-ffast-math"]
 """the last two are its own; without the first two it would run at half its speed"""
 

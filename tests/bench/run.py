@@ -17,9 +17,6 @@ from bench.timing import Effort, Times, sync, take_turns
 
 Row = dict[str, Any]
 
-SLOW_MS = 2000.0
-"""a slower call is not repeated to learn its memory"""
-
 
 class Disagreement(AssertionError):
     """Two ways of one computation gave different numbers, so that their times mean nothing."""
@@ -35,7 +32,9 @@ class First:
     """distance from the first of ours"""
 
 
-def first_calls(case: Case, ways: Ways, works: Mapping[str, Work]) -> dict[str, First]:
+def first_calls(
+    case: Case, ways: Ways, works: Mapping[str, Work], effort: Effort
+) -> dict[str, First]:
     """Call every candidate, and refuse those that compute something else.
 
     Raises:
@@ -59,7 +58,7 @@ def first_calls(case: Case, ways: Ways, works: Mapping[str, Work]) -> dict[str, 
                 f"{case.tolerance:.0e} was expected"
             )
         del results
-        if ms < SLOW_MS:
+        if ms < 1e3 * effort.slow_s:
             # the first call may have started threads and filled caches
             memory_mb = peak_mb(work)
         firsts[name] = First(ms, memory_mb, error)
@@ -78,13 +77,15 @@ def rows_of(
     if not ways.ours:
         yield blank(case, "", None, "no backend of ours runs here")
         return
+    if not effort.all_backends:
+        ways.ours = dict(list(ways.ours.items())[:1])
     works = {f"ours {name}": work for name, work in ways.ours.items()} | {
         f"peer {name}": work for name, work in ways.peers.items()
     }
     with warnings.catch_warnings():
         # peers warn of what they deprecate; ours are tested elsewhere
         warnings.simplefilter("ignore")
-        firsts = first_calls(case, ways, works)
+        firsts = first_calls(case, ways, works, effort)
         times = take_turns(works, effort, {name: first.ms for name, first in firsts.items()})
     for index, backend in enumerate(ways.ours):
         ours = f"ours {backend}"

@@ -332,7 +332,7 @@ def test_the_benchmark_is_drawn_as_measured() -> None:
     met, missed, asked = fig.data
     assert (list(met.x), list(missed.x), list(asked.x)) == ([3.0, 3.0], [3.0], [2.0, 4.0, 1.0])
     shares = benchmark.fractions(ROWS)
-    assert "sum T64 fwd+bwd, cpp (1.30)" in shares.layout.title.text
+    assert shares.layout.title.text == "At most 1.30 of the limit"
     assert [list(trace.x) for trace in shares.data] == [[0.4] * 3, [1.3]]
     lines = benchmark.growth(ROWS, "T")
     assert lines.layout.title.text == "delta: 3 times as fast as loop at 1,024"

@@ -105,15 +105,27 @@ def against_targets(rows: Iterable[Row]) -> go.Figure:
         f"{sum(met)} of {len(asked)} targets are met",
         "Time of the peer divided by ours; the stroke is the least that was asked for",
         x="peer / ours",
-        height=170 + 38 * max(1, len(asked)),
+        height=190 + 38 * max(1, len(asked)),
         caption="Medians of turns taken in one process.",
     )
     fig.update_xaxes(type="log")
-    fig.update_yaxes(
-        autorange="reversed", showgrid=False, ticks="", title_text="computation", tickfont_size=10
-    )
-    fig.update_layout(bargap=0.3)
+    _by_name(fig, names)
     return fig
+
+
+def _by_name(fig: go.Figure, names: Sequence[str]) -> None:
+    """Bars from top to bottom in the order of the rows, the legend below them."""
+    fig.update_yaxes(
+        categoryorder="array",
+        categoryarray=list(names),
+        autorange="reversed",
+        showgrid=False,
+        ticks="",
+        title_text="computation",
+        tickfont_size=10,
+    )
+    below = {"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom"}
+    fig.update_layout(bargap=0.3, legend=below)
 
 
 def fractions(rows: Iterable[Row]) -> go.Figure:
@@ -139,24 +151,20 @@ def fractions(rows: Iterable[Row]) -> go.Figure:
             textposition="outside",
             hovertemplate="%{y}: %{x:.3g}<extra></extra>",
         )
-    mark(fig, 1.0, "the measured limit", axis="x", end="left")
-    best, top = max(shares, key=lambda k: shares[k][0], default=""), 1.0
-    if best:
-        top = max(top, shares[best][0])
+    mark(fig, 1.0, "the measured limit", axis="x", end="right")
+    best = max(shares, key=lambda key: shares[key][0], default="")
+    top = max(1.0, shares[best][0]) if best else 1.0
     finish(
         fig,
-        f"Closest to the limit: {best} ({shares[best][0]:.2f})" if best else "Nothing measured",
-        "Operations and bytes that are needed at least, per second, over the measured limit",
+        f"At most {shares[best][0]:.2f} of the limit" if best else "Nothing measured",
+        "Least operations and bytes, per second, over the measured limit",
         x="share of the limit",
-        height=170 + 22 * max(1, len(shares)),
+        height=190 + 22 * max(1, len(shares)),
         caption="The limits are PyTorch's products and copies, measured in the same run; own "
         "kernels can exceed them.",
     )
     fig.update_xaxes(range=[0, 1.12 * top])
-    fig.update_yaxes(
-        autorange="reversed", showgrid=False, ticks="", title_text="computation", tickfont_size=10
-    )
-    fig.update_layout(bargap=0.25)
+    _by_name(fig, list(shares))
     return fig
 
 
