@@ -7,9 +7,10 @@ import ctypes
 import pytest
 import torch
 from cases import ARGUMENTS, inputs
-from emulated import COMMON, TYPES, Emulated, Empty, Fault, compiler, in_all_orders
+from emulated import COMMON, TYPES, Empty, Emulated, Fault, compiler, in_all_orders
 from torch import Tensor
 
+from workbench.kernels.checks import rule_shared_bytes
 from workbench.kernels.dispatch import OPS
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
@@ -20,7 +21,7 @@ SMALL = (1, 101376)  # one multiprocessor: wide column blocks, and one chunk at 
 
 
 def run(op: str, arguments: list[Tensor], gy: Tensor, glast: Tensor, gpu=H200, order="forward"):
-    """Forward and backward pass of an op's launchers: y, last, then the gradients of its arguments."""
+    """An op's launchers, forward and backward: y, last, then the gradients of its arguments."""
     device = Emulated(COMMON.parent / op / f"{op}.cu")
     delta = op == "delta_rule"
     *sequences, state = arguments
@@ -93,3 +94,56 @@ def test_float32(op, sizes):
 def test_bfloat16(op, sizes):
     T, F, V = sizes
     compare(op, torch.bfloat16, 1e-2, B=2, T=T, H=1, F=F, V=V)
+
+
+@pytest.mark.parametrize("op", RULES)
+def test_long_segment(op):
+    compare(op, torch.float32, 1e-5, B=1, T=4097, H=1, F=16, V=16)
+    compare(op, torch.bfloat16, 2e-2, B=1, T=4097, H=1, F=16, V=16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", RULES)
+def test_order_and_gpu_change_no_bit(op, dtype):
+    """Neither the order of threads and blocks, nor whether the next chunk is fetched early."""
+    arguments = [x.to(dtype) for x in inputs(op, B=1, T=100, H=2, F=40, V=24)]
+    arguments[-1] = arguments[-1].float()
+    gy, glast = torch.randn(arguments[2].shape).to(dtype), torch.randn(arguments[-1].shape)
+    large = in_all_orders(lambda order: run(op, arguments, gy, glast, H200, order))
+    small = in_all_orders(lambda order: run(op, arguments, gy, glast, SMALL, order))
+    for x, y in zip(large, small, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.1)
+
+
+@pytest.mark.parametrize("op", RULES)
+def test_short_segments_are_the_long_one(op):
+    """The recurrent form goes on where chunks ended."""
+    *sequences, state = [x.float() for x in inputs(op, B=1, T=40, H=1, F=20, V=20)]
+    gy = torch.zeros(1, 40, 1, 20)
+    whole, last, *_ = run(op, [*sequences, state], gy, state)
+    parts = []
+    for cut in zip(*(x.split([33, 1, 6], dim=1) for x in sequences), strict=True):
+        y, state, *_ = run(op, [*cut, state], gy[:, : cut[0].shape[1]], state)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("op", RULES)
+def test_what_a_block_needs(op):
+    """`why_not` and the launchers know the same formula, and too small a GPU is refused."""
+    count = getattr(Emulated(COMMON.parent / op / f"{op}.cu").library, f"{op}_cuda_shared")
+    count.restype, count.argtypes = ctypes.c_int64, [ctypes.c_int64] * 3
+    for dtype in (torch.float32, torch.bfloat16):
+        for F in (1, 16, 33, 96, 192, 256):
+            for V in (1, 16, 17, 64):
+                size = torch.empty(0, dtype=dtype).element_size()
+                needed = rule_shared_bytes(op == "delta_rule", size, F, V)
+                assert count(TYPES[dtype], F, V) == needed
+                assert needed <= 163 * 1024  # every size runs on compute capability 8.0
+    arguments = [x.float() for x in inputs(op, B=1, T=33, H=1, F=256, V=16)]
+    with pytest.raises(Fault, match="too little shared memory"):
+        run(op, arguments, torch.zeros(1, 33, 1, 16), torch.zeros(1, 1, 256, 16), (1, 65536))
+    arguments = [x.float() for x in inputs(op, B=1, T=1, H=1, F=257, V=16)]
+    with pytest.raises(Fault, match="at most 256 features"):
+        run(op, arguments, torch.zeros(1, 1, 1, 16), torch.zeros(1, 1, 257, 16))
