@@ -213,6 +213,17 @@ def test_all_ways_of_a_rule_agree(op: str, way: str) -> None:
     assert all(row["ratio"] or row["note"] for row in rows)
 
 
+@pytest.mark.parametrize("make", [fast_weights.half, fast_weights.normalised])
+def test_other_types_and_sums_inside_agree(make: Callable[..., Ways]) -> None:
+    size = fast_weights.Size(40, 12, 8, 2, 2)
+    for op in ("delta_rule", "sum_rule"):
+        ways = make(op, size, BOTH, CPU)
+        if not ways.ours:
+            pytest.skip("no kernel was built")
+        rows = run.rows_of(case_of(ways, tolerance=5e-2), CPU, None, TINY)
+        assert all(row["ratio"] > 0 and row["error"] < 5e-2 for row in rows)
+
+
 def test_work_gives_the_gradient_of_every_argument() -> None:
     x, y = torch.randn(3), torch.randn(3)
     work = together(lambda a, b: a * b, [x, y], BOTH, [torch.full((3,), 2.0)])
