@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench import limits, peers, report, run, timing
+from bench import configurations, limits, peers, report, run, timing
 from bench.__main__ import main
 from bench.case import BOTH, FWD, PEAK, Case, Ways, apart, together
 from bench.cases import GROUPS, fast_weights, models
-from bench.configurations import CONFIGURATIONS, Configuration
+from bench.configurations import CONFIGURATIONS, ENWIK8, Configuration
 from bench.timing import TINY, Effort, Times, take_turns
 
 CPU = torch.device("cpu")
@@ -266,6 +266,13 @@ def test_a_case_that_fails_costs_no_other(
     *_, failed, measured = json.loads((tmp_path / "bench.json").read_text())
     assert failed["note"] == "FAILED: RuntimeError: no memory" and failed["ratio"] is None
     assert measured["ours_ms"] > 0 and "FAILED" in capsys.readouterr().out
+
+
+def test_the_step_in_half_precision_runs() -> None:
+    small = replace(ENWIK8, T=3, B=1, model=lambda: configurations.xl(n_layer=1))
+    ways = models.in_half(small, CPU)
+    assert ways.ours["auto"]() == () and ways.measured_ms == {"60 ms asked for": 60}
+    assert 37e6 < sum(p.numel() for p in configurations.enwik8().parameters()) < 40e6
 
 
 def test_given_times_are_scaled_and_measured_ones_are_not() -> None:
