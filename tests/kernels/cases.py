@@ -18,8 +18,9 @@ ARGUMENTS = {
 
 
 def usable() -> list[tuple[str, str]]:
-    """Every op with every backend that this machine can run."""
-    return [(row.op, row.backend) for row in kernels.explain() if not row.why_not]
+    """Every op that `inputs` knows, with every backend that this machine can run."""
+    rows = (row for row in kernels.explain() if row.op in ARGUMENTS)
+    return [(row.op, row.backend) for row in rows if not row.why_not]
 
 
 def inputs(

@@ -1,13 +1,15 @@
 """Operations with several implementations, and the choice between them.
 
-`delta_rule`, `sum_rule` and `forget_mult` are called like functions. `prepare` builds what this
-machine can run faster; without it, or without a compiler, everything runs on PyTorch alone.
+`delta_rule`, `sum_rule`, `forget_mult` and `dropout` are called like functions. `prepare` builds
+what this machine can run faster; without it, or without a compiler, everything runs on PyTorch
+alone.
 """
 
 from workbench.errors import NoBackend
 from workbench.kernels.build import BuildReport, prepare
 from workbench.kernels.delta_rule import delta_rule, delta_step, read
 from workbench.kernels.dispatch import explain, forget, ran, use
+from workbench.kernels.dropout import dropout
 from workbench.kernels.forget_mult import forget_mult
 from workbench.kernels.sum_rule import sum_rule
 
@@ -16,6 +18,7 @@ __all__ = [
     "NoBackend",
     "delta_rule",
     "delta_step",
+    "dropout",
     "explain",
     "forget",
     "forget_mult",
