@@ -59,7 +59,7 @@ def test_use_refuses_with_every_reason(double):
         double(1)
     with kernels.use("reference"):
         assert double(1) == 2
-    with pytest.raises(NoBackend, match=r"'nonsense'.*auto, chunked, cpp, cuda, reference"):
+    with pytest.raises(NoBackend, match=r"'nonsense'.*auto, chunked, cpp, cuda, .*reference"):
         kernels.use("nonsense").__enter__()
     with kernels.use("cuda"), pytest.raises(NoBackend, match="sum_rule has no backend 'cuda'"):
         kernels.sum_rule(*inputs("sum_rule"))
