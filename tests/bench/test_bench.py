@@ -158,6 +158,19 @@ def test_an_opponent_that_computes_something_else_is_refused() -> None:
     assert not apart((torch.ones(1), torch.tensor([float("nan")])), (torch.ones(1),) * 2) <= 1
 
 
+def test_a_peer_that_fails_is_missing_and_ours_must_not() -> None:
+    def fails() -> tuple[torch.Tensor, ...]:
+        raise ValueError("only heads of 128")
+
+    one = lambda: (torch.ones(1),)  # noqa: E731
+    ways = Ways({"cpp": one}, {"b": fails, "c": one})
+    c, b = run.rows_of(case_of(ways, targets={"b": 2.0}), CPU, machine(), TINY)
+    assert c["ratio"] and b["note"] == "fails here: ValueError: only heads of 128"
+    assert b["ratio"] is None and b["target"] == 2.0
+    with pytest.raises(ValueError, match="only heads"):
+        list(run.rows_of(case_of(Ways({"cpp": fails}, {"c": one})), CPU, machine(), TINY))
+
+
 def test_without_a_backend_the_row_says_so() -> None:
     (row,) = run.rows_of(case_of(Ways({})), CPU, None, TINY)
     assert set(row) >= ASKED and row["ratio"] is None and "no backend" in row["note"]

@@ -77,9 +77,12 @@ def with_spans(s: Size, spans: Sequence[float], way: str, device: torch.device) 
     work = with_gradients(lambda: op(*arguments), wanted, way, [x.seed_BTHK])
     full = with_gradients(lambda: full_length(x), wanted, way, [x.seed_BTHK])
     sdpa = with_gradients(lambda: sdpa_spans(x), wanted[:-1], way, [x.seed_BTHK])
-    ways = Ways(ours(op, arguments, work), {FULL: full, SDPA: sdpa}, partial=frozenset({SDPA}))
-    if way == FWD and L == 1024:
-        ways.peers[FLEX] = with_gradients(flex_spans(x), [], FWD, [])
+    ways = Ways(
+        ours(op, arguments, work), {FULL: full, SDPA: sdpa}, partial=frozenset({SDPA, FLEX})
+    )
+    # for want of a backward pass on CPUs
+    if L == 1024 and (way == FWD or device.type == "cuda"):
+        ways.peers[FLEX] = with_gradients(flex_spans(x), wanted[:-1], way, [x.seed_BTHK])
     return ways
 
 
@@ -134,12 +137,16 @@ def sdpa_spans(x: Inputs) -> Tensor:
 
 
 def flex_spans(x: Inputs) -> Callable[[], Tensor]:
-    """Flex attention: scores by distance are looked up, blocks beyond the window left out."""
+    """Flex attention: scores by distance are looked up, blocks beyond the window left out; no
+    gradient reaches the spans."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    q, k, v = (y.detach().contiguous() for y in heads_first(x))
-    T, S = q.shape[2], k.shape[2]
-    L, span_H, code = S - T, x.span_H.detach(), x.code_RHK.detach()[:, 0]
+    T, S = x.q_BTHK.shape[1], x.k_BSHK.shape[1]
+    L, span_H, code = S - T, x.span_H.detach(), x.code_RHK[:, 0]
+    q, k, v = heads_first(x)
+    if code.device.type == "cpu":
+        # it refuses tensors that ask for a gradient
+        q, k, v, code = (y.detach() for y in (q, k, v, code))
 
     def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (j < i + L) & (j >= i)
@@ -154,7 +161,7 @@ def flex_spans(x: Inputs) -> Callable[[], Tensor]:
 
         return flex_attention(q, k, v, score_mod=change, block_mask=blocks, scale=1.0)
 
-    blocks = create_block_mask(seen, None, None, T, S, device=str(q.device))
+    blocks = create_block_mask(seen, None, None, T, S, device=str(code.device))
     compiled = torch.compile(attend, dynamic=False)
     return lambda: compiled(q, k, v).transpose(1, 2)
 
