@@ -185,6 +185,7 @@ def told(case: Case, ours: Times, first: First, limits: Limits | None) -> Row:
         "ours_samples": len(ours.samples_ms),
         "memory_mb": first.memory_mb,
         "disturbed": ours.is_disturbed,
+        "gemm_gflops": None if limits is None else limits.rate(gemm_of(case)),
     }
     if case.flops:
         row["gflops"] = case.flops / ms / 1e6
