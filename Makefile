@@ -11,7 +11,7 @@ STRIP  := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
 BOOKS   = $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow parity lint fix size lab bench clean
+.PHONY: help setup demo test test-slow test-gpu sanitize parity lint fix size lab bench clean
 
 help:       ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,16 @@ test: setup ## the tests that need neither a GPU nor minutes each
 
 test-slow: setup ## the long tests, and those that need an NVIDIA GPU where there is one
 	@$(PYTEST) -m "slow or gpu" $(ARGS)
+
+# the record of a GPU: commit runs/gpu.txt with what it was measured for
+test-gpu: setup ## everything that needs an NVIDIA GPU, with its record in runs/gpu.txt
+	@mkdir -p runs && { nvidia-smi --query-gpu=name,driver_version --format=csv,noheader; nvcc --version | tail -2; } > runs/gpu.txt
+	@$(RUN) -m pytest -v -m gpu $(ARGS) | tee -a runs/gpu.txt
+
+# memcheck finds stray accesses, racecheck missing barriers; the sizes are small
+sanitize: setup ## the GPU kernels under NVIDIA's compute-sanitizer
+	@for tool in memcheck racecheck synccheck; do compute-sanitizer --tool $$tool --error-exitcode 1 \
+	  --target-processes all $(RUN) -m pytest -q -m gpu -k small tests/kernels || exit 1; done
 
 parity: setup ## compare with the papers' numbers, table in runs/parity.md (GOLDEN=DIR: other files)
 	@$(PYTEST) tests/parity --parity-report runs/parity.md $(if $(GOLDEN),--golden "$(GOLDEN)") $(ARGS)

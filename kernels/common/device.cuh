@@ -18,6 +18,7 @@
 #include "emulator.h"
 #endif
 
+#include <type_traits>
 #include <utility>
 
 using bf16 = __nv_bfloat16;

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from workbench import kernels
 from workbench.kernels.build import BUILT_OPS
-from workbench.kernels.dispatch import Op
+from workbench.kernels.dispatch import OPS, Op
 
 NAMES = sorted(BUILT_OPS)
 ARGUMENTS = {
@@ -18,9 +18,11 @@ ARGUMENTS = {
 
 
 def usable() -> list[tuple[str, str]]:
-    """Every op that `inputs` knows, with every backend that this machine can run."""
+    """Every op that `inputs` knows, with every backend that can run tensors on this CPU."""
     rows = (row for row in kernels.explain() if row.op in ARGUMENTS)
-    return [(row.op, row.backend) for row in rows if not row.why_not]
+    on_gpu = {(op.name, b.name) for op in OPS.values() for b in op.backends if b.device == "cuda"}
+    found = [(row.op, row.backend) for row in rows if not row.why_not]
+    return [case for case in found if case not in on_gpu]
 
 
 def inputs(

@@ -51,6 +51,10 @@ class BuildReport:
     """op: why it has no library"""
     compiled: list[str] = field(default_factory=list)
     """the ops that were compiled by this call; the others came from the cache"""
+    cuda: dict[str, Path] = field(default_factory=dict)
+    """op: its library for NVIDIA GPUs"""
+    no_cuda: dict[str, str] = field(default_factory=dict)
+    """op: why it has none"""
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -58,11 +62,15 @@ class BuildReport:
         for op, path in self.loaded.items():
             lines.append(f"  {op}: {'compiled' if op in self.compiled else 'cached'}, {path}")
         lines += [f"  {op}: not available, {reason}" for op, reason in self.missing.items()]
+        lines += [f"  {op} on a GPU: {path}" for op, path in self.cuda.items()]
+        lines += [f"  {op} on a GPU: not available, {why}" for op, why in self.no_cuda.items()]
         return "\n".join(lines)
 
 
 def prepare() -> BuildReport:
     """Build and load every kernel this machine can; warn once where it cannot.
+
+    The CUDA kernels too, where there is a GPU and an nvcc.
 
     Safe to call again, from several processes at once, and after an interruption. Never raises for
     a machine that cannot build: the ops then run on PyTorch alone.
@@ -75,7 +83,7 @@ def prepare() -> BuildReport:
         tools = toolchain.find()
         if todo and isinstance(tools, Toolchain):
             try:
-                stack.enter_context(_lock())
+                stack.enter_context(lock())
                 compiled = _compile([op for op in todo if not _library(op, tools)], tools)
             except OSError as error:
                 tools = (
@@ -89,7 +97,12 @@ def prepare() -> BuildReport:
     for reason in missing.values():
         warn_once("operations run on PyTorch alone, several times slower", reason)
     loaded = {op: path for op, path in _paths.items() if not _missing[op]}
-    return BuildReport(loaded, missing, compiled, time.perf_counter() - start)
+    from workbench.kernels import cuda  # it stands on this module
+
+    on_gpu, no_gpu = cuda.prepare()
+    return BuildReport(
+        loaded, missing, compiled, on_gpu, no_gpu, seconds=time.perf_counter() - start
+    )
 
 
 def missing(op: str) -> list[str]:
@@ -162,7 +175,7 @@ def _library(op: str, tools: Toolchain | str) -> Path | None:
 def _machine_key(op: str) -> str:
     """Everything but the compiler that makes a build usable or not."""
     digest = hashlib.sha256()
-    for path in [*sorted(source_folder().glob(f"{op}/*.cpp")), *_headers()]:
+    for path in [*sorted(source_folder().glob(f"{op}/{op}.cpp")), *_headers()]:
         digest.update(path.name.encode() + path.read_bytes())
     for part in (
         torch.__version__,
@@ -193,7 +206,7 @@ def _processor() -> list[str]:
 
 
 @contextlib.contextmanager
-def _lock() -> Iterator[None]:
+def lock() -> Iterator[None]:
     """One builder at a time; the system releases the lock of a process that died."""
     import fcntl  # absent on Windows, where no toolchain is found in the first place
 

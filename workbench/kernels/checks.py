@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.kernels import build
+from workbench.kernels import build, cuda
 
 HALF = (torch.bfloat16, torch.float16)
 """beside these a state may be float32"""
@@ -68,3 +68,52 @@ def cpp_reasons(op: str, *tensors: Any) -> list[str]:
                 f"the tensors hold {first.dtype}"
             )
     return reasons
+
+
+def cuda_reasons(op: str, *tensors: Any) -> list[str]:
+    """Why the CUDA kernel of a rule cannot take these tensors; empty: it can."""
+    reasons = cuda.reasons(op, *tensors)
+    if not tensors:
+        return reasons
+    q, v = tensors[0], tensors[2]
+    F, V = q.shape[-1], v.shape[-1]
+    if q.dtype not in (torch.float32, torch.bfloat16):
+        reasons.append(f"the CUDA kernels take float32 and bfloat16, the tensors hold {q.dtype}")
+    elif F > cuda.MOST_FEATURES:
+        reasons.append(
+            f"the CUDA kernels keep at most {cuda.MOST_FEATURES} features in registers, got {F}"
+        )
+    elif not reasons:
+        needed = rule_shared_bytes(op == "delta_rule", q.element_size(), F, V)
+        has = cuda.shared_bytes(q.get_device())
+        if needed > has:
+            reasons.append(
+                f"{F} features of {q.dtype} need {needed} bytes of shared memory, a block of this "
+                f"GPU has {has}"
+            )
+    return reasons
+
+
+def rule_shared_bytes(delta: bool, size: int, F: int, V: int) -> int:
+    """Bytes of shared memory that a block of the rules' CUDA kernels needs (kernels/common).
+
+    Args:
+        delta: the delta rule, not the sum rule.
+        size: bytes of a number.
+        F: features.
+        V: width of the values.
+    """
+    C, wide, narrow = (64 if size == 2 else 32), -(-F // 16) * 16, 16 if V <= 16 else 32
+
+    def tile(rows: int, columns: int) -> int:
+        return rows * (columns * size + 16)
+
+    rule = 1 + delta
+    chunk = 2 * tile(C, wide)
+    return max(
+        chunk + 4 * (2 * C * (C + 1) + C),
+        tile(wide + C * delta, narrow) + chunk + rule * (tile(C, narrow) + tile(C, C)) + 4 * C,
+        3 * tile(C, 64) + 8 * C,
+        tile(128 + (2 + delta) * C, 32) + 4 * C,
+        2 * tile(C, 64) + rule * tile(C, C),
+    )

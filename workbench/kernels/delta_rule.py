@@ -6,6 +6,7 @@ Shapes: B batch, T segment, H heads, F key features, V value width.
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.kernels import chunked
-from workbench.kernels.checks import check_fast_weights, cpp_reasons
+from workbench.kernels.checks import HALF, check_fast_weights, cpp_reasons, cuda_reasons
 from workbench.kernels.dispatch import LIBRARY, Backend, Op
 from workbench.kernels.features import computed_type, sum_normalise, widened
 
@@ -85,7 +86,9 @@ def _(
     normalise: bool,
     keep_error: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    error = v.new_empty(v.shape if keep_error else (0,), dtype=computed_type(v))
+    # a GPU keeps the errors as it writes them, in the values' type
+    dtype = computed_type(v) if v.device.type == "cpu" else v.dtype
+    error = v.new_empty(v.shape if keep_error else (0,), dtype=dtype)
     return v.new_empty(v.shape), state.new_empty(state.shape), error
 
 
@@ -136,6 +139,49 @@ def _cpp(
     return y, last
 
 
+def _cuda(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, normalise: bool = False
+) -> tuple[Tensor, Tensor]:
+    if normalise:
+        q, k = (sum_normalise(widened(x)).to(x.dtype) for x in (q, k))
+    return _cpp(q, k, v, beta, state)
+
+
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, normalise: bool = False
+) -> tuple[Tensor, Tensor]:
+    """flash-linear-attention's Triton kernel, for comparison.
+
+    It comes after `chunked`, which refuses nothing: it runs where it is asked for by name. It may
+    move before `cuda`, for the sizes where it is faster, on the day when a committed record of
+    `make bench` on a GPU says so.
+    """
+    from fla.ops.delta_rule import chunk_delta_rule
+
+    if normalise:
+        q, k = (sum_normalise(widened(x)).to(x.dtype) for x in (q, k))
+    y, last = chunk_delta_rule(
+        q, k, v, beta, scale=1.0, initial_state=state.float(), output_final_state=True
+    )
+    return y, last.to(state.dtype)
+
+
+def _flash_reasons(*arguments: Any) -> list[str]:
+    if importlib.util.find_spec("fla") is None:
+        return ["flash-linear-attention is not installed (pip install flash-linear-attention)"]
+    if not arguments:
+        return [] if torch.cuda.is_available() else ["there is no NVIDIA GPU that PyTorch can use"]
+    q = arguments[0]
+    reasons = []
+    if q.device.type != "cuda":
+        reasons.append(f"flash-linear-attention runs on a GPU, the tensors are on {q.device.type}")
+    if q.dtype not in HALF:
+        reasons.append(f"flash-linear-attention takes 16-bit floats, the tensors hold {q.dtype}")
+    if q.shape[-1] > 256:
+        reasons.append(f"flash-linear-attention takes at most 256 features, got {q.shape[-1]}")
+    return reasons
+
+
 def _check(
     q_BTHF: Tensor,
     k_BTHF: Tensor,
@@ -151,8 +197,10 @@ delta_rule = Op(
     "delta_rule",
     reference,
     [
-        Backend("cpp", _cpp, partial(cpp_reasons, "delta_rule")),
+        Backend("cuda", _cuda, partial(cuda_reasons, "delta_rule"), device="cuda"),
+        Backend("cpp", _cpp, partial(cpp_reasons, "delta_rule"), device="cpu"),
         Backend("chunked", chunked.delta_rule),
+        Backend("flash_linear_attention", _flash, _flash_reasons, device="cuda"),
     ],
     check=_check,
 )

@@ -53,6 +53,15 @@ class Backend:
     why_not: Callable[..., list[str]] = always
     """called with the op's arguments: what keeps it from running them; empty: nothing does.
     Called without arguments: what keeps it from running at all on this machine."""
+    device: str | None = None
+    """the type of device whose tensors it is for; passing it over for others is no news"""
+
+    def concerns(self, *args: Any) -> bool:
+        """Whether tensors on this device are what the backend is for."""
+        first = args[0] if args else None
+        return self.device is None or not (
+            isinstance(first, torch.Tensor) and first.device.type != self.device
+        )
 
 
 class Row(NamedTuple):
@@ -109,7 +118,7 @@ class Op:
             reasons = backend.why_not(*args)
             if not reasons:
                 return backend
-            for reason in reasons:
+            for reason in reasons if backend.concerns(*args) else ():
                 if reason not in _warned:
                     warn_once(f"{self.name}: passing over the backend {backend.name!r}", reason)
         raise AssertionError("the reference refuses nothing")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from workbench.kernels import chunked
-from workbench.kernels.checks import check_fast_weights, cpp_reasons
+from workbench.kernels.checks import check_fast_weights, cpp_reasons, cuda_reasons
 from workbench.kernels.dispatch import LIBRARY, Backend, Op
 from workbench.kernels.features import sum_normalise, widened
 
@@ -96,6 +96,14 @@ def _cpp(
     return y, last
 
 
+def _cuda(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, normalise: bool = False
+) -> tuple[Tensor, Tensor]:
+    if normalise:
+        q, k = (sum_normalise(widened(x)).to(x.dtype) for x in (q, k))
+    return _cpp(q, k, v, state)
+
+
 def _check(
     q_BTHF: Tensor, k_BTHF: Tensor, v_BTHV: Tensor, state_BHFV: Tensor, normalise: bool = False
 ) -> None:
@@ -106,7 +114,8 @@ sum_rule = Op(
     "sum_rule",
     reference,
     [
-        Backend("cpp", _cpp, partial(cpp_reasons, "sum_rule")),
+        Backend("cuda", _cuda, partial(cuda_reasons, "sum_rule"), device="cuda"),
+        Backend("cpp", _cpp, partial(cpp_reasons, "sum_rule"), device="cpu"),
         Backend("chunked", chunked.sum_rule),
     ],
     check=_check,

@@ -65,10 +65,10 @@ def find() -> Toolchain | str:
     ninja = shutil.which("ninja") or shutil.which("ninja", path=beside_python)
     if ninja is None:
         return NO_NINJA
-    return Toolchain((path, *command[1:]), ninja, _identity((path, *command[1:])))
+    return Toolchain((path, *command[1:]), ninja, identity((path, *command[1:])))
 
 
-def _identity(command: tuple[str, ...]) -> str:
+def identity(command: tuple[str, ...]) -> str:
     """Tells compilers apart without running them: which file, how large, how old."""
     facts = list(command)
     for word in command:
