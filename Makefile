@@ -28,10 +28,11 @@ test: setup ## the tests that need neither a GPU nor minutes each
 test-slow: setup ## the long tests, and those that need an NVIDIA GPU where there is one
 	@$(PYTEST) -m "slow or gpu" $(ARGS)
 
-# the record of a GPU: commit runs/gpu.txt with what it was measured for
+# runs/gpu.txt is the record: device, versions, every error against float64
 test-gpu: setup ## everything that needs an NVIDIA GPU, with its record in runs/gpu.txt
-	@mkdir -p runs && { nvidia-smi --query-gpu=name,driver_version --format=csv,noheader; nvcc --version | tail -2; } > runs/gpu.txt
-	@$(RUN) -m pytest -v -m gpu $(ARGS) | tee -a runs/gpu.txt
+	@mkdir -p runs; nvidia-smi --query-gpu=name,driver_version --format=csv,noheader > runs/gpu.txt
+	@$(RUN) -m torch.utils.collect_env | grep -iE "torch|cuda|nvidia|python version" >> runs/gpu.txt
+	@$(RUN) -m pytest -v -rP -m gpu $(ARGS) >> runs/gpu.txt; status=$$?; cat runs/gpu.txt; exit $$status
 
 # memcheck finds stray accesses, racecheck missing barriers; the sizes are small
 sanitize: setup ## the GPU kernels under NVIDIA's compute-sanitizer

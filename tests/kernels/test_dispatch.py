@@ -59,10 +59,11 @@ def test_use_refuses_with_every_reason(double):
         double(1)
     with kernels.use("reference"):
         assert double(1) == 2
-    with pytest.raises(NoBackend, match=r"'nonsense'.*auto, chunked, cpp, cuda, reference"):
+    with pytest.raises(NoBackend, match=r"'nonsense'.*auto, chunked, cpp, cuda, .*reference"):
         kernels.use("nonsense").__enter__()
-    with kernels.use("cuda"), pytest.raises(NoBackend, match="sum_rule has no backend 'cuda'"):
-        kernels.sum_rule(*inputs("sum_rule"))
+    absent = pytest.raises(NoBackend, match="forget_mult has no backend 'chunked'")
+    with kernels.use("chunked"), absent:
+        kernels.forget_mult(*inputs("forget_mult"))
     assert issubclass(NoBackend, WorkbenchError)
 
 
@@ -97,13 +98,13 @@ def test_explain_is_a_table_of_a_call(double):
 @needs_cpp
 def test_cpp_says_what_it_cannot():
     arguments = [x.to(torch.float16) for x in inputs("delta_rule")]
-    refusing, chunked, _ = kernels.delta_rule.explain(*arguments)
+    _, refusing, chunked, *_ = kernels.delta_rule.explain(*arguments)
     assert refusing.backend == "cpp" and "torch.float16" in refusing.why_not[0]
     assert chunked == ("delta_rule", "chunked", True, [])
     with kernels.use("cpp"), pytest.raises(NoBackend, match="float16"):
         kernels.delta_rule(*arguments)
     elsewhere = [x.to("meta") for x in arguments]
-    assert len(kernels.delta_rule.explain(*elsewhere)[0].why_not) == 2
+    assert len(kernels.delta_rule.explain(*elsewhere)[1].why_not) == 2
 
 
 def test_wrong_arguments_are_refused_by_name():

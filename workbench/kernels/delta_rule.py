@@ -203,4 +203,5 @@ delta_rule = Op(
         Backend("flash_linear_attention", _flash, _flash_reasons, device="cuda"),
     ],
     check=_check,
+    takes_half=4,
 )
