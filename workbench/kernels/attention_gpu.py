@@ -62,10 +62,8 @@ def _sdpa(q_BTHK: Tensor, k_BSHK: Tensor, v_BSHV: Tensor, window: Window, *rest:
     if not causal:
         distance_TS = distances(T, S, q_BTHK.device)
         seen_TS = (distance_TS >= window.nearest) & (distance_TS <= window.farthest)
-    heads_first = (x.transpose(1, 2) for x in (q_BTHK, k_BSHK, v_BSHV))
-    y_BHTV = F.scaled_dot_product_attention(
-        *heads_first, attn_mask=seen_TS, is_causal=causal, scale=1.0
-    )
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSHK, v_BSHV))
+    y_BHTV = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_TS, is_causal=causal, scale=1.0)
     return y_BHTV.transpose(1, 2)
 
 
