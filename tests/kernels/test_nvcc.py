@@ -21,7 +21,7 @@ from workbench.kernels.build import cache_folder
 KERNELS = COMMON.parent
 SOURCES = [*sorted(KERNELS.glob("*/*.cu")), EMULATOR / "selftest.cu"]
 # minutes, for their many sizes; `make test-slow`
-LONG = ("delta_rule", "sum_rule")
+LONG = ("attention", "delta_rule", "sum_rule")
 SHARED_BYTES = {"80": 163 * 1024, "90": 227 * 1024}
 
 

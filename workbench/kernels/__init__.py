@@ -6,7 +6,7 @@ runs on PyTorch alone.
 """
 
 from workbench.errors import NoBackend
-from workbench.kernels.attention import attention
+from workbench.kernels.attention_gpu import attention
 from workbench.kernels.build import BuildReport, prepare
 from workbench.kernels.delta_rule import delta_rule, delta_step, read
 from workbench.kernels.dispatch import explain, forget, in_float32, ran, use

@@ -152,7 +152,7 @@ def target(op: str, tools: CudaToolchain) -> Path:
     """Where the library of an op is kept."""
     sources, digest = build.source_folder(), hashlib.sha256()
     common = sources / "common"
-    files = [sources / op / f"{op}.cu", sources / op / f"{op}_cuda.cpp"]
+    files = [*sorted((sources / op).glob("*.cu*")), sources / op / f"{op}_cuda.cpp"]
     for path in [*files, *sorted(common.glob("*.cuh")), *sorted(common.glob("*.hpp"))]:
         digest.update(path.name.encode() + path.read_bytes())
     for part in (torch.__version__, str(torch.version.cuda), *FLAGS, *toolchain.FLAGS):
