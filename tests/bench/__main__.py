@@ -17,7 +17,8 @@ from bench import peers, report
 from bench.case import Case
 from bench.cases import GROUPS, models
 from bench.configurations import CONFIGURATIONS
-from bench.run import Row, limit_rows, rows_of
+from bench.limits import Limits
+from bench.run import Row, blank, limit_rows, rows_of
 from bench.timing import QUICK, TINY, Effort
 from workbench import kernels
 
@@ -82,6 +83,18 @@ def wanted(case: Case, args: argparse.Namespace, device: torch.device) -> bool:
     return fits and in_this_run and (not args.only or args.only in told)
 
 
+def tried(case: Case, device: torch.device, limits: Limits, effort: Effort) -> list[Row]:
+    """The rows of a case; where it fails, one that says how."""
+    try:
+        return list(rows_of(case, device, limits, effort))
+    except Exception as error:
+        # minutes of other cases must not be lost; the exit status tells
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        note = f"FAILED: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        return [blank(case, "", None, note) | {"failed": True}]
+
+
 def main(words: list[str] | None = None) -> int:
     args = arguments(words)
     if args.originals:
@@ -99,16 +112,20 @@ def main(words: list[str] | None = None) -> int:
     printer = report.Printer()
     for row in rows:
         printer.show(row)
+    failed = 0
     for group in args.groups:
         for case in GROUPS[group]():
             if wanted(case, args, device):
-                for row in rows_of(case, device, limits, effort):
+                for row in tried(case, device, limits, effort):
                     rows.append(row | common)
                     printer.show(rows[-1])
+                    failed += row.get("failed", False)
+                # whatever comes, what was measured is kept
+                report.write(rows, args.out, args.groups if args.keep else None)
     report.write(rows, args.out, args.groups if args.keep else None)
     print(report.verdict(rows))
     print(f"{time.perf_counter() - begin:.0f} s; written: {args.out / 'bench.json'}, bench.md")
-    return 0
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ class Ways:
     """peer -> its milliseconds, measured by others on a machine of `GIVEN_GFLOPS`"""
     measured_ms: dict[str, float] = field(default_factory=dict)
     """peer -> its milliseconds, measured on this machine outside of this run"""
+    partial: frozenset[str] = frozenset()
+    """peers that leave out the last of the results, such as gradients of spans"""
     unlike: frozenset[str] = frozenset()
     """peers that compute something comparable but not the same"""
 
@@ -91,23 +93,27 @@ def together(
         way: FWD or BOTH.
         seeds: gradient of the output; random, as zeros are multiplied faster on some machines.
     """
-    if way == FWD:
-
-        def forward() -> Results:
-            with torch.no_grad():
-                y = function(*arguments)
-            return (y if isinstance(y, Tensor) else y[0],)
-
-        return forward
     leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in arguments]
     wanted = [x for x in leaves if x.requires_grad]
+    return with_gradients(lambda: function(*leaves), wanted, way, seeds)
+
+
+def with_gradients(
+    function: Callable[[], Any], wanted: Sequence[Tensor], way: str, seeds: Sequence[Tensor]
+) -> Work:
+    """A work that calls a function and, for `fwd+bwd`, asks for the gradients of `wanted`."""
+
+    def forward() -> Results:
+        with torch.no_grad():
+            y = function()
+        return (y if isinstance(y, Tensor) else y[0],)
 
     def both() -> Results:
-        y = function(*leaves)
+        y = function()
         y = y if isinstance(y, Tensor) else y[0]
         return (y.detach(), *torch.autograd.grad(y, wanted, seeds[0]))
 
-    return both
+    return forward if way == FWD else both
 
 
 def on_backends(op: str, arguments: Sequence[Tensor], way: str, seed: Tensor) -> dict[str, Work]:

@@ -23,9 +23,18 @@ PEERS = ROOT / ".setup" / "peers"
 WHY_NOT = PEERS / "why_not.json"
 FLA = ("fla-core==0.6.0", "einops==0.8.2")
 FAST = "pytorch-fast-transformers==0.4.0"
-X = ("x-transformers==2.31.10", "einx==0.4.3", "loguru==0.7.3", "torch-einops-utils==0.1.41")
+X = (
+    "x-transformers==2.31.10",
+    "einx==0.4.3",
+    "frozendict==2.4.7",
+    "loguru==0.7.3",
+    "torch-einops-utils==0.1.41",
+)
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-ffast-math"]
 """the last two are its own; without the first two it would run at half its speed"""
+
+
+SOURCE = "causal_product/causal_product_cpu.cpp"
 
 
 class Failed(Exception):
@@ -77,32 +86,30 @@ def fast_transformers() -> None:
     }
     options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
     pip("download", *options, "--dest", str(folder), FAST, env=env)
-    (archive,) = folder.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
-    (source,) = folder.glob("*/fast_transformers")
-    built = build(source / "causal_product" / "causal_product_cpu.cpp")
     package = PEERS / "fast_transformers"
     shutil.rmtree(package, ignore_errors=True)
     (package / "causal_product").mkdir(parents=True)
-    for name in ("__init__.py", "causal_product/__init__.py"):
-        shutil.copy(source / name, package / name)
-    shutil.copy(built, package / "causal_product")
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        for name in ("__init__.py", "causal_product/__init__.py", SOURCE):
+            found = next(m for m in tar if m.name.endswith(f"/fast_transformers/{name}"))
+            with tar.extractfile(found) as file, (package / name).open("wb") as target:
+                shutil.copyfileobj(file, target)
+    build(package / SOURCE)
     shutil.rmtree(folder)
 
 
-def build(source: Path) -> Path:
+def build(source: Path) -> None:
     """Compile a C++ extension of PyTorch's beside its source."""
     from torch.utils import cpp_extension
 
     try:
-        module = cpp_extension.load(
+        cpp_extension.load(
             source.stem, [str(source)], extra_cflags=FLAGS, extra_ldflags=["-fopenmp"],
             build_directory=str(source.parent),
         )  # fmt: skip
     except (OSError, RuntimeError, ImportError) as error:
         raise Failed(f"compiling {source.name}: {str(error)[:200]}") from error
-    return Path(module.__file__)
 
 
 INSTALLERS: dict[str, Callable[[], None]] = {
@@ -117,6 +124,8 @@ def key() -> str:
 
 
 def main() -> None:
+    # ninja came with the environment, which need not be active
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     before = json.loads(WHY_NOT.read_text()) if WHY_NOT.is_file() else {}
     fresh = before.get("key") == key()
     found = before.get("why_not", {}) if fresh else {}
@@ -128,8 +137,9 @@ def main() -> None:
         try:
             install()
             found[name] = ""
-        except Failed as error:
-            found[name] = str(error)
+        except Exception as error:
+            # the benchmark runs without its peers, and says so in its rows
+            found[name] = str(error) if isinstance(error, Failed) else repr(error)
         print(f"is not to be had: {found[name]}" if found[name] else "is there", flush=True)
     WHY_NOT.write_text(json.dumps({"key": key(), "why_not": found}, indent=1))
 

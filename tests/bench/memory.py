@@ -41,10 +41,15 @@ def peak_mb(call: Call) -> float | None:
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     give_back()
+    before_kb = _begin()
+    call()
+    return None if before_kb is None else max(0, _kb("VmHWM") - before_kb) * 1024 / 1e6
+
+
+def _begin() -> int | None:
+    """Resident memory, from which on the peak is counted; None where nobody counts."""
     try:
         CLEAR.write_text(RESET_PEAK)
-        before = _kb("VmRSS")
-        call()
-        return max(0, _kb("VmHWM") - before) * 1024 / 1e6
+        return _kb("VmRSS")
     except (OSError, ValueError):
         return None

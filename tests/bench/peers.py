@@ -130,3 +130,40 @@ def fla_triton(op: str, function: str) -> Callable[..., Any]:
 def fast_sum() -> Callable[..., Tensor]:
     """fast-transformers' causal product, (B, H, T, *); starts from zeros."""
     return load("fast-transformers", "fast_transformers.causal_product").causal_dot_product
+
+
+def x_transformers_step(B: int, T: int, memory_len: int, vocab: int, clip_norm: float) -> Any:
+    """A training step of x-transformers' decoder with Transformer-XL's memory, at the sizes of
+    `configurations.xl`, with rotary positions: a call that goes on from segment to segment."""
+    library = load("x-transformers", "x_transformers")
+    # it advises wider heads than the model that it stands beside
+    load("x-transformers", "loguru").logger.disable("x_transformers")
+    torch.manual_seed(1)
+    layers = library.Decoder(
+        dim=256, depth=4, heads=8, attn_dim_head=32, ff_mult=4, ff_dropout=0.1, pre_norm=False,
+        rotary_pos_emb=True,
+    )  # fmt: skip
+    model = library.TransformerWrapper(
+        num_tokens=vocab, max_seq_len=T, max_mem_len=memory_len, emb_dropout=0.1,
+        use_abs_pos_emb=False, tie_embedding=True, attn_layers=layers,
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
+    ids = torch.randint(vocab, (B, 50 * T + 1), generator=torch.Generator().manual_seed(0))
+    memory, place = None, 0
+
+    def step() -> tuple[Tensor, ...]:
+        nonlocal memory, place
+        ids_BT = ids[:, place : place + T + 1]
+        place = (place + T) % (50 * T)
+        logits_BTC, memory = model(ids_BT[:, :-1], mems=memory, return_mems=True)
+        memory = [x.detach() for x in memory]
+        loss = torch.nn.functional.cross_entropy(logits_BTC.mT, ids_BT[:, 1:])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        optimizer.step()
+        return ()
+
+    for _ in range(2):
+        step()
+    return step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,6 @@ from bench.memory import peak_mb
 from bench.timing import Effort, Times, sync, take_turns
 
 Row = dict[str, Any]
-
-SLOW_MS = 2000.0
-"""a slower call is not repeated to learn its memory"""
 
 
 class Disagreement(AssertionError):
@@ -31,38 +28,53 @@ class First:
 
     ms: float
     memory_mb: float | None
-    error: float
+    error: float = 0.0
     """distance from the first of ours"""
 
 
-def first_calls(case: Case, ways: Ways, works: Mapping[str, Work]) -> dict[str, First]:
-    """Call every candidate, and refuse those that compute something else.
+def first_calls(case: Case, ways: Ways, works: dict[str, Work], effort: Effort) -> dict[str, First]:
+    """Call every candidate, and refuse those that compute something else. A peer that fails is
+    taken out of `works` and becomes one that is missing.
 
     Raises:
         Disagreement: a candidate's numbers are not ours.
     """
     firsts, want = {}, None
-    for name, work in works.items():
-        kept: list[tuple[torch.Tensor, ...]] = []
-        begin = time.perf_counter()
-        memory_mb = peak_mb(lambda work=work, kept=kept: kept.append(work()))  # type: ignore[misc]
-        sync()
-        ms = 1e3 * (time.perf_counter() - begin)
+    for name, work in list(works.items()):
         peer = name.removeprefix("peer ")
-        results = ways.as_ours.get(peer, _same)(kept.pop())
+        try:
+            first, results = first_call(work, effort)
+        except Exception as error:
+            if peer == name:
+                raise
+            # a peer need not take every size
+            ways.missing[peer] = f"fails here: {type(error).__name__}: {str(error)[:120]}"
+            del ways.peers[peer], works[name]
+            continue
+        results = ways.as_ours.get(peer, _same)(results)
         want = results if want is None else want
-        error = 0.0 if peer in ways.unlike else apart(results, want)
-        if not error <= case.tolerance:
+        compared = want[: len(results)] if peer in ways.partial else want
+        error_ = 0.0 if peer in ways.unlike else apart(results, compared)
+        if not error_ <= case.tolerance:
             raise Disagreement(
-                f"{case.name} {case.size} {case.way}: {name} is {error:.1e} off, at most "
+                f"{case.name} {case.size} {case.way}: {name} is {error_:.1e} off, at most "
                 f"{case.tolerance:.0e} was expected"
             )
-        del results
-        if ms < SLOW_MS:
-            # the first call may have started threads and filled caches
-            memory_mb = peak_mb(work)
-        firsts[name] = First(ms, memory_mb, error)
+        firsts[name] = replace(first, error=error_)
     return firsts
+
+
+def first_call(work: Work, effort: Effort) -> tuple[First, Results]:
+    """What a candidate gives, what that takes, and how much memory."""
+    kept: list[Results] = []
+    begin = time.perf_counter()
+    memory_mb = peak_mb(lambda: kept.append(work()))
+    sync()
+    ms = 1e3 * (time.perf_counter() - begin)
+    if ms < 1e3 * effort.slow_s:
+        # the first call may have started threads and filled caches
+        memory_mb = peak_mb(work)
+    return First(ms, memory_mb), kept.pop()
 
 
 def _same(results: Results) -> Results:
@@ -77,13 +89,15 @@ def rows_of(
     if not ways.ours:
         yield blank(case, "", None, "no backend of ours runs here")
         return
+    if not effort.all_backends:
+        ways.ours = dict(list(ways.ours.items())[:1])
     works = {f"ours {name}": work for name, work in ways.ours.items()} | {
         f"peer {name}": work for name, work in ways.peers.items()
     }
     with warnings.catch_warnings():
         # peers warn of what they deprecate; ours are tested elsewhere
         warnings.simplefilter("ignore")
-        firsts = first_calls(case, ways, works)
+        firsts = first_calls(case, ways, works, effort)
         times = take_turns(works, effort, {name: first.ms for name, first in firsts.items()})
     for index, backend in enumerate(ways.ours):
         ours = f"ours {backend}"

@@ -144,12 +144,31 @@ def test_an_opponent_that_computes_something_else_is_refused() -> None:
     ways.peers["b"] = lambda: (torch.tensor([1.0, float("nan"), 1.0]),)
     with pytest.raises(run.Disagreement, match="nan off"):
         list(run.rows_of(case_of(ways), CPU, machine(), TINY))
+    ways.peers["b"], ways.partial = lambda: (torch.ones(3),), frozenset({"b"})
+    ways.ours["cpp"] = lambda: (torch.ones(3), torch.ones(1))
+    assert next(run.rows_of(case_of(ways), CPU, machine(), TINY))["error"] == 0
+    ways.peers["b"] = lambda: (torch.zeros(3),)
+    with pytest.raises(run.Disagreement):
+        list(run.rows_of(case_of(ways), CPU, machine(), TINY))
     ways.unlike = frozenset({"b"})
     (row,) = run.rows_of(case_of(ways), CPU, machine(), TINY)
     assert "not the same" in row["note"]
     with pytest.raises(AssertionError, match="2 and 1 results"):
         apart((torch.ones(1), torch.ones(1)), (torch.ones(1),))
     assert not apart((torch.ones(1), torch.tensor([float("nan")])), (torch.ones(1),) * 2) <= 1
+
+
+def test_a_peer_that_fails_is_missing_and_ours_must_not() -> None:
+    def fails() -> tuple[torch.Tensor, ...]:
+        raise ValueError("only heads of 128")
+
+    one = lambda: (torch.ones(1),)  # noqa: E731
+    ways = Ways({"cpp": one}, {"b": fails, "c": one})
+    c, b = run.rows_of(case_of(ways, targets={"b": 2.0}), CPU, machine(), TINY)
+    assert c["ratio"] and b["note"] == "fails here: ValueError: only heads of 128"
+    assert b["ratio"] is None and b["target"] == 2.0
+    with pytest.raises(ValueError, match="only heads"):
+        list(run.rows_of(case_of(Ways({"cpp": fails}, {"c": one})), CPU, machine(), TINY))
 
 
 def test_without_a_backend_the_row_says_so() -> None:
@@ -209,7 +228,8 @@ def test_every_case_has_its_targets_among_its_peers() -> None:
     asked = {(c.name, t) for c in cases for t in c.targets.values()}
     assert {("delta_rule", 10.0), ("delta_rule", 40.0), ("sum_rule", 1.8)} <= asked
     assert {("delta_rule", 0.7), ("sum_rule", 0.7), ("delta_rule", 0.6)} <= asked
-    assert ("forget_mult", 7.0) in asked and ("sliding windows", 2.0) in asked
+    assert {("forget_mult", 7.0), ("span attention, one long head", 4.0)} <= asked
+    assert ("sliding windows", 2.0) in asked
     steps = {("TXL char", 1.5), ("span 4096, spread", 3.5), ("AWD-QRNN", 1.05)}
     assert asked >= steps | {("DPFP-3 delta (t16)", 5.0), ("TXL evaluation", 3.0)}
 
@@ -220,6 +240,21 @@ def test_a_step_of_each_configuration(config: Configuration) -> None:
     assert models.training(small, CPU)() == ()
     if config.name in ("TXL char", "AWD-QRNN", "DPFP-3 delta (t16)"):
         assert models.reading(small, CPU)() == ()
+
+
+def test_a_case_that_fails_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(device: torch.device) -> Ways:
+        raise RuntimeError("no memory\nleft")
+
+    fine = case_of(Ways({"cpp": lambda: (torch.ones(1),)}), tiny=True)
+    cases = [replace(fine, make=broken), fine]
+    monkeypatch.setitem(GROUPS, "recurrent", lambda: cases)
+    assert main(["--tiny", "--groups", "recurrent", "--out", str(tmp_path)]) == 1
+    *_, failed, measured = json.loads((tmp_path / "bench.json").read_text())
+    assert failed["note"] == "FAILED: RuntimeError: no memory" and failed["ratio"] is None
+    assert measured["ours_ms"] > 0 and "FAILED" in capsys.readouterr().out
 
 
 def test_given_times_are_scaled_and_measured_ones_are_not() -> None:

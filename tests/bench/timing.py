@@ -85,13 +85,15 @@ class Effort:
     """turns of each candidate"""
     sample_s: float = 0.06
     """a shorter call is repeated until a sample takes so long"""
-    budget_s: float = 12.0
+    budget_s: float = 6.0
     """of a case: from then on no further round, and no sample is taken again; but two rounds"""
-    slow_s: float = 4.0
+    slow_s: float = 2.0
     """a candidate whose call takes longer takes part in two rounds"""
+    all_backends: bool = True
+    """whether backends of ours that are not preferred are timed too"""
 
 
-QUICK = Effort(rounds=3, sample_s=0.02, budget_s=1.5, slow_s=0.5)
+QUICK = Effort(rounds=3, sample_s=0.02, budget_s=1.0, slow_s=0.3, all_backends=False)
 TINY = Effort(rounds=2, sample_s=0.0, budget_s=0.2, slow_s=0.1)
 
 

@@ -144,14 +144,14 @@ def test_gradcheck(op, backend):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_registration(op):
     forward = getattr(torch.ops.workbench, f"{op}_forward").default
-    more = (True,) if op == "delta_rule" else ()
+    more = (True, True) if op == "delta_rule" else (True,)
     leaves = [x.requires_grad_() for x in inputs(op)]
     torch.library.opcheck(forward, (*leaves, *more))
     q, k, v, *rest = inputs(op, seed=3)
     gy, glast = torch.randn_like(v), torch.randn_like(rest[-1])
     saved = (q, k, *rest, torch.randn_like(v)) if op == "delta_rule" else (q, k, v, *rest)
     backward = getattr(torch.ops.workbench, f"{op}_backward").default
-    torch.library.opcheck(backward, (gy, glast, *saved))
+    torch.library.opcheck(backward, (gy, glast, *saved, True))
 
 
 @pytest.mark.parametrize(("op", "backend"), BACKENDS)

@@ -148,6 +148,9 @@ class LanguageModel(Model):
                 would keep position codes of the past; a clamp cannot reach the codes.
         """
         self._check_limits(limits)
+        if self.config.restarting:
+            # codes of the past change from segment to segment, and keys with them
+            limits = limits._replace(constant_weights=False)
         return tuple(block.mixer.initial_state(batch_size, limits) for block in self.layers)
 
     def _check_limits(self, limits: Limits) -> None:

@@ -283,7 +283,7 @@ def _streams(
     n_targets = (n - 1) // T * T if config.average == "of_blocks" else n - 1
     # a state that starts afresh never meets the repeated tokens twice
     repeated = 0 if config.carry == "reset" else config.ext_len
-    limits = Limits(config.memory_len, config.same_length, config.clamp_len, repeated)
+    limits = Limits(config.memory_len, config.same_length, config.clamp_len, repeated, True)
     carry, parts = model.initial_carry(B, limits), []
     for start in range(0, n_targets, T):
         stop, begin = min(start + T, n_targets), max(0, start - config.ext_len)
@@ -317,7 +317,7 @@ def _sentences(
     """Streams side by side, each with its state, filled with sentences in the order of the text."""
     ids, B, T = tokens.numpy(), config.batch_size, config.segment_len
     repeated = 0 if config.carry == "reset" else config.ext_len
-    limits = Limits(config.memory_len, config.same_length, config.clamp_len, repeated)
+    limits = Limits(config.memory_len, config.same_length, config.clamp_len, repeated, True)
     streams, places = _sentence_streams(tokens, config), []
     carry, parts = model.initial_carry(B, limits), []
     while (taken := streams.take(T)) is not None:
@@ -369,7 +369,7 @@ def _carried(
     row_len = stride + warm_up
     # the last row may end behind the text: it reads the last token again and is cut off below
     index_BT = torch.arange(rows)[:, None] * stride + torch.arange(row_len)
-    limits = Limits(config.context_len, "beyond_self", config.clamp_len)
+    limits = Limits(config.context_len, "beyond_self", config.clamp_len, constant_weights=True)
     carry = model.initial_carry(rows, limits)
     parts = []
     for start in range(0, row_len, config.segment_len):

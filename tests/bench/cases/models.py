@@ -6,15 +6,17 @@ from functools import partial
 
 import torch
 
+from bench import peers
 from bench.case import Case, Results, Ways, Work
 from bench.configurations import CONFIGURATIONS, Configuration, zipf
 from workbench.data import Segments
 from workbench.data.batches import Reader
 from workbench.models.base import evaluating
+from workbench.models.mixers.base import Limits
 from workbench.train.trainer import Trainer
 
 TRAIN, EVAL = "training step", "reading"
-ORIGINAL, MEASURED = "original", "original, as given"
+ORIGINAL, MEASURED, X = "original", "original, as given", "x-transformers, rotary XL"
 
 originals_ms: dict[str, float] = {}
 """configuration -> milliseconds of the original's training step on this machine, if told"""
@@ -42,14 +44,15 @@ def reading(config: Configuration, device: torch.device) -> Work:
     """The nats of one segment after another, as validation reads."""
     tokens_BN = zipf(config.vocab, 40 * config.B * config.T).view(config.B, -1).to(device)
     model = config.model().to(device).eval()
-    carry, place, T = model.initial_carry(config.B), 0, config.T
+    limits = Limits(constant_weights=True)
+    carry, place, T = model.initial_carry(config.B, limits), 0, config.T
 
     def step() -> Results:
         nonlocal carry, place
         begin = place * T % (tokens_BN.shape[1] - T)
         ids_BT = tokens_BN[:, begin : begin + T + 1]
         if config.carry == "reset":
-            carry = model.initial_carry(config.B)
+            carry = model.initial_carry(config.B, limits)
         with evaluating(model):
             _, carry = model.nll(ids_BT[:, :-1], ids_BT[:, 1:], carry)
         place += 1
@@ -66,11 +69,18 @@ def make(config: Configuration, way: str, device: torch.device) -> Ways:
         ms = 1e3 * config.B * config.T / config.eval_tokens_per_s
         return Ways({"auto": reading(config, device)}, given_ms={ORIGINAL: ms})
     told = originals_ms.get(config.name)
-    return Ways(
+    ways = Ways(
         {"auto": training(config, device)},
         given_ms={ORIGINAL: config.train_ms},
         measured_ms={} if told is None else {MEASURED: told},
+        unlike=frozenset({X}),
     )
+    if config.name == "TXL char" and device.type == "cpu":
+        try:
+            ways.peers[X] = peers.x_transformers_step(config.B, config.T, 128, config.vocab, 0.25)
+        except peers.Missing as why:
+            ways.missing[X] = str(why)
+    return ways
 
 
 def case(group: str, config: Configuration, way: str) -> Case:

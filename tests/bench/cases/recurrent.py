@@ -7,10 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.case import BOTH, FWD, Case, Ways, on, on_backends, together
+from bench.case import BOTH, FWD, Case, Ways, on, on_backends, together, with_gradients
 from workbench.kernels.dispatch import OPS
+from workbench.models.mixers.qrnn import QRNNConfig
+from workbench.models.mixers.recurrent import LSTMConfig
 
-LOOP = "step loop"
+LOOP, LSTM = "step loop", "nn.LSTM"
+KINDS = {"lstm": LSTMConfig, "qrnn": QRNNConfig}
 
 
 def step_loop(f_BTU: Tensor, z_BTU: Tensor, state_BU: Tensor) -> Tensor:
@@ -38,9 +41,50 @@ def make(B: int, T: int, U: int, way: str, device: torch.device) -> Ways:
     )
 
 
+def layer(kind: str, B: int, T: int, U: int, device: torch.device) -> Ways:
+    """A recurrent layer as wide as its input; PyTorch's LSTM with the same weights where it has
+    them."""
+    torch.manual_seed(0)
+    mixer = KINDS[kind](d_hidden=U).build(U).to(device)
+    x, seed = torch.randn(2, B, T, U, device=device)
+    x.requires_grad_()
+    start = mixer.initial_state(B)
+    lstm = torch.nn.LSTM(U, U, batch_first=True).to(device)
+    if kind == "lstm":
+        with torch.no_grad():
+            for own, theirs in zip(mixer.parameters(), lstm.parameters(), strict=True):
+                theirs.copy_(own)
+
+    def ours() -> Tensor:
+        return mixer(x, start)[0]
+
+    return Ways(
+        {"auto": with_gradients(ours, [x, *mixer.parameters()], BOTH, [seed])},
+        {LSTM: with_gradients(lambda: lstm(x)[0], [x, *lstm.parameters()], BOTH, [seed])},
+        unlike=frozenset() if kind == "lstm" else frozenset({LSTM}),
+    )
+
+
+def layer_case(kind: str, B: int, T: int, U: int, tiny: bool = False) -> Case:
+    # gates times (input and hidden units): products forward, and twice as many backward
+    flops = 3 * 2.0 * B * T * U * U * (8 if kind == "lstm" else 3)
+    return Case(
+        group="recurrent",
+        name=f"{kind} layer",
+        size=f"B{B} T{T} U{U}",
+        way=BOTH,
+        make=partial(layer, kind, B, T, U),
+        flops=flops,
+        quick=False,
+        full=not tiny,
+        tiny=tiny,
+    )
+
+
 def cases() -> list[Case]:
     """The sizes of the AWD-QRNN's layers, and growth with T."""
-    result = []
+    result = [layer_case(kind, 20, 70, 1150) for kind in ("lstm", "qrnn")]
+    result += [layer_case(kind, 2, 3, 8, tiny=True) for kind in ("lstm", "qrnn")]
     for T in (70, 1, 8, 512, 2048):
         for way in (FWD, BOTH) if T == 70 else (BOTH,):
             B, U = 20, 1150

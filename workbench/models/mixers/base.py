@@ -36,6 +36,9 @@ class Limits(NamedTuple):
     ext_len: int = 0
     """tokens at the end of each segment that the next one repeats as context: they are not kept.
     Only where `MixerConfig.has_memory` can the state leave them out"""
+    constant_weights: bool = False
+    """the weights will not change while the state lives, as in evaluation and generation: then
+    attention keeps keys and values, each computed once, instead of inputs"""
 
 
 CONFIGURED = Limits()
