@@ -15,7 +15,6 @@
 #include <tuple>
 #include <vector>
 
-#include "heads.h"
 #include "tile.h"
 
 namespace workbench {
@@ -28,6 +27,30 @@ constexpr int64_t kKeys = 128;    // of a tile
 constexpr int64_t kQueries = 64;  // of a tile, backward
 constexpr int64_t kChunk = 128;   // queries that one thread takes, forward
 constexpr int64_t kEdge = 2 * kGroup + 64;  // columns of codes beyond the distances in use
+
+// One head's rows over time. The width is contiguous; batch, time and heads may have any stride.
+template <class T>
+struct Rows {
+  T* base;
+  int64_t stride;
+  T* operator[](int64_t t) const { return base + t * stride; }
+};
+
+template <class T>
+class Sequences {
+ public:
+  explicit Sequences(const Tensor& x)
+      : base_(pointer(x)), batch_(x.stride(0)), time_(x.stride(1)), head_(x.stride(2)) {}
+  Rows<T> operator()(int64_t b, int64_t h) const { return {base_ + b * batch_ + h * head_, time_}; }
+
+ private:
+  static T* pointer(const Tensor& x) {
+    if constexpr (std::is_const_v<T>) return x.const_data_ptr<std::remove_const_t<T>>();
+    else return x.mutable_data_ptr<T>();
+  }
+  T* base_;
+  int64_t batch_, time_, head_;
+};
 
 struct Call {
   const Tensor &q, &k, &v;
@@ -77,7 +100,7 @@ struct Work {
   static constexpr int64_t unit = std::max<int64_t>(L::n, kGroup);  // columns are taken so many at a time
 
   const Call& c;
-  Heads<const T> q, k, v;
+  Sequences<const T> q, k, v;
   int64_t Kc, Kp, Vp, Pc, Pp;  // widths with a column for biases, and whole vectors
   Tensor span;
   std::vector<int64_t> reach;  // of a head, over batch and queries; -1: it sees nothing
@@ -180,7 +203,7 @@ struct Head {
         key_rows(kKeys * w.Kp), value_rows(kKeys * w.Vp), S(kGroup * kKeys), D(kGroup * kWide) {
     const auto q = w.q(b, h);
     gather(Q, w.Kp, c.K, q, c.pbias.has_value());
-    if (c.p) gather(P, w.Pp, c.K, Heads<const T>(*c.p)(b, h), c.bias.has_value());
+    if (c.p) gather(P, w.Pp, c.K, Sequences<const T>(*c.p)(b, h), c.bias.has_value());
     for (int64_t i = 0; i < rows; ++i) reach = std::max(reach, w.last(b, h, t0 + i));
   }
 
@@ -434,8 +457,8 @@ struct Backward : Head<T> {
 
   void run(const Tensor& gy, const Tensor& y, const Tensor& log_norm, std::vector<Tensor>& grads,
            Shares<T>& shares) {
-    this->gather(G, w.Vp, c.V, Heads<const T>(gy)(b, h), false);
-    const auto read = Heads<const T>(y)(b, h);
+    this->gather(G, w.Vp, c.V, Sequences<const T>(gy)(b, h), false);
+    const auto read = Sequences<const T>(y)(b, h);
     for (int64_t i = 0; i < padded; ++i) {
       T dot = 0;
       if (i < rows)
@@ -453,7 +476,7 @@ struct Backward : Head<T> {
       dcodes = mine.mutable_data_ptr<T>();
       skipped = w.columns_of(w.table(h)) - mine.size(0);
     }
-    const auto dk = Heads<T>(grads[1])(b, h), dv = Heads<T>(grads[2])(b, h);
+    const auto dk = Sequences<T>(grads[1])(b, h), dv = Sequences<T>(grads[2])(b, h);
     int64_t done = 0;  // keys whose gradients are written
     const auto nothing = [&](int64_t until) {
       for (; done < until; ++done) {
@@ -486,10 +509,10 @@ struct Backward : Head<T> {
   }
 
   void finish(std::vector<Tensor>& grads, Shares<T>& shares) {
-    const auto dq = Heads<T>(grads[0])(b, h);
+    const auto dq = Sequences<T>(grads[0])(b, h);
     for (int64_t i = 0; i < rows; ++i) std::memcpy(dq[i], dQ + i * w.Kp, c.K * sizeof(T));
     if (c.p) {
-      const auto dp = Heads<T>(grads[3])(b, h);
+      const auto dp = Sequences<T>(grads[3])(b, h);
       for (int64_t i = 0; i < rows; ++i) std::memcpy(dp[i], dP + i * w.Pp, c.K * sizeof(T));
     }
     if (!c.span) return;
@@ -613,6 +636,9 @@ double cost(const Work<T>& w, int64_t h, int64_t queries) {
   return double(queries) * (std::min<int64_t>(w.reach[h] + 1, c.S) + c.N + 32) * (2 * c.K + c.V);
 }
 
+Tensor contiguous_width(const Tensor& x) {
+  return x.size(-1) == 1 || x.stride(-1) == 1 ? x : x.contiguous();
+}
 Tensor plain(const Tensor& x) { return x.scalar_type() == at::kBFloat16 ? x.to(at::kFloat) : x; }
 Maybe plain(const Maybe& x) { return x ? Maybe(plain(*x)) : x; }
 Maybe flat(const Maybe& x) { return x ? Maybe(plain(*x).contiguous()) : x; }
@@ -622,6 +648,15 @@ Maybe flat(const Maybe& x) { return x ? Maybe(plain(*x).contiguous()) : x; }
       const Maybe &bias_in, const Maybe &span_in, const Maybe &pk_in, const Maybe &pv_in,              \
       const Maybe &pbias_in, const Maybe &seed, int64_t nearest, int64_t farthest, int64_t ramp,       \
       double p_drop, bool banded
+
+// Run a function template for the element type of x.
+template <class Each>
+void for_type(const Tensor& x, const Each& work) {
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, "got numbers of type ",
+              x.scalar_type(), ", expected float, double or bfloat16");
+  if (x.scalar_type() == at::kFloat) work(float{});
+  else work(double{});
+}
 
 // The tensors of a call, in a type that is computed in and with contiguous widths.
 struct Inputs {
@@ -651,7 +686,7 @@ struct Inputs {
 };
 
 Inputs inputs(WORKBENCH_ATTENTION_ARGUMENTS) {
-  const auto narrow = [](const Tensor& x) { return with_contiguous_width(plain(x)); };
+  const auto narrow = [](const Tensor& x) { return contiguous_width(plain(x)); };
   Maybe r = plain(r_in);
   // biases make the codes of heads differ
   if (r && bias_in) r = r->expand({r->size(0), q_in.size(2), r->size(2)});
@@ -756,7 +791,7 @@ std::vector<Tensor> attention_backward(const Tensor& gy_in, const Tensor& y_in, 
                                        WORKBENCH_ATTENTION_ARGUMENTS) {
   const Inputs in = inputs(WORKBENCH_ATTENTION_PASS);
   const Call c = in.call();
-  const Tensor gy = with_contiguous_width(plain(gy_in)), y = with_contiguous_width(plain(y_in));
+  const Tensor gy = contiguous_width(plain(gy_in)), y = contiguous_width(plain(y_in));
   const Tensor log_norm = log_norm_in.contiguous();
   TORCH_CHECK(gy.sizes() == y.sizes() && y.sizes() == at::IntArrayRef({c.B, c.T, c.H, c.V}), "got gradients of shape ",
               gy.sizes(), " of an output of shape ", y.sizes());

@@ -238,7 +238,7 @@ def test_cpp_is_the_reference(name):
 @NEEDS_CPP
 @pytest.mark.parametrize("name", ["whole span", "long span", "100"])
 def test_cpp_passes_over_keys_beyond_the_mask(name):
-    """Bands in float64: as the reference that hides what the mask has ended for, to the last digits."""
+    """Bands in float64: as the reference that hides what the mask has ended for."""
     call = LARGE[name]() if name in LARGE else CALLS[name]()
     names = list(floats(call))
 
@@ -341,7 +341,7 @@ def test_compiles_in_one_graph(backend):
 
 @NEEDS_CPP
 def test_cpp_exp_is_accurate_and_ends_at_zero():
-    """Two keys, scores 0 and -x: the first one's weight tells exp(-x) to the rounding of a float."""
+    """Two keys, scores 0 and -x: the second one's weight tells exp(-x)."""
     x = torch.cat([torch.linspace(0, 87, 4001), torch.tensor([88.0, 200.0, 1e9])])
     q = torch.ones(len(x), 1, 1, 1)
     k = torch.stack([torch.zeros_like(x), -x], 1)[..., None, None]
