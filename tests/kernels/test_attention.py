@@ -176,7 +176,6 @@ def test_a_mixers_numbers_are_these(index, past):
     call = Call(content, k, v, window, positions_of(mixer, by_code, S))
     if mixer.span:
         share = mixer.span.shares(x)
-        share = share.squeeze(-1) if share.dim() == 2 else share
         call = call._replace(span=SoftSpan(share * mixer.span.limit, mixer.span.ramp))
     if config.persistent:
         key = mixer.persistent_key_HKN.mT * math.sqrt(K)

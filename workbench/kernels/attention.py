@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workbench.kernels import build
+from workbench.kernels.checks import cpp_reasons
 from workbench.kernels.dispatch import LIBRARY, Backend, Op
 
 RENORMALISED = 1e-8
@@ -249,7 +249,6 @@ LIBRARY.define(
     " bool banded) -> Tensor[]"
 )
 
-COMPUTED = (torch.float32, torch.float64, torch.bfloat16)
 N_TENSORS = 11
 N_FLOATS = 10  # all but the seed
 
@@ -366,14 +365,7 @@ def check_dropout(dropout: Dropout, q_BTHK: Tensor) -> None:
 
 
 def _why_not_cpp(*args: Any) -> list[str]:
-    reasons = build.missing("attention")
-    if args:
-        q = args[0]
-        if q.device.type != "cpu":
-            reasons.append(f"the C++ kernels run on a CPU, the tensors are on {q.device.type}")
-        if q.dtype not in COMPUTED:
-            reasons.append(f"the C++ kernel computes in {COMPUTED}, the tensors hold {q.dtype}")
-    return reasons
+    return cpp_reasons("attention", *args[:1])
 
 
 def flat(
