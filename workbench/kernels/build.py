@@ -32,7 +32,7 @@ BUILT_OPS = ("attention", "delta_rule", "sum_rule")
 
 NOT_BUILT = (
     "the C++ kernels have not been built on this machine. "
-    "Call workbench.kernels.prepare() once; it takes about half a minute"
+    "Call workbench.kernels.prepare() once; it takes about a minute"
 )
 
 # what `missing` answers: "" where the op's library is loaded. `_turn` counts the calls of `prepare`
