@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from workbench import kernels
 from workbench.config import Positive, Probability
+from workbench.models.dropout import drop
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,
@@ -95,7 +96,7 @@ class QRNN(SequenceMixer):
 
     def drop_weight(self, weight: Tensor) -> Tensor:
         """The matrix that one segment works with: some entries 0, the others scaled."""
-        return F.dropout(weight, self.config.p_weight, self.training)
+        return drop(weight, self.config.p_weight, self.training)
 
     def zoneout(self, f_BTU: Tensor) -> Tensor:
         """Close some gates for new values; nothing is scaled in training."""
