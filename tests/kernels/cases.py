@@ -32,7 +32,7 @@ def inputs(
     The units of `forget_mult` are H * V.
     """
     if op == "attention":
-        return list(make(N=3))  # type: ignore[arg-type]  # its own tests are in test_attention.py
+        return list(make(N=3))  # type: ignore[arg-type]  # its own tests are in test_attention_op.py
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
