@@ -446,7 +446,8 @@ struct Backward : Head<T> {
   using Base::c, Base::w, Base::S, Base::rows, Base::padded, Base::b, Base::h, Base::t0;
   static constexpr int64_t kRow = kKeys + kQueries + Base::unit;
 
-  Buffer<T> G, dQ, dP, dA, A, dS, E, dK, dV, delta, norm, dspan;
+  Buffer<T> G, dQ, dP, dA, A, dS, E, dK, dV, delta, norm;
+  Buffer<double> dspan;  // sums of many numbers of both signs
   T* dcodes = nullptr;
   int64_t skipped = 0;  // columns of codes before those of dcodes
 
@@ -460,10 +461,10 @@ struct Backward : Head<T> {
     this->gather(G, w.Vp, c.V, Sequences<const T>(gy)(b, h), false);
     const auto read = Sequences<const T>(y)(b, h);
     for (int64_t i = 0; i < padded; ++i) {
-      T dot = 0;
+      double dot = 0;
       if (i < rows)
-        for (int64_t x = 0; x < c.V; ++x) dot += G[i * w.Vp + x] * read[i][x];
-      delta[i] = dot;
+        for (int64_t x = 0; x < c.V; ++x) dot += double(G[i * w.Vp + x]) * read[i][x];
+      delta[i] = T(dot);
       norm[i] = i < rows ? log_norm.const_data_ptr<T>()[(b * c.H + h) * c.T + i]
                          : std::numeric_limits<T>::infinity();
       dspan[i] = 0;
@@ -517,12 +518,12 @@ struct Backward : Head<T> {
     }
     if (!c.span) return;
     T* to = shares.span.template mutable_data_ptr<T>() + (b * c.H + h) * (w.dynamic() ? c.T : 1);
-    T total = 0;
+    double total = 0;
     for (int64_t i = 0; i < rows; ++i) {
-      if (w.dynamic()) to[i] = dspan[i] / T(c.ramp);
+      if (w.dynamic()) to[i] = T(dspan[i] / double(c.ramp));
       else total += dspan[i];
     }
-    if (!w.dynamic()) to[0] = total / T(c.ramp);
+    if (!w.dynamic()) to[0] = T(total / double(c.ramp));
   }
 
   // the first query, in whole groups, that sees a key of the tile

@@ -249,6 +249,7 @@ LIBRARY.define(
     " bool banded) -> Tensor[]"
 )
 
+FEW_KEYS = 128  # one tile
 N_TENSORS = 11
 N_FLOATS = 10  # all but the seed
 
@@ -384,8 +385,8 @@ def flat(
     tokens, ramp = span or (None, 1)
     p_drop, seed = dropout or (0.0, None)
     tensors = (p, r, bias, tokens, persistent_k, persistent_v, persistent_bias, seed)
-    # every key in float64, so that there the meaning is the reference's to the last digits
-    banded = q_BTHK.dtype != torch.float64
+    # every key in float64, and where there are few: there the meaning is the reference's exactly
+    banded = q_BTHK.dtype != torch.float64 and k_BSHK.shape[1] > FEW_KEYS
     return (q_BTHK, k_BSHK, v_BSHV, *tensors, *window, ramp, p_drop, banded)
 
 
