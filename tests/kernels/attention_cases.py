@@ -140,6 +140,29 @@ CALLS = {
 }
 
 
+# several tiles of keys and groups of queries, widths of whole vectors and others, streams of tokens
+LARGE = {
+    "one query": lambda: make(1, 300, (2, 3, 32, 32), rows=300),
+    "63": lambda: make(63, 190, (1, 2, 41, 41), rows=190, bias=True),
+    "100": lambda: make(
+        100, 411, (2, 2, 32, 32), (1, 310), rows=311, shared=True, spans=[7, 290.5]
+    ),
+    "dynamic 100": lambda: make(
+        100,
+        400,
+        (1, 2, 16, 48),
+        (1, 300),
+        rows=301,
+        shared=True,
+        spans="dynamic",
+        N=150,
+        p_drop=0.2,
+    ),
+    "none of the first": lambda: make(150, 150, (1, 2, 64, 8), (70, 149), rows=100),
+    "4097": lambda: make(4097, 4097, (1, 1, 4, 4), (0, 80), rows=50, spans=[30.0]),
+}
+
+
 def by_hand(call: Call) -> Tensor:
     """The op's meaning, one query and one key at a time."""
     q, k, v = call.q_BTHK, call.k_BSHK, call.v_BSHV

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workbench.kernels.dispatch import LIBRARY, Op
+from workbench.kernels.checks import cpp_reasons
+from workbench.kernels.dispatch import LIBRARY, Backend, Op
 
 RENORMALISED = 1e-8
 """is added to the mass that a soft mask leaves before it divides, as in the adaptive-span code"""
@@ -248,6 +249,7 @@ LIBRARY.define(
     " bool banded) -> Tensor[]"
 )
 
+FEW_KEYS = 128  # one tile
 N_TENSORS = 11
 N_FLOATS = 10  # all but the seed
 
@@ -363,4 +365,34 @@ def check_dropout(dropout: Dropout, q_BTHK: Tensor) -> None:
         )
 
 
-attention = Op("attention", reference, [], check=_check)
+def _why_not_cpp(*args: Any) -> list[str]:
+    return cpp_reasons("attention", *args[:1])
+
+
+def flat(
+    q_BTHK: Tensor,
+    k_BSHK: Tensor,
+    v_BSHV: Tensor,
+    window: Window,
+    positions: Positions | None = None,
+    span: SoftSpan | None = None,
+    persistent: Persistent | None = None,
+    dropout: Dropout | None = None,
+) -> tuple[Any, ...]:
+    """The arguments of a call as those of `torch.ops.workbench.attention_forward`."""
+    p, r, bias = positions or (None, None, None)
+    persistent_k, persistent_v, persistent_bias = persistent or (None, None, None)
+    tokens, ramp = span or (None, 1)
+    p_drop, seed = dropout or (0.0, None)
+    tensors = (p, r, bias, tokens, persistent_k, persistent_v, persistent_bias, seed)
+    # every key in float64, and where there are few: there the meaning is the reference's exactly
+    banded = q_BTHK.dtype != torch.float64 and k_BSHK.shape[1] > FEW_KEYS
+    return (q_BTHK, k_BSHK, v_BSHV, *tensors, *window, ramp, p_drop, banded)
+
+
+def _cpp(*args: Any) -> Tensor:
+    y_BTHV, _ = torch.ops.workbench.attention_forward(*flat(*args))
+    return y_BTHV
+
+
+attention = Op("attention", reference, [Backend("cpp", _cpp, _why_not_cpp)], check=_check)

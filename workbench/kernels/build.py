@@ -28,11 +28,11 @@ from workbench.kernels import toolchain
 from workbench.kernels.dispatch import constant_to_compile, warn_once
 from workbench.kernels.toolchain import Toolchain
 
-BUILT_OPS = ("delta_rule", "dropout", "sum_rule")
+BUILT_OPS = ("attention", "delta_rule", "dropout", "sum_rule")
 
 NOT_BUILT = (
     "the C++ kernels have not been built on this machine. "
-    "Call workbench.kernels.prepare() once; it takes about half a minute"
+    "Call workbench.kernels.prepare() once; it takes about a minute"
 )
 
 # what `missing` answers: "" where the op's library is loaded. `_turn` counts the calls of `prepare`

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from workbench.config import CarryMode, Config, Positive, Probability, SameLength, slot
 from workbench.inspect import tap, wanted
-from workbench.models.dropout import Element
+from workbench.kernels.attention import Dropout, Persistent, Window, attention, weigh
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,
@@ -176,7 +176,6 @@ class Attention(SequenceMixer):
         self.positions = config.positions.build(d_model, H, K)
         self.shared = tuple(f"positions.{name}" for name in self.positions.shared)
         self.span = config.span.build(d_model, H) if config.span else None
-        self.drop = Element(config.p_attention)
         if config.persistent:
             N = config.persistent.n_vectors
             # stored small and scaled at use, so that optimizers see entries of the papers' size
@@ -228,37 +227,68 @@ class Attention(SequenceMixer):
         S = k_BSHK.shape[1]
         asking_BTD = normed_BTD[:, -n_last:] if self.config.normed_queries else x_BTD
         q_BTHK = self.query(asking_BTD).view(B, T, H, K)
+        bounds = [S - 1, *(x for x in (visible, state.window) if x not in (None, ANY_DISTANCE))]
+        window = Window(0 if self.config.attend_self else 1, min(bounds))
+        make = partial(self.positions.codes, clamp_len=state.clamp_len)
+        n = window.farthest + 1
+        codes_RHK = state.codes(n, make) if isinstance(state, KeyValues) else make(n)
         # dividing the queries instead of the scores touches S / K times fewer numbers
         content_BTHK = self.positions.content_query(q_BTHK) / math.sqrt(K)
-        logits_BHTS = torch.einsum("bthk,bshk->bhts", content_BTHK, k_BSHK)
         position_BTHK = self.positions.position_query(q_BTHK) / math.sqrt(K)
-        make = partial(self.positions.codes, clamp_len=state.clamp_len)
-        codes_SHK = state.codes(S, make) if isinstance(state, KeyValues) else make(S)
-        by_distance = self.positions.scores(position_BTHK, S, state.clamp_len, codes_SHK)
-        if by_distance is not None:
-            logits_BHTS = logits_BHTS + by_distance
-        distance_TS = self._distances(T, S, x_BTD.device)
-        hidden_TS = self._hidden(distance_TS, state, visible)
-        mask = self.span.mask(distance_TS, asking_BTD) if self.span else None
-        weights_BHTS, extra_BHTN = self._weights(logits_BHTS, q_BTHK, hidden_TS, mask)
-
-        y_BTHK = torch.einsum("bhts,bshk->bthk", self.drop(weights_BHTS), v_BSHK)
-        if extra_BHTN is not None:
-            value_HNK = self.persistent_value_HNK * math.sqrt(self.persistent_value_HNK.shape[1])
-            y_BTHK = y_BTHK + torch.einsum("bhtn,hnk->bthk", self.drop(extra_BHTN), value_HNK)
-        if self.span:
-            y_BTHK = y_BTHK / self._mass(weights_BHTS, extra_BHTN).transpose(1, 2)
+        positions = self.positions.by_distance(position_BTHK, n, state.clamp_len, codes_RHK)
+        span = self.span.soft(asking_BTD) if self.span else None
+        seen = (content_BTHK, k_BSHK, window, positions, span, self._persistent())
+        self._tap(*seen)
+        y_BTHK = attention(content_BTHK, k_BSHK, v_BSHK, *seen[2:], self._dropout(x_BTD.device))
         return self.out(y_BTHK.flatten(2)), state
+
+    def _persistent(self) -> Persistent | None:
+        """Persistent keys and values at the scale that they are used at."""
+        if self.config.persistent is None:
+            return None
+        key_HNK, value_HNK = self.persistent_key_HKN.mT, self.persistent_value_HNK
+        N, K = key_HNK.shape[1:]
+        bias_HK = self.positions.content_bias()
+        # their query has no content bias: what it would add is taken back
+        bias_HN = None if bias_HK is None else -torch.einsum("hk,hnk->hn", bias_HK, key_HNK)
+        return Persistent(key_HNK * math.sqrt(K), value_HNK * math.sqrt(N), bias_HN)
+
+    def _dropout(self, device: torch.device) -> Dropout | None:
+        if not (self.training and self.config.p_attention):
+            return None
+        # drawn where it is used: a device must not wait for the host
+        seed = torch.randint(2**62, (1,), device=device)
+        return Dropout(self.config.p_attention, seed)
+
+    @staticmethod
+    def _tap(*seen: Any) -> None:
+        """Offer the weights, which the op itself never holds, to those who look inside."""
+        if not (wanted("attention_probs") or wanted("persistent_probs")):
+            return
+        weights = weigh(*seen)
+        for name, part in (
+            ("attention_probs", weights.keys_BHTS),
+            ("persistent_probs", weights.persistent_BHTN),
+        ):
+            if part is not None:
+                tap(name, part if weights.mass_BHT1 is None else part / weights.mass_BHT1)
 
     def _reread(
         self, x_BTD: Tensor, state: Memory, n_last: int, norm: Norm, visible: int | None
     ) -> tuple[Tensor, Tensor, Tensor, Memory]:
         """Inputs as they are read, keys and values of memory and segment, and the next state."""
-        all_BSD = torch.cat([state.hidden_BMD, x_BTD], dim=1)
-        start, end = self._remembered(state, all_BSD.shape[1], x_BTD.shape[1])
-        state = state._replace(hidden_BMD=all_BSD[:, start:end])
-        seen_BSD = norm(self._trim(all_BSD, n_last, visible))
-        return seen_BSD, *self._keys_values(seen_BSD), state
+        T, M = x_BTD.shape[1], state.hidden_BMD.shape[1]
+        normed_BTD = norm(x_BTD)
+        key_BSHK, value_BSHK = self._keys_values(normed_BTD)
+        memory_BMD = self._trim(state.hidden_BMD, T, n_last, visible)
+        if memory_BMD.shape[1]:
+            # apart from the segment: nobody asks for the gradient of a memory that is detached
+            key_BMHK, value_BMHK = self._keys_values(norm(memory_BMD))
+            key_BSHK = torch.cat([key_BMHK, key_BSHK], dim=1)
+            value_BSHK = torch.cat([value_BMHK, value_BSHK], dim=1)
+        start, end = self._remembered(state, M + T, T)
+        parts = (state.hidden_BMD[:, start:end], x_BTD[:, max(0, start - M) : max(0, end - M)])
+        return normed_BTD, key_BSHK, value_BSHK, state._replace(hidden_BMD=torch.cat(parts, dim=1))
 
     def _recall(
         self, x_BTD: Tensor, state: KeyValues, n_last: int, norm: Norm, visible: int | None
@@ -305,66 +335,21 @@ class Attention(SequenceMixer):
             return self.span.limit - self.span.trimmed()
         return self.config.limit
 
-    def _trim(self, all_BSD: Tensor, T: int, visible: int | None) -> Tensor:
-        """Drop what no head can see; fill up with zeros what spans have grown to need."""
-        if visible is None or not (self.span and self.span.trims_keys):
-            return all_BSD
-        needed = visible + T
-        missing = needed - all_BSD.shape[1]
-        if missing <= 0:
-            return all_BSD[:, -needed:]
-        if self.config.memory_start == "empty":
-            return all_BSD
-        B, _, D = all_BSD.shape
-        return torch.cat([all_BSD.new_zeros(B, missing, D), all_BSD], dim=1)
+    def _trim(self, hidden_BMD: Tensor, T: int, n_last: int, visible: int | None) -> Tensor:
+        """Drop the memory that no head can see; precede it by zeros where spans have grown.
 
-    @staticmethod
-    def _distances(T: int, S: int, device: torch.device) -> Tensor:
-        query_T = torch.arange(S - T, S, device=device)
-        return query_T[:, None] - torch.arange(S, device=device)
-
-    def _hidden(
-        self, distance_TS: Tensor, state: Memory | KeyValues, visible: int | None
-    ) -> Tensor:
-        """True where a query must not look: the future, itself (span), and beyond the window."""
-        hidden_TS = distance_TS < (0 if self.config.attend_self else 1)
-        bounds = [] if visible is None else [visible]
-        if state.window != ANY_DISTANCE:
-            bounds.append(state.window)
-        for bound in bounds:
-            hidden_TS = hidden_TS | (distance_TS > bound)
-        return hidden_TS
-
-    def _weights(
-        self, logits_BHTS: Tensor, q_BTHK: Tensor, hidden_TS: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Joint softmax over keys and persistent vectors, then the span's soft mask on the keys.
-
-        With a span the weights no longer add up to one; what is read is divided by `_mass`.
+        Args:
+            T: inputs of the segment, of which the last n_last ask.
         """
-        # the most negative number and not -inf: a query without any key gets zeros, not NaN
-        logits = logits_BHTS.masked_fill(hidden_TS, torch.finfo(logits_BHTS.dtype).min)
-        T, S = hidden_TS.shape
-        if self.config.persistent:
-            # sqrt(K) of the stored scale and 1/sqrt(K) of the score cancel
-            extra = torch.einsum("bthk,hkn->bhtn", q_BTHK, self.persistent_key_HKN)
-            logits = torch.cat([logits, extra], dim=-1)
-        weights, rest = logits.softmax(-1).tensor_split([S], dim=-1)
-        if S == T and not self.config.attend_self:
-            weights = weights.masked_fill(hidden_TS, 0.0)  # the first token of a text sees nothing
-        if mask is not None:
-            weights = weights * mask
-        extra_BHTN = rest if self.config.persistent else None
-        for name, part in (("attention_probs", weights), ("persistent_probs", extra_BHTN)):
-            if part is not None and wanted(name):
-                tap(name, part if mask is None else part / self._mass(weights, extra_BHTN))
-        return weights, extra_BHTN
-
-    @staticmethod
-    def _mass(weights_BHTS: Tensor, extra_BHTN: Tensor | None) -> Tensor:
-        """(B, H, T, 1) what is left of the weights under the soft mask, never zero."""
-        mass = weights_BHTS.sum(-1, keepdim=True)
-        return (mass if extra_BHTN is None else mass + extra_BHTN.sum(-1, keepdim=True)) + 1e-8
+        if visible is None or not (self.span and self.span.trims_keys):
+            return hidden_BMD
+        B, M, D = hidden_BMD.shape
+        missing = visible + n_last - T - M
+        if missing <= 0:
+            return hidden_BMD[:, -missing:]
+        if self.config.memory_start == "empty":
+            return hidden_BMD
+        return torch.cat([hidden_BMD.new_zeros(B, missing, D), hidden_BMD], dim=1)
 
     def change_memory(
         self, state: Memory | KeyValues, change: Callable[[Tensor], Tensor]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.config import Choice, Positive, Probability
-from workbench.kernels.attention import align_distances
+from workbench.kernels.attention import Positions
 from workbench.models.dropout import Element
 from workbench.models.positions import Sinusoid
 
@@ -30,9 +30,14 @@ class AttentionPositions(nn.Module, ABC):
     clamp_len: int = 0
     """distances beyond it share one code, unless the state says otherwise; 0: never"""
 
+    def content_bias(self) -> Tensor | None:
+        """(H, K) what a query adds before it meets the content keys, or None."""
+        return None
+
     def content_query(self, q_BTHK: Tensor) -> Tensor:
         """The query that meets the content keys."""
-        return q_BTHK
+        bias_HK = self.content_bias()
+        return q_BTHK if bias_HK is None else q_BTHK + bias_HK
 
     def position_query(self, q_BTHK: Tensor) -> Tensor:
         """The query that meets the codes of distances."""
@@ -44,16 +49,16 @@ class AttentionPositions(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def scores(
-        self, q_BTHK: Tensor, S: int, clamp_len: int, codes_SHK: Tensor | None
-    ) -> Tensor | None:
-        """(B, H, T, S) addends by key, or None.
+    def by_distance(
+        self, q_BTHK: Tensor, n: int, clamp_len: int, codes_RHK: Tensor | None
+    ) -> Positions | None:
+        """What scores add for distances, as `kernels.attention` takes it, or None.
 
         Args:
             q_BTHK: `position_query`'s, divided by sqrt(K).
-            S: keys; the last of them are the queries' own positions.
+            n: distances 0 to n - 1 can be seen.
             clamp_len: distances beyond it share one code; 0: never.
-            codes_SHK: `codes`'s for S distances.
+            codes_RHK: `codes`'s for n distances.
         """
 
 
@@ -81,9 +86,7 @@ class NoRelativeConfig(AttentionPositionsConfig):
 class NoRelative(AttentionPositions):
     """Content scores only."""
 
-    def scores(
-        self, q_BTHK: Tensor, S: int, clamp_len: int, codes_SHK: Tensor | None
-    ) -> Tensor | None:
+    def by_distance(self, q_BTHK: Tensor, n: int, clamp_len: int, codes_RHK: Tensor | None) -> None:
         return None
 
 
@@ -116,8 +119,8 @@ class RelativeSinusoid(AttentionPositions):
         if config.share_biases:
             self.shared = ("u_HK", "v_HK")
 
-    def content_query(self, q_BTHK: Tensor) -> Tensor:
-        return q_BTHK + self.u_HK
+    def content_bias(self) -> Tensor:
+        return self.u_HK
 
     def position_query(self, q_BTHK: Tensor) -> Tensor:
         return q_BTHK + self.v_HK
@@ -130,9 +133,11 @@ class RelativeSinusoid(AttentionPositions):
         codes_RD = self.drop(self.sinusoid(distances).to(weight.dtype))
         return self.project(codes_RD).view(n, *self.shape)
 
-    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int, codes_SHK: Tensor | None) -> Tensor:
-        assert codes_SHK is not None, "`codes` makes them"
-        return align_distances(torch.einsum("bthk,shk->bhts", q_BTHK, codes_SHK.flip(0)))
+    def by_distance(
+        self, q_BTHK: Tensor, n: int, clamp_len: int, codes_RHK: Tensor | None
+    ) -> Positions:
+        assert codes_RHK is not None, "`codes` makes them"
+        return Positions(q_BTHK, codes_RHK)
 
 
 class RelativeTableConfig(AttentionPositionsConfig):
@@ -159,16 +164,16 @@ class RelativeTable(AttentionPositions):
         self.key_RHK = nn.Parameter(torch.randn(config.n_distances, n_heads, d_head) * 0.02)
         self.bias_RH = nn.Parameter(torch.zeros(config.n_distances, n_heads))
 
-    def content_query(self, q_BTHK: Tensor) -> Tensor:
-        return q_BTHK + self.u_HK
+    def content_bias(self) -> Tensor:
+        return self.u_HK
 
-    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int, codes_SHK: Tensor | None) -> Tensor:
+    def by_distance(
+        self, q_BTHK: Tensor, n: int, clamp_len: int, codes_RHK: Tensor | None
+    ) -> Positions:
         rows = len(self.key_RHK)
         rows = min(rows, clamp_len or rows)
-        distances = torch.arange(S - 1, -1, -1, device=q_BTHK.device).clamp(max=rows - 1)
-        scores_BHTS = torch.einsum("bthk,shk->bhts", q_BTHK, self.key_RHK[distances])
-        bias_HS = self.bias_RH[distances].T / math.sqrt(q_BTHK.shape[-1])
-        return align_distances(scores_BHTS + bias_HS[:, None])
+        bias_RH = self.bias_RH[:rows] / math.sqrt(q_BTHK.shape[-1])
+        return Positions(q_BTHK, self.key_RHK[:rows], bias_RH)
 
 
 class RelativeLearnedConfig(AttentionPositionsConfig):
@@ -198,9 +203,10 @@ class RelativeLearned(AttentionPositions):
         if config.share_keys:
             self.shared = ("key_KL",)
 
-    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int, codes_SHK: Tensor | None) -> Tensor:
+    def by_distance(
+        self, q_BTHK: Tensor, n: int, clamp_len: int, codes_RHK: Tensor | None
+    ) -> Positions:
         limit = self.key_KL.shape[1]
-        nearest = self.key_KL[:, max(0, limit - (S - 1)) :]
-        scores = torch.einsum("bthk,kl->bhtl", q_BTHK, nearest)
-        # distances beyond the table get zeros on the left; distance 0 has no code: one on the right
-        return align_distances(F.pad(scores, (S - 1 - nearest.shape[1], 1)))
+        nearest_KR = self.key_KL[:, max(0, limit - (n - 1)) :].flip(1)
+        # distance 0 has no code
+        return Positions(q_BTHK, F.pad(nearest_KR.T, (0, 0, 1, 0))[:, None])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from workbench.config import Config, Positive
 from workbench.inspect import tap, wanted
+from workbench.kernels.attention import SoftSpan, soft_mask
 
 TRIM_STEP = 64  # memory is trimmed in steps of this many tokens, as in the paper's code
 
@@ -69,22 +70,20 @@ class Span(nn.Module, ABC):
 
     @abstractmethod
     def shares(self, x_BTD: Tensor) -> Tensor:
-        """Spans as shares of the limit, (H, 1) or (B, H, T), for the inputs of the queries."""
+        """Spans as shares of the limit, (H,) or (B, H, T), for the inputs of the queries."""
 
     @abstractmethod
     def mean_share_H(self) -> Tensor:
         """Share of the limit of each head, in the mean over tokens."""
 
-    def mask(self, distance_TS: Tensor, x_BTD: Tensor) -> Tensor:
-        """(H, T, S) or (B, H, T, S) weights in [0, 1] for integer distances."""
-        mask = self._ramp(distance_TS, self.shares(x_BTD)[..., None])
+    def soft(self, x_BTD: Tensor) -> SoftSpan:
+        """The spans of the queries whose inputs these are, as `kernels.attention` takes them."""
+        span = SoftSpan(self.shares(x_BTD) * self.limit, self.ramp)
         if wanted("span_mask"):
-            distance_D = torch.arange(1, self.limit + 1, device=distance_TS.device)
-            tap("span_mask", self._ramp(distance_D, self.mean_share_H()[:, None]))
-        return mask
-
-    def _ramp(self, distance: Tensor, share: Tensor) -> Tensor:
-        return ((self.ramp + 1 + share * self.limit - distance) / self.ramp).clamp(0, 1)
+            distance_D = torch.arange(1, self.limit + 1, device=x_BTD.device)
+            mean = SoftSpan(self.mean_share_H() * self.limit, self.ramp)
+            tap("span_mask", soft_mask(mean, distance_D)[:, 0])
+        return span
 
     def penalty(self) -> Tensor:
         """Scalar in nats per token: `penalty * limit * mean of z over heads (and tokens)`."""
@@ -112,7 +111,7 @@ class LearnedSpan(Span):
         self.share_H = nn.Parameter(torch.full((n_heads,), config.initial))
 
     def shares(self, x_BTD: Tensor) -> Tensor:
-        return self.share_H[:, None]
+        return self.share_H
 
     def mean_share_H(self) -> Tensor:
         return self.share_H

@@ -6,7 +6,19 @@ import math
 
 import pytest
 import torch
-from attention_cases import CALLS, Call, by_hand, floats, make, rebuilt
+from attention_cases import (
+    CALLS,
+    LARGE,
+    RAMP,
+    Call,
+    by_hand,
+    expected,
+    floats,
+    make,
+    outcome,
+    rebuilt,
+)
+from cases import scattered
 
 from workbench import kernels
 from workbench.kernels.attention import (
@@ -15,6 +27,7 @@ from workbench.kernels.attention import (
     Positions,
     SoftSpan,
     Window,
+    flat,
     kept,
     reference,
 )
@@ -163,7 +176,6 @@ def test_a_mixers_numbers_are_these(index, past):
     call = Call(content, k, v, window, positions_of(mixer, by_code, S))
     if mixer.span:
         share = mixer.span.shares(x)
-        share = share.squeeze(-1) if share.dim() == 2 else share
         call = call._replace(span=SoftSpan(share * mixer.span.limit, mixer.span.ramp))
     if config.persistent:
         key = mixer.persistent_key_HKN.mT * math.sqrt(K)
@@ -186,3 +198,155 @@ def positions_of(mixer, query, S):
     if kind == "relative_table":
         return Positions(query, own.key_RHK, own.bias_RH / math.sqrt(K))
     return Positions(query, torch.cat([torch.zeros(1, K).double(), own.key_KL.T.flip(0)])[:, None])
+
+
+NEEDS_CPP = pytest.mark.skipif(
+    any(row.why_not for row in kernels.attention.explain() if row.backend == "cpp"),
+    reason="no C++ compiler here",
+)
+
+
+def cpp(*call):
+    with kernels.use("cpp"):
+        return kernels.attention(*call)
+
+
+def assert_close(got, want, relative):
+    for name, expected_ in want.items():
+        # a gradient that vanishes exactly is noise of the size of the others
+        scale = max(float(expected_.abs().max()), 0.5)
+        torch.testing.assert_close(
+            got[name].double(), expected_, rtol=0, atol=relative * scale, msg=f"{name} differs"
+        )
+
+
+@NEEDS_CPP
+@pytest.mark.parametrize("name", [*CALLS, *LARGE])
+def test_cpp_is_the_reference(name):
+    call = {**CALLS, **LARGE}[name]()
+    want = expected(call)
+    assert_close(outcome(cpp, call), want, 1e-12)
+    assert_close(outcome(cpp, call, torch.float32), want, 2e-5)
+    got = outcome(cpp, call, torch.bfloat16)
+    assert all(x.dtype == torch.bfloat16 for x in got.values())
+    assert float((got["y"].double() - want["y"]).abs().max()) < 0.05 * max(
+        1.0, float(want["y"].abs().max())
+    )
+
+
+@NEEDS_CPP
+@pytest.mark.parametrize("name", ["whole span", "long span", "100"])
+def test_cpp_passes_over_keys_beyond_the_mask(name):
+    """Bands in float64: as the reference that hides what the mask has ended for."""
+    call = LARGE[name]() if name in LARGE else CALLS[name]()
+    names = list(floats(call))
+
+    def banded(*args):
+        return torch.ops.workbench.attention_forward(*flat(*args)[:-1], True)[0]
+
+    got = outcome(banded, call)
+    for h, tokens in enumerate(call.span.tokens.tolist()):
+        end = min(call.window.farthest, math.floor(RAMP + 1 + tokens))
+        alone = {
+            n: x[h : h + 1] if n == "span" else x if n == "codes" else x[:, :, h : h + 1]
+            for n, x in floats(call).items()
+        }
+        if "codes" in alone and alone["codes"].shape[1] > 1:
+            alone["codes"] = alone["codes"][:, h : h + 1]
+        head = rebuilt(call, alone)._replace(window=Window(call.window.nearest, end))
+        y = reference(*head)
+        torch.testing.assert_close(got["y"][:, :, h : h + 1], y, rtol=1e-12, atol=1e-14)
+    # and its gradients differ from those of all keys by the 1e-8 alone
+    for n in names:
+        torch.testing.assert_close(got[f"d{n}"], expected(call)[f"d{n}"], rtol=1e-4, atol=1e-5)
+
+
+@NEEDS_CPP
+@pytest.mark.parametrize("name", ["all-attention", "everything", "table"])
+def test_cpp_takes_any_memory_layout_and_leaves_its_inputs(name):
+    call = CALLS[name]()
+    apart = rebuilt(call, {n: scattered(x) for n, x in floats(call).items()})
+    assert_close(outcome(cpp, apart), expected(call), 1e-12)
+    before = {n: x.clone() for n, x in floats(call).items()}
+    outcome(cpp, call)
+    assert all(torch.equal(x, before[n]) for n, x in floats(call).items())
+
+
+@NEEDS_CPP
+@pytest.mark.parametrize("name", ["before it", "all-attention", "everything", "100"])
+def test_cpp_writes_every_fresh_number(name):
+    call = {**CALLS, **LARGE}[name]()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        results = outcome(cpp, call, torch.float32)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+    assert all(x.isfinite().all() for x in results.values())
+
+
+@NEEDS_CPP
+def test_cpp_threads_change_no_bit():
+    call = make(
+        260, 700, (2, 3, 32, 32), (1, 500), rows=501, shared=True, spans=[5.0, 60.5, 480.0], N=9
+    )
+    alone = outcome(cpp, call, torch.float32)
+    torch.set_num_threads(3)
+    try:
+        together = outcome(cpp, call, torch.float32)
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(alone[n], together[n]) for n in alone)
+
+
+@NEEDS_CPP
+@pytest.mark.parametrize("name", ["few codes", "long span", "dynamic", "everything", "dropout"])
+def test_cpp_gradcheck(name):
+    call = CALLS[name]()
+    leaves = {n: x.detach().requires_grad_() for n, x in floats(call).items()}
+    names = list(leaves)
+
+    def read(*tensors):
+        return cpp(*rebuilt(call, dict(zip(names, tensors, strict=True))))
+
+    assert torch.autograd.gradcheck(read, list(leaves.values()))
+
+
+@NEEDS_CPP
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["content", "everything"])
+def test_cpp_registration(name):
+    call = CALLS[name]()
+    call = rebuilt(call, {n: x.detach().requires_grad_() for n, x in floats(call).items()})
+    torch.library.opcheck(torch.ops.workbench.attention_forward.default, flat(*call))
+    plain = flat(*CALLS[name]())
+    y, log_norm = torch.ops.workbench.attention_forward(*plain)
+    saved = (torch.randn_like(y), y, log_norm, *plain)
+    torch.library.opcheck(torch.ops.workbench.attention_backward.default, saved)
+
+
+@NEEDS_CPP
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_compiles_in_one_graph(backend):
+    call = CALLS["everything"]()
+    torch._dynamo.reset()
+    with kernels.use(backend):
+        compiled = torch.compile(kernels.attention, fullgraph=True, backend="aot_eager")
+        want, got = outcome(kernels.attention, call), outcome(compiled, call)
+    assert_close(got, want, 1e-12)
+
+
+@NEEDS_CPP
+def test_cpp_exp_is_accurate_and_ends_at_zero():
+    """Two keys, scores 0 and -x: the second one's weight tells exp(-x)."""
+    x = torch.cat([torch.linspace(0, 87, 4001), torch.tensor([88.0, 200.0, 1e9])])
+    q = torch.ones(len(x), 1, 1, 1)
+    k = torch.stack([torch.zeros_like(x), -x], 1)[..., None, None]
+    v = torch.tensor([0.0, 1.0])[None, :, None, None].expand(len(x), 2, 1, 1)
+    weight = cpp(q, k, v, Window(0, 1)).flatten()
+    e = (-x.double()).exp()
+    error = (weight.double() / (e / (1 + e)) - 1)[: len(x) - 3].abs()
+    assert float(error.max()) < 4 * 2**-24 * 2
+    assert weight[-2:].abs().max() == 0
