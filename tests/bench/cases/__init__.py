@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.case import Case
-from bench.cases import attention, evaluation, fast_weights, models, recurrent, vocabulary
+from bench.cases import (
+    attention,
+    evaluation,
+    fast_weights,
+    models,
+    pointwise,
+    recurrent,
+    vocabulary,
+)
 
 GROUPS: dict[str, Callable[[], list[Case]]] = {
     "fast_weights": fast_weights.cases,
     "recurrent": recurrent.cases,
+    "pointwise": pointwise.cases,
     "attention": attention.cases,
     "vocabulary": vocabulary.cases,
     "evaluation": evaluation.cases,

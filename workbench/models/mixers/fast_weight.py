@@ -223,6 +223,7 @@ class FastWeight(SequenceMixer):
         return q_BTHF, k_BTHF, v_BTHV, beta_BTH, slow
 
     @staticmethod
+    @kernels.in_float32
     def _write(
         k_BSHF: Tensor, v_BSHV: Tensor, beta_BSH: Tensor | None, W_BHFV: Tensor, stop: int
     ) -> Tensor:
@@ -258,6 +259,7 @@ class FastWeight(SequenceMixer):
             return self._drop_scores(q_BTHF, k_BTHF, v_BTHV, W_BHFV)
         return kernels.sum_rule(q_BTHF, k_BTHF, v_BTHV, W_BHFV, inside)
 
+    @kernels.in_float32
     def _drop_scores(
         self, q_BTHF: Tensor, k_BTHF: Tensor, v_BTHV: Tensor, W_BHFV: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -268,6 +270,7 @@ class FastWeight(SequenceMixer):
         y_BTHV = y_BTHV + torch.einsum("bthf,bhfv->bthv", q_BTHF, W_BHFV)
         return y_BTHV, W_BHFV + torch.einsum("bthf,bthv->bhfv", k_BTHF, v_BTHV)
 
+    @kernels.in_float32
     def _key_sums(self, k_BTHF: Tensor, z_BHF: Tensor) -> tuple[Tensor | None, Tensor]:
         """Running sums of keys, each token's own included, and the last of them."""
         if self.config.read_norm == "none":
@@ -275,6 +278,7 @@ class FastWeight(SequenceMixer):
         z_BTHF = z_BHF[:, None] + k_BTHF.cumsum(1)
         return z_BTHF, z_BTHF[:, -1]
 
+    @kernels.in_float32
     def _normalise_read(self, y_BTHV: Tensor, q_BTHF: Tensor, z_BTHF: Tensor | None) -> Tensor:
         """Divided by sqrt(K), and by the sum of keys as the query reads it."""
         root = math.sqrt(self.config.d_head)
@@ -286,6 +290,7 @@ class FastWeight(SequenceMixer):
         return y_BTHV / root / (sums_BTH1 + READ_EPSILON)
 
     @staticmethod
+    @kernels.in_float32
     def _normalise_write(
         k_BTHF: Tensor, beta_BTH: Tensor, before_BTHF: Tensor
     ) -> tuple[Tensor, Tensor]:
