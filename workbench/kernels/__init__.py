@@ -1,6 +1,6 @@
 """Operations with several implementations, and the choice between them.
 
-`delta_rule`, `sum_rule` and `forget_mult` are called like functions. `prepare` builds what this
+`delta_rule`, `sum_rule`, `forget_mult` and `fo_pool` are called like functions. `prepare` builds what this
 machine can run faster; without it, or without a compiler, everything runs on PyTorch alone.
 """
 
@@ -8,7 +8,7 @@ from workbench.errors import NoBackend
 from workbench.kernels.build import BuildReport, prepare
 from workbench.kernels.delta_rule import delta_rule, delta_step, read
 from workbench.kernels.dispatch import explain, forget, ran, use
-from workbench.kernels.forget_mult import forget_mult
+from workbench.kernels.forget_mult import fo_pool, forget_mult
 from workbench.kernels.sum_rule import sum_rule
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "delta_rule",
     "delta_step",
     "explain",
+    "fo_pool",
     "forget",
     "forget_mult",
     "prepare",
