@@ -116,6 +116,29 @@ def open_run(run: str | Path, which: str = "last") -> View:
     return View(folder, recipe, model, corpus)
 
 
+def open_benchmark(path: str | Path, words: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The rows that `make bench` wrote.
+
+    Args:
+        path: of `bench.json`.
+        words: keep only computations whose name and size hold all of them, and the limits.
+
+    Raises:
+        DataMissing: there is no such file, or no row is left.
+    """
+    file = place(path)
+    if not file.is_file():
+        raise DataMissing(f"{file} does not exist, expected the rows of a benchmark: `make bench`")
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+
+    def fits(row: dict[str, Any]) -> bool:
+        return all(word in f"{row['name']} {row['size']}" for word in words)
+
+    if not any(fits(row) for row in rows if row["group"] != "limits"):
+        raise DataMissing(f"{file}: no computation's name and size hold the words {list(words)}")
+    return [row for row in rows if row["group"] == "limits" or fits(row)]
+
+
 def evaluation_settings(recipe: Recipe, max_tokens: int | None) -> EvalConfig:
     """How the recipe measures, over the first `max_tokens` of a text if that is given."""
     plain = dump(recipe.eval)

@@ -229,6 +229,7 @@ class Reader:
         state: State | None = None,
     ) -> None:
         self.model, self.config = model, config
+        self._modules = list(model.modules())
         self.recomputes = config.method == "windows"
         """whether each token costs a pass over its whole window"""
         self.state = self._begin(batch_size) if state is None else state
@@ -236,7 +237,8 @@ class Reader:
     def _begin(self, batch_size: int) -> State:
         if self.recomputes:
             return torch.empty(batch_size, 0, dtype=torch.long)
-        limits = Limits(self.config.context_len, "beyond_self", self.config.clamp_len)
+        context_len, clamp_len = self.config.context_len, self.config.clamp_len
+        limits = Limits(context_len, "beyond_self", clamp_len, constant_weights=True)
         return self.model.initial_carry(batch_size, limits)
 
     def read(self, ids_BT: Tensor) -> Tensor:
@@ -248,7 +250,7 @@ class Reader:
         Returns:
             (B, C) log-probabilities of the token that follows.
         """
-        with evaluating(self.model):
+        with evaluating(self.model, self._modules):
             if isinstance(self.state, Tensor):
                 self.state = torch.cat([self.state, ids_BT.cpu()], 1)[:, -self._window :]
                 fresh = self.model.initial_carry(len(ids_BT), Limits(same_length="off"))

@@ -3,7 +3,6 @@
 #include <torch/library.h>
 
 #include <tuple>
-#include <vector>
 
 #include "heads.h"
 
@@ -12,138 +11,261 @@ namespace {
 
 using at::Tensor;
 
+// Tokens of a block: they share a pass over the matrix, which is read as it was before them all.
+// What they would have found of each other is made up for by products of their own rows.
+constexpr int C = 2;
 template <class T>
-void forward(const Sizes& s, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
-             const Tensor& state, Tensor& y, Tensor& last, Tensor& error) {
-  const Heads<const T> Q(q), K(k), V(v), Beta(beta);
-  const Heads<T> Y(y);
-  const bool keep = error.numel() > 0;
-  const Heads<T> E(keep ? error : y);
-  for_each_panel<T>(s, Cut<T>(s.F, s.V), [&](int64_t b, int64_t h, auto panel, int64_t c) {
-    using R = typename decltype(panel)::R;
-    const int64_t n = panel.n, matrix = (b * s.H + h) * s.F * s.V + c;
-    const auto q_ = Q(b, h), k_ = K(b, h), v_ = V(b, h), beta_ = Beta(b, h);
-    const auto y_ = Y(b, h), e_ = E(b, h);
-    panel.load(state.const_data_ptr<T>() + matrix, s.V, 1);
-    R old = panel.read(k_[0]);
-    for (int64_t t = 0; t < s.T; ++t) {
-      const R e = R::load(v_[t] + c, n) - old;
-      if (keep) e.store(e_[t] + c, n);
-      // what the next key will find is read in the same pass; the last token has no next
-      const T* next = k_[t + 1 < s.T ? t + 1 : t];
-      panel.write_read_read(k_[t], e * *beta_[t], q_[t], next, old).store(y_[t] + c, n);
-    }
-    panel.store(last.mutable_data_ptr<T>() + matrix, s.V);
-  });
+using Pair = std::array<const T*, C>;
+
+template <class T>
+std::array<const T*, 2 * C> side_by_side(const Pair<T>& a, const Pair<T>& b) {
+  return {a[0], a[1], b[0], b[1]};
 }
 
-// Backwards over tokens: the gradient of W, and from it those of v, beta and the first state.
+// products[i][j] = a_i . b_j for j <= i, or for j < i
 template <class T>
-void backward_values(const Sizes& s, const Tensor& gy, const Tensor& glast, const Tensor& q,
-                     const Tensor& k, const Tensor& beta, const Tensor& error, Tensor& dv,
-                     Tensor& dbeta, Tensor& dstate) {
-  const Heads<const T> Gy(gy), Q(q), K(k), Beta(beta), E(error);
-  const Heads<T> Dv(dv);
-  const Cut<T> cut(s.F, s.V);
-  for_each_panel<T>(s, cut, [&](int64_t b, int64_t h, auto panel, int64_t c) {
-    using R = typename decltype(panel)::R;
-    const int64_t n = panel.n, matrix = (b * s.H + h) * s.F * s.V + c;
-    const auto gy_ = Gy(b, h), q_ = Q(b, h), k_ = K(b, h), beta_ = Beta(b, h), e_ = E(b, h);
-    const auto dv_ = Dv(b, h);
-    // dbeta sums over columns, which panels share out: each panel has a slice of its own
-    T* dbeta_ = dbeta.mutable_data_ptr<T>() + (c / cut.width()) * s.B * s.T * s.H;
-    panel.load(glast.const_data_ptr<T>() + matrix, s.V, 1);
-    R minus_w = R::zero();
-    for (int64_t t = s.T - 1; t >= 0; --t) {
-      const T* later = k_[t + 1 < s.T ? t + 1 : t];
-      const R du = panel.write_write_read(later, minus_w, q_[t], R::load(gy_[t] + c, n), k_[t]);
-      const R w = du * *beta_[t];
-      w.store(dv_[t] + c, n);
-      dbeta_[(b * s.T + t) * s.H + h] = du.dot(R::load(e_[t] + c, n));
-      minus_w = R::zero() - w;
+struct Products {
+  T at[C][C];
+  Products(const Pair<T>& a, const Pair<T>& b, int64_t n, bool of_itself) {
+    for (int i = 0; i < C; ++i)
+      for (int j = 0; j < i + of_itself; ++j) at[i][j] = dot(a[i], b[j], n);
+  }
+  const T* operator[](int i) const { return at[i]; }
+};
+
+// Everything that the parts of a call share. Lanes of one head.
+template <class T>
+struct Head {
+  Sizes s;
+  int64_t head;
+  const T* zeros;
+  T *inverse_q, *inverse_k;  // null where queries and keys are taken as they are
+  Lane<T> q, k, v, beta, error, y, gy, w, before, dq, dk, dbeta;
+
+  bool inside(int64_t t) const { return t >= 0 && t < s.T; }
+  T strength(int64_t t) const { return inside(t) ? beta.number(t) : T(0); }
+  Feed<T, C> rows(const Lane<T>& lane, int64_t width, T* inverse = nullptr) const {
+    return whole_rows<T, C>(lane, s.T, width, zeros, inverse);
+  }
+  template <class Panel>
+  Feed<T, C> part(const Lane<T>& lane, const Panel& panel, int64_t c, T* inverse = nullptr) const {
+    return columns<T, C>(lane, s.T, c, panel.n, Panel::R::width, zeros, inverse);
+  }
+  Matrix matrix(int64_t c) const { return {head * s.F * s.V + c, s.V, 1}; }
+  Matrix transposed(int64_t c) const { return {(head * s.F + c) * s.V, 1, s.V}; }
+};
+
+template <class T, class Panel>
+void forward(const Head<T>& o, const Tensor& state, const Tensor& last, bool keep, Panel panel,
+             int64_t c) {
+  using R = typename Panel::R;
+  load_state(panel, state, o.matrix(c));
+  auto q = o.rows(o.q, o.s.F, o.inverse_q), k = o.rows(o.k, o.s.F, o.inverse_k);
+  auto v = o.part(o.v, panel, c);
+  std::array<R, C> x{R::zero(), R::zero()};
+  std::array<R, 2 * C> found;
+  for (int64_t t = 0; t < o.s.T; t += C) {
+    q.move(t, 1), k.move(t, 1), v.move(t, 1);
+    const Products<T> kk(k.now, k.now, o.s.F, false), qk(q.now, k.now, o.s.F, true);
+    panel.write_then_read(k.before, x, side_by_side<T>(k.now, q.now), found);
+    for (int i = 0; i < C && o.inside(t + i); ++i) {
+      R e = R::from(v.now[i]) - found[i];
+      for (int j = 0; j < i; ++j) e = e.plus(-kk[i][j], x[j]);
+      if (keep) o.error.put(t + i, c, panel.n, e);
+      x[i] = e * o.strength(t + i);
+      R y = found[C + i];
+      for (int j = 0; j <= i; ++j) y = y.plus(qk[i][j], x[j]);
+      o.y.put(t + i, c, panel.n, y);
     }
-    panel.write(k_[0], minus_w);
-    panel.store(dstate.mutable_data_ptr<T>() + matrix, s.V);
-  });
+  }
+  // a token beyond the segment has a key of zeros, whatever it would write
+  panel.write(k.now, x);
+  store_state(panel, last, o.matrix(c));
 }
 
-// With every write known, the transposed matrix forwards for dq, its gradient backwards for dk.
-template <class T>
-void backward_keys(const Sizes& s, const Tensor& gy, const Tensor& glast, const Tensor& q,
-                   const Tensor& k, const Tensor& beta, const Tensor& state, const Tensor& error,
-                   const Tensor& dv, Tensor& dq, Tensor& dk) {
-  const Heads<const T> Gy(gy), Q(q), K(k), Beta(beta), E(error), Dv(dv);
-  const Heads<T> Dq(dq), Dk(dk);
-  for_each_panel<T>(s, Cut<T>(s.V, s.F), [&](int64_t b, int64_t h, auto panel, int64_t c) {
-    using R = typename decltype(panel)::R;
-    const int64_t n = panel.n, matrix = ((b * s.H + h) * s.F + c) * s.V;
-    const auto gy_ = Gy(b, h), q_ = Q(b, h), k_ = K(b, h), beta_ = Beta(b, h), e_ = E(b, h);
-    const auto w_ = Dv(b, h);
-    const auto dq_ = Dq(b, h), dk_ = Dk(b, h);
-    panel.load(state.const_data_ptr<T>() + matrix, 1, s.V);
-    R before = panel.read(w_[0]);
-    for (int64_t t = 0; t < s.T; ++t) {
-      before.store(dk_[t] + c, n);
-      const T* next = w_[t + 1 < s.T ? t + 1 : t];
-      const R written = R::load(k_[t] + c, n) * *beta_[t];
-      panel.write_read_read(e_[t], written, gy_[t], next, before).store(dq_[t] + c, n);
+// Backwards over tokens: the gradient of W, and from it w = dv, dbeta and the first state's.
+template <class T, class Panel>
+void backward_values(const Head<T>& o, const Tensor& glast, const Tensor& dstate, const Lane<T>& dv,
+                     Panel panel, int64_t c) {
+  using R = typename Panel::R;
+  load_state(panel, glast, o.matrix(c));
+  auto q = o.rows(o.q, o.s.F, o.inverse_q), k = o.rows(o.k, o.s.F, o.inverse_k);
+  auto gy = o.part(o.gy, panel, c), error = o.part(o.error, panel, c);
+  std::array<R, 2 * C> x;  // gy and -w of a block
+  x.fill(R::zero());
+  std::array<R, C> du;
+  for (int64_t t = o.s.T - 1; t >= 0; t -= C) {
+    q.move(t, -1), k.move(t, -1), gy.move(t, -1), error.move(t, -1);
+    const Products<T> kq(k.now, q.now, o.s.F, true), kk(k.now, k.now, o.s.F, false);
+    panel.write_then_read(side_by_side<T>(q.before, k.before), x, k.now, du);
+    for (int i = 0; i < C && o.inside(t - i); ++i) {
+      x[i] = R::from(gy.now[i]);
+      for (int j = 0; j <= i; ++j) du[i] = du[i].plus(kq[i][j], x[j]);
+      for (int j = 0; j < i; ++j) du[i] = du[i].plus(kk[i][j], x[C + j]);
+      const R w = du[i] * o.strength(t - i);
+      x[C + i] = R::zero() - w;
+      o.w.put(t - i, c, panel.n, w);
+      dv.put(t - i, c, panel.n, w);
+      // a sum over columns, of which each panel has some
+      const T here = du[i].dot(R::from(error.now[i]));
+      const T sum = c == 0 ? here : o.dbeta.number(t - i) + here;
+      o.dbeta.put(t - i, 0, 1, &sum);
     }
-    panel.load(glast.const_data_ptr<T>() + matrix, 1, s.V);
-    R minus_k = R::zero();
-    for (int64_t t = s.T - 1; t >= 0; --t) {
-      const T* later = w_[t + 1 < s.T ? t + 1 : t];
-      const R q_t = R::load(q_[t] + c, n);
-      const R from_write = panel.write_write_read(later, minus_k, gy_[t], q_t, e_[t]) * *beta_[t];
-      (from_write - R::load(dk_[t] + c, n)).store(dk_[t] + c, n);
-      minus_k = R::zero() - R::load(k_[t] + c, n);
-    }
-  });
+  }
+  panel.write(side_by_side<T>(q.now, k.now), x);
+  store_state(panel, dstate, o.matrix(c));
 }
 
-Tensor rows_of_one(const Tensor& beta) { return beta.unsqueeze(-1); }
+// With every write known, the transposed matrix forwards: dq, and what dk has to give back.
+template <class T, class Panel>
+void backward_queries(const Head<T>& o, const Tensor& state, Panel panel, int64_t c) {
+  using R = typename Panel::R;
+  load_state(panel, state, o.transposed(c));
+  auto error = o.rows(o.error, o.s.V), gy = o.rows(o.gy, o.s.V), w = o.rows(o.w, o.s.V);
+  auto k = o.part(o.k, panel, c, o.inverse_k);
+  std::array<R, C> x{R::zero(), R::zero()};
+  std::array<R, 2 * C> found;
+  for (int64_t t = 0; t < o.s.T; t += C) {
+    error.move(t, 1), gy.move(t, 1), w.move(t, 1), k.move(t, 1);
+    const Products<T> ge(gy.now, error.now, o.s.V, true), we(w.now, error.now, o.s.V, false);
+    panel.write_then_read(error.before, x, side_by_side<T>(gy.now, w.now), found);
+    for (int i = 0; i < C && o.inside(t + i); ++i) {
+      x[i] = R::from(k.now[i]) * o.strength(t + i);
+      R dq = found[i], before = found[C + i];
+      for (int j = 0; j <= i; ++j) dq = dq.plus(ge[i][j], x[j]);
+      for (int j = 0; j < i; ++j) before = before.plus(we[i][j], x[j]);
+      o.dq.put(t + i, c, panel.n, dq);
+      o.before.put(t + i, c, panel.n, before);
+    }
+  }
+}
 
-std::tuple<Tensor, Tensor, Tensor> delta_rule_forward(
-    const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const Tensor& beta,
-    const Tensor& state_in, bool keep_error) {
+// Its gradient backwards: the rest of dk.
+template <class T, class Panel>
+void backward_keys(const Head<T>& o, const Tensor& glast, Panel panel, int64_t c) {
+  using R = typename Panel::R;
+  load_state(panel, glast, o.transposed(c));
+  auto error = o.rows(o.error, o.s.V), gy = o.rows(o.gy, o.s.V), w = o.rows(o.w, o.s.V);
+  auto q = o.part(o.q, panel, c, o.inverse_q), k = o.part(o.k, panel, c, o.inverse_k);
+  auto before = o.part(o.before, panel, c);
+  std::array<R, 2 * C> x;  // q and -k of a block
+  x.fill(R::zero());
+  std::array<R, C> g;
+  for (int64_t t = o.s.T - 1; t >= 0; t -= C) {
+    error.move(t, -1), gy.move(t, -1), w.move(t, -1);
+    q.move(t, -1), k.move(t, -1), before.move(t, -1);
+    const Products<T> eg(error.now, gy.now, o.s.V, true), ew(error.now, w.now, o.s.V, false);
+    panel.write_then_read(side_by_side<T>(gy.before, w.before), x, error.now, g);
+    for (int i = 0; i < C && o.inside(t - i); ++i) {
+      x[i] = R::from(q.now[i]);
+      x[C + i] = R::zero() - R::from(k.now[i]);
+      for (int j = 0; j <= i; ++j) g[i] = g[i].plus(eg[i][j], x[j]);
+      for (int j = 0; j < i; ++j) g[i] = g[i].plus(ew[i][j], x[C + j]);
+      const R dk = g[i] * o.strength(t - i) - R::from(before.now[i]);
+      o.dk.put(t - i, c, panel.n, dk);
+    }
+  }
+}
+
+// (B, T, H) as rows of one number
+template <class T>
+Heads<T> of_one(const Tensor& x) {
+  return Heads<T>(x.unsqueeze(-1));
+}
+
+template <class T>
+Lane<T> lane_of(T* rows, int64_t width) {
+  return {reinterpret_cast<char*>(rows), width * int64_t(sizeof(T)), sizeof(T)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> delta_rule_forward(const Tensor& q_in, const Tensor& k_in,
+                                                      const Tensor& v_in, const Tensor& beta,
+                                                      const Tensor& state_in, bool normalise,
+                                                      bool keep_error) {
   const Sizes s = check(q_in, k_in, state_in);
   check_like(k_in, q_in, q_in.sizes(), "keys");
   check_like(v_in, q_in, {s.B, s.T, s.H, s.V}, "values");
   check_like(beta, q_in, {s.B, s.T, s.H}, "write strengths");
-  check_like(state_in, q_in, {s.B, s.H, s.F, s.V}, "state");
+  check_state(state_in, q_in, s, "state");
   const Tensor q = with_contiguous_width(q_in), k = with_contiguous_width(k_in);
   const Tensor v = with_contiguous_width(v_in), state = state_in.contiguous();
-  Tensor y = at::empty({s.B, s.T, s.H, s.V}, v.options());
-  Tensor last = at::empty(state.sizes(), state.options());
-  const std::vector<int64_t> kept = keep_error ? y.sizes().vec() : std::vector<int64_t>{0};
-  Tensor error = at::empty(kept, v.options());
+  const Tensor y = in_large_pages(at::empty({s.B, s.T, s.H, s.V}, v.options()));
+  const Tensor last = at::empty(state.sizes(), state.options());
+  const auto computed = v.options().dtype(computed_type(v));
+  const Tensor error = keep_error ? in_large_pages(at::empty(y.sizes(), computed))
+                                  : at::empty({0}, computed);
   for_type(q, [&](auto type) {
-    forward<decltype(type)>(s, q, k, v, rows_of_one(beta), state, y, last, error);
+    using T = decltype(type);
+    const Heads<T> Q(q), K(k), V(v), Beta = of_one<T>(beta), Y(y), E(keep_error ? error : y);
+    const Cut<T> cut(s.F, s.V);
+    const int64_t panels = cut.panels(), cost = s.T * 6 * cut.numbers();
+    const auto work = [&](int64_t i, const Bench<T>& bench) {
+      const int64_t head = i / panels, b = head / s.H, h = head % s.H;
+      T* inverse = normalise ? bench.own : nullptr;
+      Head<T> o{s, head, bench.zeros, inverse, normalise ? inverse + s.T : nullptr};
+      o.q = Q(b, h), o.k = K(b, h), o.v = V(b, h), o.beta = Beta(b, h), o.y = Y(b, h);
+      o.error = E(b, h);
+      with_panel(cut, i % panels, bench.panel, [&](auto panel, int64_t c) {
+        forward(o, state, last, keep_error, panel, c);
+      });
+    };
+    share_out<T>(s.B * s.H * panels, cut.numbers(), s.F, normalise ? 2 * s.T : 0, cost, work);
   });
   return {y, last, error};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_rule_backward(
     const Tensor& gy_in, const Tensor& glast_in, const Tensor& q_in, const Tensor& k_in,
-    const Tensor& beta, const Tensor& state_in, const Tensor& error_in) {
+    const Tensor& beta, const Tensor& state_in, const Tensor& error_in, bool normalise) {
   const Sizes s = check(q_in, k_in, state_in);
   check_like(gy_in, q_in, {s.B, s.T, s.H, s.V}, "output gradient");
-  check_like(glast_in, q_in, {s.B, s.H, s.F, s.V}, "state gradient");
-  check_like(error_in, q_in, {s.B, s.T, s.H, s.V}, "errors of the forward pass");
+  check_state(state_in, q_in, s, "state");
+  check_like(glast_in, q_in, state_in.sizes(), "state gradient", state_in.scalar_type());
+  check_like(error_in, q_in, gy_in.sizes(), "errors of the forward pass", computed_type(q_in));
   const Tensor gy = with_contiguous_width(gy_in), q = with_contiguous_width(q_in);
   const Tensor k = with_contiguous_width(k_in), error = with_contiguous_width(error_in);
   const Tensor glast = glast_in.contiguous(), state = state_in.contiguous();
-  const auto like = q.options();
-  Tensor dq = at::empty({s.B, s.T, s.H, s.F}, like), dk = at::empty({s.B, s.T, s.H, s.F}, like);
-  Tensor dv = at::empty({s.B, s.T, s.H, s.V}, like), dstate = at::empty(state.sizes(), like);
-  Tensor dbeta;
+  const auto fresh = [&](int64_t width) {
+    return in_large_pages(at::empty({s.B, s.T, s.H, width}, q.options()));
+  };
+  const Tensor dq = fresh(s.F), dk = fresh(s.F), dv = fresh(s.V);
+  const Tensor dstate = at::empty(state.sizes(), state.options());
+  const Tensor dbeta = at::empty(beta.sizes(), beta.options());
   for_type(q, [&](auto type) {
     using T = decltype(type);
-    const Tensor rows = rows_of_one(beta);
-    dbeta = at::empty({Cut<T>(s.F, s.V).panels(), s.B, s.T, s.H}, like);
-    backward_values<T>(s, gy, glast, q, k, rows, error, dv, dbeta, dstate);
-    backward_keys<T>(s, gy, glast, q, k, rows, state, error, dv, dq, dk);
+    const Heads<T> Gy(gy), Q(q), K(k), Beta = of_one<T>(beta), E(error);
+    const Heads<T> Dq(dq), Dk(dk), Dv(dv), Dbeta = of_one<T>(dbeta);
+    const Cut<T> narrow(s.F, s.V), wide(s.V, s.F);
+    const int64_t panel = std::max(narrow.numbers(), wide.numbers());
+    // of each token: its sums, w, dbeta, two rows of gradients; and room for two rows
+    const int64_t own = s.T * (2 + s.V + 1 + 2 * s.F) + 2 * s.F;
+    const auto work = [&](int64_t head, const Bench<T>& bench) {
+      const int64_t b = head / s.H, h = head % s.H;
+      T* inverse = normalise ? bench.own : nullptr;
+      Head<T> o{s, head, bench.zeros, inverse, normalise ? inverse + s.T : nullptr};
+      o.q = Q(b, h), o.k = K(b, h), o.beta = Beta(b, h), o.error = E(b, h), o.gy = Gy(b, h);
+      T* w = bench.own + 2 * s.T;
+      T *strengths = w + s.T * s.V, *before = strengths + s.T, *g = before + s.T * s.F;
+      const Lane<T> dq_ = Dq(b, h), dk_ = Dk(b, h), dv_ = Dv(b, h), dbeta_ = Dbeta(b, h);
+      o.w = lane_of(w, s.V), o.dbeta = lane_of(strengths, 1), o.before = lane_of(before, s.F);
+      o.dq = o.dk = lane_of(g, s.F);
+      if (!normalise) o.dq = dq_, o.dk = dk_;
+      const auto each_panel = [&](const Cut<T>& cut, const auto& part) {
+        for (int64_t i = 0; i < cut.panels(); ++i) with_panel(cut, i, bench.panel, part);
+      };
+      const auto finish = [&](const Lane<T>& x, const T* inverse, const Lane<T>& out) {
+        if (normalise) backward_of_normalise(lane_of(g, s.F), x, inverse, s.T, s.F, g + s.T * s.F, out);
+      };
+      each_panel(narrow, [&](auto p, int64_t c) { backward_values(o, glast, dstate, dv_, p, c); });
+      for (int64_t t = 0; t < s.T; ++t) dbeta_.put(t, 0, 1, strengths + t);
+      each_panel(wide, [&](auto p, int64_t c) { backward_queries(o, state, p, c); });
+      finish(o.q, o.inverse_q, dq_);
+      each_panel(wide, [&](auto p, int64_t c) { backward_keys(o, glast, p, c); });
+      finish(o.k, o.inverse_k, dk_);
+    };
+    share_out<T>(s.B * s.H, panel, std::max(s.F, s.V), own, s.T * 18 * s.F * s.V, work);
   });
-  return {dq, dk, dv, dbeta.sum(0), dstate};
+  return {dq, dk, dv, dbeta, dstate};
 }
 
 TORCH_LIBRARY_IMPL(workbench, CPU, m) {

@@ -11,72 +11,125 @@ namespace {
 
 using at::Tensor;
 
+// tokens that share a pass: their writes and reads fill the registers
+constexpr int C = 3;
+
 // From the first token or from the last: S += a x^T, out = S^T b, over panels of the width of x.
-// Forward, and each part of the backward pass, is one call; `transposed` says that a has the
-// values' width and x the keys'.
-struct Operands {
-  const Tensor &a, &x, &b, &start;
-  Tensor& out;
-  Tensor* end;
+// Forward, and each part of the backward pass, is one call for a panel; `transposed` says that a
+// has the values' width and x the keys'.
+template <class T>
+struct Scan {
+  Lane<T> a, x, b, out;
+  T *inverse_a, *inverse_x, *inverse_b;  // null where the rows are taken as they are
+  const Tensor* start;
+  const Tensor* end;  // null where the last matrix is not asked for
   bool transposed, reversed;
 };
 
+template <class T, class Panel>
+void scan(const Sizes& s, int64_t head, const Scan<T>& o, const T* zeros, Panel panel, int64_t c) {
+  using R = typename Panel::R;
+  const Matrix matrix = o.transposed ? Matrix{(head * s.F + c) * s.V, 1, s.V}
+                                     : Matrix{head * s.F * s.V + c, s.V, 1};
+  load_state(panel, *o.start, matrix);
+  auto a = whole_rows<T, C>(o.a, s.T, panel.rows, zeros, o.inverse_a);
+  auto b = whole_rows<T, C>(o.b, s.T, panel.rows, zeros, o.inverse_b);
+  auto x = columns<T, C>(o.x, s.T, c, panel.n, R::width, zeros, o.inverse_x);
+  const int64_t step = o.reversed ? -1 : 1;
+  for (int64_t i = 0; i < s.T; i += C) {
+    const int64_t t = o.reversed ? s.T - 1 - i : i;
+    a.move(t, step), b.move(t, step), x.move(t, step);
+    std::array<R, C> written, y;
+    for (int j = 0; j < C; ++j) written[j] = R::from(x.now[j]);
+    panel.alternate(a.now, written, b.now, y);
+    for (int j = 0; j < C && i + j < s.T; ++j) o.out.put(t + j * step, c, panel.n, y[j]);
+  }
+  if (o.end) store_state(panel, *o.end, matrix);
+}
+
 template <class T>
-void scan(const Sizes& s, const Operands& o) {
-  const Heads<const T> A(o.a), X(o.x), B(o.b);
-  const Heads<T> Out(o.out);
-  const Cut<T> cut = o.transposed ? Cut<T>(s.V, s.F) : Cut<T>(s.F, s.V);
-  for_each_panel<T>(s, cut, [&](int64_t b, int64_t h, auto panel, int64_t c) {
-    using R = typename decltype(panel)::R;
-    const int64_t n = panel.n, matrix = (b * s.H + h) * s.F * s.V;
-    const auto a_ = A(b, h), x_ = X(b, h), b_ = B(b, h);
-    const auto out_ = Out(b, h);
-    const T* start = o.start.const_data_ptr<T>() + matrix;
-    if (o.transposed) panel.load(start + c * s.V, 1, s.V);
-    else panel.load(start + c, s.V, 1);
-    for (int64_t i = 0; i < s.T; ++i) {
-      const int64_t t = o.reversed ? s.T - 1 - i : i;
-      panel.write_read(a_[t], R::load(x_[t] + c, n), b_[t]).store(out_[t] + c, n);
-    }
-    if (o.end) panel.store(o.end->mutable_data_ptr<T>() + matrix + c, s.V);
+void forward(const Sizes& s, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& state,
+             bool normalise, const Tensor& y, const Tensor& last) {
+  const Heads<T> Q(q), K(k), V(v), Y(y);
+  const Cut<T> cut(s.F, s.V);
+  const int64_t panels = cut.panels(), cost = s.T * 4 * cut.numbers();
+  share_out<T>(s.B * s.H * panels, cut.numbers(), s.F, 2 * s.T, cost, [&](int64_t i, auto bench) {
+    const int64_t head = i / panels, b = head / s.H, h = head % s.H;
+    T *inverse_q = normalise ? bench.own : nullptr, *inverse_k = normalise ? inverse_q + s.T : nullptr;
+    const Scan<T> o{K(b, h), V(b, h), Q(b, h), Y(b, h), inverse_k, nullptr, inverse_q,
+                    &state,  &last,   false,   false};
+    with_panel(cut, i % panels, bench.panel,
+               [&](auto panel, int64_t c) { scan(s, head, o, bench.zeros, panel, c); });
+  });
+}
+
+template <class T>
+void backward(const Sizes& s, const Tensor& gy, const Tensor& glast, const Tensor& q,
+              const Tensor& k, const Tensor& v, const Tensor& state, bool normalise,
+              const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dstate) {
+  const Heads<T> Gy(gy), Q(q), K(k), V(v), Dq(dq), Dk(dk), Dv(dv);
+  const Cut<T> narrow(s.F, s.V), wide(s.V, s.F);
+  const int64_t panel = std::max(narrow.numbers(), wide.numbers()), widest = std::max(s.F, s.V);
+  // where rows are divided by their sum: those sums, the gradient of one side, room for two rows
+  const int64_t own = normalise ? 2 * s.T + s.T * s.F + 2 * s.F : 0;
+  const int64_t cost = s.T * 12 * s.F * s.V;
+  share_out<T>(s.B * s.H, panel, widest, own, cost, [&](int64_t head, auto bench) {
+    const int64_t b = head / s.H, h = head % s.H;
+    T *iq = normalise ? bench.own : nullptr, *ik = normalise ? iq + s.T : nullptr;
+    T* kept = bench.own + 2 * s.T;
+    const Lane<T> q_ = Q(b, h), k_ = K(b, h), v_ = V(b, h), gy_ = Gy(b, h);
+    const Lane<T> g{reinterpret_cast<char*>(kept), s.F * int64_t(sizeof(T)), sizeof(T)};
+    const auto run = [&](const Cut<T>& cut, const Scan<T>& o) {
+      for (int64_t i = 0; i < cut.panels(); ++i)
+        with_panel(cut, i, bench.panel,
+                   [&](auto p, int64_t c) { scan(s, head, o, bench.zeros, p, c); });
+    };
+    const auto finish = [&](const Lane<T>& x, const T* inverse, const Lane<T>& out) {
+      if (normalise) backward_of_normalise(g, x, inverse, s.T, s.F, kept + s.T * s.F, out);
+    };
+    // G, the gradient of W: backwards in W's own shape for dv, transposed for dk
+    run(narrow, {q_, gy_, k_, Dv(b, h), iq, nullptr, ik, &glast, &dstate, false, true});
+    const Lane<T> dk_ = Dk(b, h), dq_ = Dq(b, h);
+    run(wide, {gy_, q_, v_, normalise ? g : dk_, nullptr, iq, nullptr, &glast, nullptr, true, true});
+    finish(k_, ik, dk_);
+    run(wide, {v_, k_, gy_, normalise ? g : dq_, nullptr, ik, nullptr, &state, nullptr, true, false});
+    finish(q_, iq, dq_);
   });
 }
 
 std::tuple<Tensor, Tensor> sum_rule_forward(const Tensor& q_in, const Tensor& k_in,
-                                            const Tensor& v_in, const Tensor& state_in) {
+                                            const Tensor& v_in, const Tensor& state_in,
+                                            bool normalise) {
   const Sizes s = check(q_in, k_in, state_in);
   check_like(k_in, q_in, q_in.sizes(), "keys");
   check_like(v_in, q_in, {s.B, s.T, s.H, s.V}, "values");
-  check_like(state_in, q_in, {s.B, s.H, s.F, s.V}, "state");
+  check_state(state_in, q_in, s, "state");
   const Tensor q = with_contiguous_width(q_in), k = with_contiguous_width(k_in);
   const Tensor v = with_contiguous_width(v_in), state = state_in.contiguous();
-  Tensor y = at::empty({s.B, s.T, s.H, s.V}, v.options());
-  Tensor last = at::empty(state.sizes(), state.options());
-  for_type(q, [&](auto type) {
-    scan<decltype(type)>(s, {k, v, q, state, y, &last, false, false});
-  });
+  const Tensor y = in_large_pages(at::empty({s.B, s.T, s.H, s.V}, v.options()));
+  const Tensor last = at::empty(state.sizes(), state.options());
+  for_type(q, [&](auto type) { forward<decltype(type)>(s, q, k, v, state, normalise, y, last); });
   return {y, last};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sum_rule_backward(
     const Tensor& gy_in, const Tensor& glast_in, const Tensor& q_in, const Tensor& k_in,
-    const Tensor& v_in, const Tensor& state_in) {
+    const Tensor& v_in, const Tensor& state_in, bool normalise) {
   const Sizes s = check(q_in, k_in, state_in);
   check_like(gy_in, q_in, {s.B, s.T, s.H, s.V}, "output gradient");
-  check_like(glast_in, q_in, {s.B, s.H, s.F, s.V}, "state gradient");
   check_like(v_in, q_in, {s.B, s.T, s.H, s.V}, "values");
+  check_state(state_in, q_in, s, "state");
+  check_like(glast_in, q_in, state_in.sizes(), "state gradient", state_in.scalar_type());
   const Tensor gy = with_contiguous_width(gy_in), q = with_contiguous_width(q_in);
   const Tensor k = with_contiguous_width(k_in), v = with_contiguous_width(v_in);
   const Tensor glast = glast_in.contiguous(), state = state_in.contiguous();
-  const auto like = q.options();
-  Tensor dq = at::empty({s.B, s.T, s.H, s.F}, like), dk = at::empty({s.B, s.T, s.H, s.F}, like);
-  Tensor dv = at::empty({s.B, s.T, s.H, s.V}, like), dstate = at::empty(state.sizes(), like);
+  const auto fresh = [&](int64_t width) {
+    return in_large_pages(at::empty({s.B, s.T, s.H, width}, q.options()));
+  };
+  const Tensor dq = fresh(s.F), dk = fresh(s.F), dv = fresh(s.V);
+  const Tensor dstate = at::empty(state.sizes(), state.options());
   for_type(q, [&](auto type) {
-    using T = decltype(type);
-    // G, the gradient of W: forwards in W's own shape for dv, transposed for dk
-    scan<T>(s, {q, gy, k, glast, dv, &dstate, false, true});
-    scan<T>(s, {gy, q, v, glast, dk, nullptr, true, true});
-    scan<T>(s, {v, k, gy, state, dq, nullptr, true, false});
+    backward<decltype(type)>(s, gy, glast, q, k, v, state, normalise, dq, dk, dv, dstate);
   });
   return {dq, dk, dv, dstate};
 }

@@ -3,6 +3,7 @@
 A new mixer is tested by existing: `MixerConfig.registry` is the list of cases.
 """
 
+import functools
 import io
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from workbench import carry as carry_
 from workbench.config import dump, load
 from workbench.models import language_model as language_model
+from workbench.models.mixers import base as mixers
 from workbench.models.mixers.base import MixerConfig
 
 D_MODEL, BATCH, LENGTH = 8, 3, 24
@@ -18,6 +20,32 @@ CASES = [
     pytest.param(config, id=f"{kind}-{i}")
     for kind, family in MixerConfig.registry.items()
     for i, config in enumerate(family.tiny())
+]
+
+
+class Constant:
+    """A config whose mixer is only read with: its state is that of constant weights."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def build(self, d_model):
+        mixer = self.config.build(d_model)
+        limits = mixers.Limits(constant_weights=True)
+        mixer.initial_state = functools.partial(mixer.initial_state, limits=limits)
+        mixer.forward, mixer.forward_last = map(
+            torch.no_grad(), (mixer.forward, mixer.forward_last)
+        )
+        return mixer
+
+    def __getattr__(self, name):
+        return getattr(self.config, name)
+
+
+STATES = CASES + [
+    pytest.param(Constant(case.values[0]), id=f"{case.id}-constant")
+    for case in CASES
+    if case.values[0].has_memory
 ]
 
 
@@ -62,7 +90,7 @@ def test_config_survives_yaml_data(config):
     assert load(type(config), dump(config)) == config
 
 
-@pytest.mark.parametrize("config", CASES)
+@pytest.mark.parametrize("config", STATES)
 @pytest.mark.parametrize("pieces", [[1] * LENGTH, [7, 1, 16], [12, 12]], ids=str)
 def test_law_1_split(config, pieces):
     mixer, x = build(config), inputs()
@@ -74,7 +102,18 @@ def test_law_1_split(config, pieces):
     assert_states_equal(parts_state, whole_state, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("config", CASES)
+@pytest.mark.parametrize("config", STATES)
+@pytest.mark.parametrize("n_last", [1, 5, 10])
+def test_the_last_outputs_alone_are_those_of_the_whole(config, n_last):
+    mixer, x = build(config), inputs()
+    _, state = mixer(x[:, :14], mixer.initial_state(BATCH))
+    whole, whole_state = mixer(x[:, 14:], state)
+    last, last_state = mixer.forward_last(x[:, 14:], state, n_last)
+    torch.testing.assert_close(last, whole[:, -n_last:], rtol=0, atol=1e-12)
+    assert_states_equal(last_state, whole_state, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", STATES)
 def test_law_2_causal(config):
     mixer, x = build(config), inputs()
     for t in (0, 9, LENGTH - 2):
@@ -86,7 +125,7 @@ def test_law_2_causal(config):
         assert (z[:, t + 1 :] != y[:, t + 1 :]).any(), "the change must be felt afterwards"
 
 
-@pytest.mark.parametrize("config", CASES)
+@pytest.mark.parametrize("config", STATES)
 def test_law_3_rows(config):
     mixer, x = build(config), inputs()
     _, state = mixer(x, mixer.initial_state(BATCH))
@@ -101,7 +140,7 @@ def test_law_3_rows(config):
         assert leaf.shape[0] == BATCH, "every tensor leaf has batch on dim 0"
 
 
-@pytest.mark.parametrize("config", CASES)
+@pytest.mark.parametrize("config", STATES)
 def test_law_4_value(config):
     mixer, x = build(config), inputs()
     _, state = mixer(x, mixer.initial_state(BATCH))
@@ -127,7 +166,7 @@ def test_law_5_boundary(config):
     assert gradient is None, "and a detached carry stops it"
 
 
-@pytest.mark.parametrize("config", CASES)
+@pytest.mark.parametrize("config", STATES)
 def test_law_6_round_trip(config):
     mixer, x = build(config), inputs()
     _, state = mixer(x, mixer.initial_state(BATCH))

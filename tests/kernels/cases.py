@@ -14,12 +14,14 @@ ARGUMENTS = {
     "delta_rule": ["q", "k", "v", "beta", "state"],
     "sum_rule": ["q", "k", "v", "state"],
     "forget_mult": ["f", "z", "state"],
+    "fo_pool": ["gates", "state"],
 }
 
 
 def usable() -> list[tuple[str, str]]:
-    """Every op with every backend that this machine can run."""
-    return [(row.op, row.backend) for row in kernels.explain() if not row.why_not]
+    """Every op that `inputs` knows, with every backend that this machine can run."""
+    rows = (row for row in kernels.explain() if row.op in ARGUMENTS)
+    return [(row.op, row.backend) for row in rows if not row.why_not]
 
 
 def inputs(
@@ -27,13 +29,15 @@ def inputs(
 ) -> list[Tensor]:
     """Random float64 arguments of an op: keys of norm 1, strengths in (0, 1), a state not zero.
 
-    The units of `forget_mult` are H * V.
+    The units of `forget_mult` and `fo_pool` are H * V.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
+    if op == "fo_pool":
+        return [randn(B, T, 3 * H * V), randn(B, H * V)]
     if op == "forget_mult":
         share = torch.rand(B, T, H * V, generator=generator, dtype=torch.float64)
         return [share, randn(B, T, H * V), randn(B, H * V)]

@@ -96,12 +96,11 @@ def test_explain_is_a_table_of_a_call(double):
 
 @needs_cpp
 def test_cpp_says_what_it_cannot():
-    arguments = [x.to(torch.bfloat16) for x in inputs("delta_rule")]
-    refusing, chunked, last = kernels.delta_rule.explain(*arguments)
-    assert refusing.backend == "cpp" and "torch.bfloat16" in refusing.why_not[0]
-    assert "torch.bfloat16" in chunked.why_not[0]
-    assert last == ("delta_rule", "reference", True, [])
-    with kernels.use("cpp"), pytest.raises(NoBackend, match="bfloat16"):
+    arguments = [x.to(torch.float16) for x in inputs("delta_rule")]
+    refusing, chunked, _ = kernels.delta_rule.explain(*arguments)
+    assert refusing.backend == "cpp" and "torch.float16" in refusing.why_not[0]
+    assert chunked == ("delta_rule", "chunked", True, [])
+    with kernels.use("cpp"), pytest.raises(NoBackend, match="float16"):
         kernels.delta_rule(*arguments)
     elsewhere = [x.to("meta") for x in arguments]
     assert len(kernels.delta_rule.explain(*elsewhere)[0].why_not) == 2
@@ -130,8 +129,8 @@ def test_the_kernel_itself_refuses_what_does_not_fit():
     q, k, v, beta, state = inputs("delta_rule")
     forward = torch.ops.workbench.delta_rule_forward
     with pytest.raises(RuntimeError, match="values of shape"):
-        forward(q, k, v[:, :3], beta, state, False)
+        forward(q, k, v[:, :3], beta, state, False, False)
     with pytest.raises(RuntimeError, match="write strengths of type Float"):
-        forward(q, k, v, beta.float(), state, False)
-    with pytest.raises(RuntimeError, match="expected float or double"):
-        forward(*(x.half() for x in (q, k, v, beta, state)), False)
+        forward(q, k, v, beta.float(), state, False, False)
+    with pytest.raises(RuntimeError, match="expected float, double or bfloat16"):
+        forward(*(x.half() for x in (q, k, v, beta, state)), False, False)

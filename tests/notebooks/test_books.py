@@ -16,6 +16,7 @@ from typing import Any
 import nbformat
 import papermill
 import pytest
+from bench import __main__ as bench
 from papermill.engines import papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from small_recipes import DELTA, SPAN, write_recipe, write_text
@@ -164,6 +165,24 @@ def test_the_recipes_notebook(tmp_path: Path) -> None:
     assert figures_in(out) == 1
     page = out.read_text("utf-8")
     assert 'data-v=\\"span-python-tiny\\"' in page and "name: delta-python-tiny" in page
+
+
+def test_the_benchmark_notebook(tmp_path: Path, by_hand: ByHand) -> None:
+    words = ["--tiny", "--out", str(tmp_path), "--groups", "fast_weights", "vocabulary"]
+    assert bench.main(words) == 0
+    values = {"rows": str(tmp_path / "bench.json")}
+    book, out = demo.BOOKS / "benchmark.ipynb", tmp_path / "executed.ipynb"
+    papermill.execute_notebook(book, out, values, progress_bar=False, store_widget_state=False)
+    assert figures_in(out) == 6
+    page = out.read_text("utf-8")
+    assert "delta_rule B1 H2 T64 F8 V8 fwd+bwd" in page and "fp32 GEMM" in page
+    kept = sorted(path.stem for path in (tmp_path / "figures").iterdir())
+    sweeps = [f"growth_{name}" for name in ("T", "span", "vocabulary", "width")]
+    assert kept == [*sweeps, "limits", "targets"]
+    with pytest.raises(DataMissing, match="hold the words"):
+        by_hand("benchmark", **values, words="delta nothing")
+    with pytest.raises(DataMissing, match="make bench"):
+        by_hand("benchmark", rows=str(tmp_path / "none.json"))
 
 
 WORDS = {"data.corpus": {"kind": "text", "path": "a.txt", "level": "word"}}

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 import pytest
 
 from workbench.plots import (
+    benchmark,
     curves,
     evaluation,
     fast_weights,
@@ -42,6 +43,23 @@ def records(count: int = 60) -> list[dict[str, Any]]:
 
 
 PAIRS = {20: 0.001, 60: 0.4, 40: 0.002, 80: None}
+
+
+LIMIT = {"group": "limits", "name": "limit: fp32 GEMM", "size": "2048", "way": "", "rate": 270.0}
+LIMIT |= {"unit": "GFLOP/s", "device": "a processor", "threads": 2, "ours_ms": 60.0, "sweep": ""}
+LIMIT |= {"backend": "torch", "peer": None, "peer_ms": None, "ratio": None, "target": None}
+
+
+def measured(T: int, target: float | None, **told: Any) -> dict[str, Any]:
+    """A row in which the peer takes three times as long."""
+    row = {"group": "g", "name": "delta", "size": f"T{T}", "way": "fwd+bwd", "backend": "cpp"}
+    row |= {"peer": "loop", "ours_ms": T / 64, "peer_ms": 3 * T / 64, "ratio": 3.0, "note": ""}
+    row |= {"target": target, "sweep": "T", "x": T, "disturbed": False, "gemm_fraction": 0.4}
+    return row | {"ours_spread_ms": [0.9, 1.1]} | told
+
+
+ROWS = [LIMIT, measured(64, 2.0), measured(256, 4.0), measured(1024, None)]
+ROWS += [measured(64, 1.0, name="sum", peer_ms=1.5, gemm_fraction=None, memory_fraction=1.3)]
 
 
 def matrices(T: int = len(TEXT), F: int = 16, V: int = 8) -> np.ndarray:
@@ -99,6 +117,11 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
         [0.1, 1.0], [0.1, 0.2, 0.3], [[2.0, 1.9, 2.2], [2.1, 1.8, 2.3]], 2.0, "word"
     ),
     "cache_gain": lambda: generation.cache_gain(rng.random(9000) + 0.1, rng.random(9000)),
+    "against_targets": lambda: benchmark.against_targets(ROWS),
+    "fractions": lambda: benchmark.fractions(ROWS),
+    "fractions, none": lambda: benchmark.fractions([LIMIT]),
+    "growth": lambda: benchmark.growth(ROWS, "T"),
+    "growth, none": lambda: benchmark.growth(ROWS, "span"),
     "loss_by_position": lambda: evaluation.loss_by_position(rng.random(300_000)),
 }
 by_figure = pytest.mark.parametrize("name", FIGURES)
@@ -301,6 +324,25 @@ def test_context_curve_names_where_it_flattens() -> None:
     # plotly places words by the logarithm on a logarithmic axis, and lines by the value
     assert fig.layout.annotations[0].x == pytest.approx(np.log10(64))
     assert fig.layout.shapes[0].x0 == 64
+
+
+def test_the_benchmark_is_drawn_as_measured() -> None:
+    fig = benchmark.against_targets(ROWS)
+    assert fig.layout.title.text == "2 of 3 targets are met"
+    met, missed, asked = fig.data
+    assert (list(met.x), list(missed.x), list(asked.x)) == ([3.0, 3.0], [3.0], [2.0, 4.0, 1.0])
+    shares = benchmark.fractions(ROWS)
+    assert shares.layout.title.text == "At most 1.30 of the limit"
+    assert [list(trace.x) for trace in shares.data] == [[0.4] * 3, [1.3]]
+    lines = benchmark.growth(ROWS, "T")
+    assert lines.layout.title.text == "delta: 3 times as fast as loop at 1,024"
+    assert [trace.name for trace in lines.data][:2] == ["delta: ours, cpp", "delta: loop"]
+    assert list(lines.data[0].x) == [64, 256, 1024] and list(lines.data[0].y) == [1.0, 4.0, 16.0]
+    assert not benchmark.growth(ROWS, "T", "fwd").data
+    assert "270 GFLOP/s" in benchmark.limits(ROWS) and "a processor, 2" in benchmark.limits(ROWS)
+    first, second, third, _ = benchmark.table(ROWS)
+    assert (first["met"], second["met"], third["met"]) == ("met", "missed", None)
+    assert first["ms"] == "1 (0.9 to 1.1)" and first["note"] is None
 
 
 def test_spans_over_training_needs_spans() -> None:

@@ -80,7 +80,10 @@ def run_streams(it: Subject) -> None:
     lengths = it.golden.meta.get("eval_lengths")
     it = with_lengths(it, lengths) if lengths else it
     segment_len = (lengths or it.golden.ctor)["tgt_len"]
-    streams(it, segment_len, it.golden.meta["batch"], **it.limits._asdict())
+    fields = it.limits._asdict()
+    # an evaluation says so by itself
+    del fields["constant_weights"]
+    streams(it, segment_len, it.golden.meta["batch"], **fields)
 
 
 def with_lengths(it: Subject, lengths: dict[str, Any]) -> Subject:

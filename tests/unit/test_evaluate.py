@@ -317,7 +317,10 @@ def test_streams_are_averaged_as_the_originals_do() -> None:
 )
 def test_streams_use_the_limits_asked_for(limits: Limits) -> None:
     model, tokens = build("xl"), text(60)
-    config = EvalConfig(method="streams", batch_size=2, segment_len=5, **limits._asdict())
+    fields = {
+        name: getattr(limits, name) for name in limits._fields if name in EvalConfig.model_fields
+    }
+    config = EvalConfig(method="streams", batch_size=2, segment_len=5, **fields)
     expected = torch.cat([torch.cat(p) for p in naive_streams(model, tokens, 2, 5, limits)])
     got = evaluate(model, tokens, config).nll_nats
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)

@@ -7,10 +7,10 @@ import torch
 
 from workbench.config import load
 from workbench.errors import ConfigError
+from workbench.kernels.attention import align_distances
 from workbench.models.blocks import BlockConfig
 from workbench.models.language_model import ModelConfig, build_model
 from workbench.models.mixers.base import Limits
-from workbench.models.mixers.relative import align_distances
 from workbench.models.positions import AbsoluteSinusoid
 
 XL = {"kind": "attention", "n_heads": 2, "d_head": 4, "memory_len": 8}

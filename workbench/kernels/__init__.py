@@ -1,10 +1,12 @@
 """Operations with several implementations, and the choice between them.
 
-`delta_rule`, `sum_rule`, `forget_mult` and `fo_pool` are called like functions. `prepare` builds what this
-machine can run faster; without it, or without a compiler, everything runs on PyTorch alone.
+`attention`, `delta_rule`, `sum_rule`, `forget_mult` and `fo_pool` are called like functions.
+`prepare` builds what this machine can run faster; without it, or without a compiler, everything
+runs on PyTorch alone.
 """
 
 from workbench.errors import NoBackend
+from workbench.kernels.attention import attention
 from workbench.kernels.build import BuildReport, prepare
 from workbench.kernels.delta_rule import delta_rule, delta_step, read
 from workbench.kernels.dispatch import explain, forget, ran, use
@@ -14,6 +16,7 @@ from workbench.kernels.sum_rule import sum_rule
 __all__ = [
     "BuildReport",
     "NoBackend",
+    "attention",
     "delta_rule",
     "delta_step",
     "explain",

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from workbench.kernels import build
+
+HALF = (torch.bfloat16, torch.float16)
+"""beside these a state may be float32"""
+
+CPP = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def check_fast_weights(
@@ -36,7 +43,8 @@ def check_fast_weights(
                 f"{op}: got {name} of shape {_shape(tensor)}, expected {shape} "
                 f"beside queries of shape {_shape(q_BTHF)}"
             )
-        if tensor.dtype != q_BTHF.dtype or tensor.device != q_BTHF.device:
+        wide = tensor is W_BHFV and q_BTHF.dtype in HALF and tensor.dtype == torch.float32
+        if (tensor.dtype != q_BTHF.dtype and not wide) or tensor.device != q_BTHF.device:
             raise ValueError(
                 f"{op}: got {name} of type {tensor.dtype} on {tensor.device}, expected "
                 f"{q_BTHF.dtype} on {q_BTHF.device} like the queries. Convert before the call"
@@ -47,15 +55,16 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
-def cpp_reasons(op: str, *tensors: Tensor) -> list[str]:
+def cpp_reasons(op: str, *tensors: Any) -> list[str]:
     """Why the C++ kernel of an op cannot take these tensors; empty: it can."""
     reasons = build.missing(op)
     if tensors:
         first = tensors[0]
         if first.device.type != "cpu":
             reasons.append(f"the C++ kernels run on a CPU, the tensors are on {first.device.type}")
-        if first.dtype not in (torch.float32, torch.float64):
+        if first.dtype not in CPP:
             reasons.append(
-                f"the C++ kernels compute in float32 and float64, the tensors hold {first.dtype}"
+                "the C++ kernels take float32, float64 and bfloat16, "
+                f"the tensors hold {first.dtype}"
             )
     return reasons

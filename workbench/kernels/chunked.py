@@ -10,38 +10,48 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK = 32
+from workbench.kernels.features import sum_normalise, widened
 
-SOLVABLE = (torch.float32, torch.float64)
+CHUNK = 32
 
 
 def delta_rule(
-    q_BTHF: Tensor, k_BTHF: Tensor, v_BTHV: Tensor, beta_BTH: Tensor, state_BHFV: Tensor
+    q_BTHF: Tensor,
+    k_BTHF: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    state_BHFV: Tensor,
+    normalise: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """As the reference of the op: what a token writes is a linear function of W at its chunk."""
-    q, k, v = (_chunks(x) for x in (q_BTHF, k_BTHF, v_BTHV))
-    beta = _chunks(beta_BTH[..., None])
+    q, k = (_chunks(_keys(x, normalise)) for x in (q_BTHF, k_BTHF))
+    v, beta = (_chunks(widened(x)) for x in (v_BTHV, beta_BTH[..., None]))
     # u_i = beta_i (v_i - W^T k_i - sum over j < i of (k_i . k_j) u_j), solved for all u at once
     later = ((beta * k) @ k.mT).tril(-1)
     both = torch.cat([beta * v, beta * k], dim=-1)
     solved = torch.linalg.solve_triangular(later, both, upper=False, unitriangular=True)
     values, keys = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
-    return _scan(q, k, values, keys, state_BHFV, q_BTHF.shape[1])
+    y_BTHV, W_BHFV = _scan(q, k, values, keys, widened(state_BHFV), q_BTHF.shape[1])
+    return y_BTHV.to(v_BTHV.dtype), W_BHFV.to(state_BHFV.dtype)
 
 
 def sum_rule(
-    q_BTHF: Tensor, k_BTHF: Tensor, v_BTHV: Tensor, state_BHFV: Tensor
+    q_BTHF: Tensor,
+    k_BTHF: Tensor,
+    v_BTHV: Tensor,
+    state_BHFV: Tensor,
+    normalise: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """As the reference of the op."""
-    q, k, v = (_chunks(x) for x in (q_BTHF, k_BTHF, v_BTHV))
-    return _scan(q, k, v, None, state_BHFV, q_BTHF.shape[1])
+    q, k = (_chunks(_keys(x, normalise)) for x in (q_BTHF, k_BTHF))
+    v = _chunks(widened(v_BTHV))
+    y_BTHV, W_BHFV = _scan(q, k, v, None, widened(state_BHFV), q_BTHF.shape[1])
+    return y_BTHV.to(v_BTHV.dtype), W_BHFV.to(state_BHFV.dtype)
 
 
-def why_not(*tensors: Tensor) -> list[str]:
-    """Triangular systems are solved in these types only."""
-    if tensors and tensors[0].dtype not in SOLVABLE:
-        return [f"chunks are solved in float32 and float64, the tensors hold {tensors[0].dtype}"]
-    return []
+def _keys(x_BTHF: Tensor, normalise: bool) -> Tensor:
+    x_BTHF = widened(x_BTHF)
+    return sum_normalise(x_BTHF) if normalise else x_BTHF
 
 
 def _chunks(x_BTHX: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.kernels import chunked
 from workbench.kernels.checks import check_fast_weights, cpp_reasons
 from workbench.kernels.dispatch import LIBRARY, Backend, Op
+from workbench.kernels.features import computed_type, sum_normalise, widened
 
 
 def delta_step(W_BHFV: Tensor, k_BHF: Tensor, v_BHV: Tensor, beta_BH: Tensor) -> Tensor:
@@ -30,59 +31,83 @@ def read(W_BHFV: Tensor, q_BHF: Tensor) -> Tensor:
 
 
 def reference(
-    q_BTHF: Tensor, k_BTHF: Tensor, v_BTHV: Tensor, beta_BTH: Tensor, state_BHFV: Tensor
+    q_BTHF: Tensor,
+    k_BTHF: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    state_BHFV: Tensor,
+    normalise: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Correct then read, token by token: `W += k (beta (v - W^T k))^T; y = W^T q`.
 
     Args:
-        q_BTHF: queries, already mapped and normalised; nothing is scaled here.
+        q_BTHF: queries, already mapped; any float type, all computed with float32 at least.
         k_BTHF: keys, likewise.
         v_BTHV: values.
         beta_BTH: write strengths, 0 (keep what is there) to 1 (replace it).
-        state_BHFV: W before the first token; left unchanged.
+        state_BHFV: W before the first token; left unchanged. Of the other tensors' type, or float32
+            beside bfloat16 or float16.
+        normalise: divide queries and keys by their sum over F first (section 4.2); a sum of zero
+            leaves them as they are.
 
     Returns:
-        What each token's query read, (B, T, H, V), and W after the last token.
+        What each token's query read, (B, T, H, V), of the values' type, and W after the last
+        token, of the state's.
     """
-    W_BHFV, y = state_BHFV, []
-    tokens = zip(
-        q_BTHF.unbind(1), k_BTHF.unbind(1), v_BTHV.unbind(1), beta_BTH.unbind(1), strict=True
-    )
+    q, k, v, beta, W_BHFV = (widened(x) for x in (q_BTHF, k_BTHF, v_BTHV, beta_BTH, state_BHFV))
+    if normalise:
+        q, k = sum_normalise(q), sum_normalise(k)
+    y = []
+    tokens = zip(q.unbind(1), k.unbind(1), v.unbind(1), beta.unbind(1), strict=True)
     for q_BHF, k_BHF, v_BHV, beta_BH in tokens:
         W_BHFV = delta_step(W_BHFV, k_BHF, v_BHV, beta_BH)
         y.append(read(W_BHFV, q_BHF))
-    return torch.stack(y, dim=1), W_BHFV
+    return torch.stack(y, dim=1).to(v_BTHV.dtype), W_BHFV.to(state_BHFV.dtype)
 
 
 LIBRARY.define(
-    "delta_rule_forward(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor state, bool keep_error)"
-    " -> (Tensor, Tensor, Tensor)"
+    "delta_rule_forward(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor state, bool normalise,"
+    " bool keep_error) -> (Tensor, Tensor, Tensor)"
 )
 LIBRARY.define(
     "delta_rule_backward(Tensor gy, Tensor glast, Tensor q, Tensor k, Tensor beta, Tensor state,"
-    " Tensor error) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    " Tensor error, bool normalise) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
 @torch.library.register_fake("workbench::delta_rule_forward")
 def _(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, keep_error: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    normalise: bool,
+    keep_error: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    error = v.new_empty(v.shape if keep_error else (0,))
+    error = v.new_empty(v.shape if keep_error else (0,), dtype=computed_type(v))
     return v.new_empty(v.shape), state.new_empty(state.shape), error
 
 
 @torch.library.register_fake("workbench::delta_rule_backward")
 def _(
-    gy: Tensor, glast: Tensor, q: Tensor, k: Tensor, beta: Tensor, state: Tensor, error: Tensor
+    gy: Tensor,
+    glast: Tensor,
+    q: Tensor,
+    k: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    error: Tensor,
+    normalise: bool,
 ) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in (q, k, error, beta, state))
+    return tuple(x.new_empty(x.shape) for x in (q, k, gy, beta, state))
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, _, beta, state, keep_error = inputs
+    q, k, _, beta, state, normalise, keep_error = inputs
     assert keep_error, "differentiated without the errors that the backward pass needs"
     ctx.save_for_backward(q, k, beta, state, output[2])
+    ctx.normalise = normalise
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
 
@@ -91,24 +116,33 @@ def _backward(
     ctx: Any, gy: Tensor | None, glast: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     q, k, beta, state, error = ctx.saved_tensors
-    gy = torch.zeros_like(error) if gy is None else gy
+    gy = torch.zeros_like(error, dtype=q.dtype) if gy is None else gy
     glast = torch.zeros_like(state) if glast is None else glast
-    grads = torch.ops.workbench.delta_rule_backward(gy, glast, q, k, beta, state, error)
-    return *grads, None
+    grads = torch.ops.workbench.delta_rule_backward(
+        gy, glast, q, k, beta, state, error, ctx.normalise
+    )
+    return *grads, None, None
 
 
 torch.library.register_autograd("workbench::delta_rule_forward", _backward, setup_context=_remember)
 
 
-def _cpp(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def _cpp(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, normalise: bool = False
+) -> tuple[Tensor, Tensor]:
     # the errors v - W^T k are what the backward pass would otherwise have to compute again
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, beta, state))
-    y, last, _ = torch.ops.workbench.delta_rule_forward(q, k, v, beta, state, keep)
+    y, last, _ = torch.ops.workbench.delta_rule_forward(q, k, v, beta, state, normalise, keep)
     return y, last
 
 
 def _check(
-    q_BTHF: Tensor, k_BTHF: Tensor, v_BTHV: Tensor, beta_BTH: Tensor, state_BHFV: Tensor
+    q_BTHF: Tensor,
+    k_BTHF: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    state_BHFV: Tensor,
+    normalise: bool = False,
 ) -> None:
     check_fast_weights("delta_rule", q_BTHF, k_BTHF, v_BTHV, beta_BTH, state_BHFV)
 
@@ -118,7 +152,7 @@ delta_rule = Op(
     reference,
     [
         Backend("cpp", _cpp, partial(cpp_reasons, "delta_rule")),
-        Backend("chunked", chunked.delta_rule, chunked.why_not),
+        Backend("chunked", chunked.delta_rule),
     ],
     check=_check,
 )

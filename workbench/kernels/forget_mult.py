@@ -212,9 +212,7 @@ def _check_like(
         )
 
 
-forget_mult = Op(
-    "forget_mult", reference, [Backend("cpp", _cpp, _cpp_reasons)], check=_check
-)
+forget_mult = Op("forget_mult", reference, [Backend("cpp", _cpp, _cpp_reasons)], check=_check)
 fo_pool = Op(
     "fo_pool", pool_reference, [Backend("cpp", _cpp_pool, _cpp_reasons)], check=_check_pool
 )

@@ -7,7 +7,7 @@ Shapes: B batch, T segment, D model width.
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -88,14 +88,19 @@ class Block(nn.Module):
                 f"{d_model} from below; give the mixer that width, or set residual: none"
             )
 
-    def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+    def forward(
+        self, x_BTD: Tensor, state: State, n_last: int | None = None
+    ) -> tuple[Tensor, State]:
+        """Run one layer; with `n_last` only the outputs of so many last tokens are made."""
         if self.residual == "pre_norm_normalised":
             x_BTD = self.mixer_norm(x_BTD)
         norm = self.mixer_norm if self.residual == "pre_norm" else identity
         if self.positions is None:
-            y_BTD, state = self.mixer(x_BTD, state, norm)
+            y_BTD, state = self._mix(x_BTD, state, norm, n_last)
         else:
-            x_BTD, y_BTD, state = self._mix_coded(self.positions, x_BTD, state, norm)
+            x_BTD, y_BTD, state = self._mix_coded(self.positions, x_BTD, state, norm, n_last)
+        if n_last is not None:
+            x_BTD = x_BTD[:, -n_last:]
         y_BTD = self.drop(y_BTD)
         x_BTD = x_BTD + y_BTD if self.adds_input else y_BTD
         if self.residual == "post_norm":
@@ -106,14 +111,30 @@ class Block(nn.Module):
             return self.channel_norm(x_BTD + self.drop(self.channel(x_BTD))), state
         return x_BTD + self.drop(self.channel(self.channel_norm(x_BTD))), state
 
+    def _mix(
+        self, x_BTD: Tensor, state: State, norm: Norm, n_last: int | None
+    ) -> tuple[Tensor, State]:
+        if n_last is None:
+            return cast(tuple[Tensor, State], self.mixer(x_BTD, state, norm))
+        return self.mixer.forward_last(x_BTD, state, n_last, norm)
+
     def _mix_coded(
-        self, positions: InputPositions, x_BTD: Tensor, state: State, norm: Norm
+        self,
+        positions: InputPositions,
+        x_BTD: Tensor,
+        state: State,
+        norm: Norm,
+        n_last: int | None,
     ) -> tuple[Tensor, Tensor, State]:
         """The input with its codes, what the mixer makes of it, and the new state."""
         T = x_BTD.shape[1]
         coded_BTD = positions(x_BTD, T)
         if positions.accumulate:
             state = self.mixer.change_memory(state, lambda x_BMD: positions.into_memory(x_BMD, T))
-            return coded_BTD, *self.mixer(coded_BTD, state, norm)
+            return coded_BTD, *self._mix(coded_BTD, state, norm, n_last)
         # the mixer remembers what has no codes, and reads a copy that has them
-        return coded_BTD, *self.mixer(x_BTD, state, lambda x_BSD: norm(positions(x_BSD, T)))
+
+        def coded_norm(x_BSD: Tensor) -> Tensor:
+            return norm(positions(x_BSD, T))
+
+        return coded_BTD, *self._mix(x_BTD, state, coded_norm, n_last)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from workbench.config import CarryMode, Choice, Positive
 from workbench.errors import ConfigError
+from workbench.kernels.features import sum_normalise
 
 KeyNorm = Literal["none", "sum"]
 """sum: features are divided by their sum"""
@@ -211,13 +212,3 @@ def features(feature_map: FeatureMap, key_norm: KeyNorm, x: Tensor) -> Tensor:
     """What a key or query (..., K) is written or read with, (..., F)."""
     mapped: Tensor = feature_map(x)
     return sum_normalise(mapped) if key_norm == "sum" else mapped
-
-
-def sum_normalise(features: Tensor, epsilon: float = 0.0) -> Tensor:
-    """Divide by the sum over features, so that they add up to one (arXiv:2102.11174 section 4.2).
-
-    A vector of zeros, which DPFP can produce, stays zero: the authors' code gives NaN there, but
-    for the layers in which it adds an epsilon to the sum.
-    """
-    total = features.sum(-1, keepdim=True) + epsilon
-    return features / torch.where(total == 0, 1.0, total)

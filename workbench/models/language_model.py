@@ -148,6 +148,9 @@ class LanguageModel(Model):
                 would keep position codes of the past; a clamp cannot reach the codes.
         """
         self._check_limits(limits)
+        if self.config.restarting:
+            # codes of the past change from segment to segment, and keys with them
+            limits = limits._replace(constant_weights=False)
         return tuple(block.mixer.initial_state(batch_size, limits) for block in self.layers)
 
     def _check_limits(self, limits: Limits) -> None:
@@ -170,21 +173,26 @@ class LanguageModel(Model):
                 f"{kind}; set positions.clamp_len of the model instead"
             )
 
-    def forward(self, tokens_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    def forward(
+        self, tokens_BT: Tensor, carry: Carry, n_last: int | None = None
+    ) -> tuple[Tensor, Carry]:
         """Run one segment.
 
         Args:
             tokens_BT: ids.
             carry: the states that the segment before left behind; not changed.
+            n_last: only the last so many tokens will be asked about; None: all.
 
         Returns:
-            the softmax's input (B, T, D) and the new carry.
+            the softmax's input (B, T, D), or (B, n_last, D), and the new carry.
         """
-        raw_BTD, carry = self.run_blocks(tokens_BT, carry)
+        raw_BTD, carry = self.run_blocks(tokens_BT, carry, n_last)
         return self.drop_output(raw_BTD), carry
 
-    def run_blocks(self, tokens_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        """As `forward`, without the dropout at the end."""
+    def run_blocks(
+        self, tokens_BT: Tensor, carry: Carry, n_last: int | None = None
+    ) -> tuple[Tensor, Carry]:
+        """As `forward`, without the dropout at the end; of so many last tokens, if told."""
         x_BTD = self.vocabulary.embed(tokens_BT)
         if self.config.skip_last_row:
             last_BT1 = (tokens_BT == self.vocab_size - 1)[..., None]
@@ -194,8 +202,9 @@ class LanguageModel(Model):
             x_BTD, carry = self._coded(self.positions, x_BTD, carry)
         x_BTD = self.drop_embedding(x_BTD)
         new = []
-        for block, state in zip(self.layers, carry, strict=True):
-            x_BTD, state = block(x_BTD, state)
+        for i, (block, state) in enumerate(zip(self.layers, carry, strict=True), 1):
+            # the layers below hand every token to the last one
+            x_BTD, state = block(x_BTD, state, n_last if i == len(self.layers) else None)
             new.append(state)
         return self.final_norm(x_BTD), tuple(new)
 
@@ -231,8 +240,8 @@ class LanguageModel(Model):
 
     def hidden(self, tokens_BT: Tensor, targets_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """What the softmax reads for each target of `nll`, (B, T, D), and the new carry."""
-        hidden_BTD, carry = self(tokens_BT, carry)
-        return hidden_BTD[:, -targets_BT.shape[1] :], carry
+        T, n_last = tokens_BT.shape[1], targets_BT.shape[1]
+        return cast(tuple[Tensor, Carry], self(tokens_BT, carry, n_last if n_last < T else None))
 
     def log_probs(self, tokens_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Log-probabilities of all classes, (B, T, C) in nats, and the new carry."""

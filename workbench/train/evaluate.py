@@ -31,6 +31,9 @@ from workbench.models.mixers.base import Limits
 from workbench.train import continuous_cache
 from workbench.train.config import CacheConfig, EvalConfig
 
+CACHED_TOKENS = 1024
+"""tokens of a pass over windows on a CPU, about: changes time and memory, not the result"""
+
 Progress = Callable[[int, int], None]
 Out = tuple[Tensor, ...]
 Read = Callable[[Tensor, Tensor, Carry], tuple[Out, Carry]]
@@ -209,28 +212,55 @@ def _silent(done: int, total: int) -> None:
 def _windows(
     model: LanguageModel, tokens: Tensor, config: EvalConfig, read: Read, progress: Progress
 ) -> tuple[Out, Tensor, int]:
-    """The first window of a stream scores all its positions, each later one its last."""
+    """The first window of a stream scores all its positions, each later one its last.
+
+    Every window is a pass of its own from a fresh state, and what a token becomes depends on where
+    its window begins. So above the first layer nothing is common to two windows: neither keys and
+    values nor fast weights nor recurrent states could be cached, and a state carried on would be
+    another evaluation. In the first layer projections of a token would be, where no position code
+    comes before them; they are a twentieth of the work, and are not kept. What is left out is left
+    out exactly: the last layer asks, mixes and writes out, and the softmax runs, for scored
+    positions alone.
+    """
     assert config.context_len is not None, "EvalConfig lets no window be without a length"
     streams_BN = _cut(tokens, config.streams)
     B, n = streams_BN.shape
-    context_len = min(config.context_len, n - 1)
-    device, total, done, parts = model.device, B * (n - 1), 0, []
+    W = min(config.context_len, n - 1)
     # a limit on equal numbers of keys belongs to running text, not to a window of its own
     limits = Limits(same_length="off", clamp_len=config.clamp_len)
-    # stream b, row s holds its tokens s to s + context_len: the window and the token after it
-    for windows in streams_BN.unfold(1, context_len + 1, 1):
-        for start in range(0, len(windows), config.batch_size):
-            ids = windows[start : start + config.batch_size].to(device).long()
+    device, total, done = model.device, B * (n - 1), 0
+    rows = min(_rows(model, config.batch_size, W), B * (n - W))
+    begin_B1, window_1S = torch.arange(B)[:, None] * n, torch.arange(W + 1)[None]
+
+    def run(begin_BN: Tensor, n_scored: int) -> Out:
+        """Windows that begin there; the last targets of each are scored, (B, N * n_scored, ...)."""
+        nonlocal done
+        parts = []
+        for begin_R in begin_BN.flatten().split(rows):
+            ids = tokens[begin_R[:, None] + window_1S].to(device).long()
             carry = model.initial_carry(len(ids), limits)
-            out, _ = read(ids[:, :-1], ids[:, 1:], carry)
-            if start == 0 and not config.skip_first:
-                parts.append(tuple(x[0, :-1].cpu() for x in out))
-            parts.append(tuple(x[:, -1].cpu() for x in out))
-            done += len(ids) + (context_len - 1 if start == 0 else 0)
+            out, _ = read(ids[:, :-1], ids[:, -n_scored:], carry)
+            parts.append(tuple(x.cpu() for x in out))
+            done += len(ids) * n_scored
             progress(done, total)
-    first = context_len if config.skip_first else 1
-    kept = tuple(torch.cat(x) for x in zip(*parts, strict=True))
-    return kept, _positions(B, n, first, n), min(config.batch_size, len(windows))
+        whole = (torch.cat(x) for x in zip(*parts, strict=True))
+        return tuple(x.unflatten(0, (B, -1)).flatten(1, 2) for x in whole)
+
+    n_first = 1 if config.skip_first else W
+    kept = run(begin_B1, n_first)
+    if n > W + 1:
+        later = run(begin_B1 + torch.arange(1, n - W), 1)
+        kept = tuple(torch.cat(x, dim=1) for x in zip(kept, later, strict=True))
+    return tuple(x.flatten(0, 1) for x in kept), _positions(B, n, n - kept[0].shape[1], n), rows
+
+
+def _rows(model: LanguageModel, batch_size: int, W: int) -> int:
+    """Windows to read side by side, `batch_size` at most."""
+    in_turn = any(block.mixer.token_by_token for block in model.config.block_configs())
+    if in_turn or model.device.type != "cpu":
+        return batch_size
+    # one window's tokens fill the cores by themselves, and many windows' leave the caches
+    return min(batch_size, max(1, CACHED_TOKENS // W))
 
 
 def _cut(tokens: Tensor, n_streams: int) -> Tensor:
@@ -253,7 +283,7 @@ def _streams(
     n_targets = (n - 1) // T * T if config.average == "of_blocks" else n - 1
     # a state that starts afresh never meets the repeated tokens twice
     repeated = 0 if config.carry == "reset" else config.ext_len
-    limits = Limits(config.memory_len, config.same_length, config.clamp_len, repeated)
+    limits = Limits(config.memory_len, config.same_length, config.clamp_len, repeated, True)
     carry, parts = model.initial_carry(B, limits), []
     for start in range(0, n_targets, T):
         stop, begin = min(start + T, n_targets), max(0, start - config.ext_len)
@@ -287,7 +317,7 @@ def _sentences(
     """Streams side by side, each with its state, filled with sentences in the order of the text."""
     ids, B, T = tokens.numpy(), config.batch_size, config.segment_len
     repeated = 0 if config.carry == "reset" else config.ext_len
-    limits = Limits(config.memory_len, config.same_length, config.clamp_len, repeated)
+    limits = Limits(config.memory_len, config.same_length, config.clamp_len, repeated, True)
     streams, places = _sentence_streams(tokens, config), []
     carry, parts = model.initial_carry(B, limits), []
     while (taken := streams.take(T)) is not None:
@@ -339,7 +369,7 @@ def _carried(
     row_len = stride + warm_up
     # the last row may end behind the text: it reads the last token again and is cut off below
     index_BT = torch.arange(rows)[:, None] * stride + torch.arange(row_len)
-    limits = Limits(config.context_len, "beyond_self", config.clamp_len)
+    limits = Limits(config.context_len, "beyond_self", config.clamp_len, constant_weights=True)
     carry = model.initial_carry(rows, limits)
     parts = []
     for start in range(0, row_len, config.segment_len):

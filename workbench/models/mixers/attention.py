@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from workbench.models.mixers.base import (
     SequenceMixer,
     identity,
 )
+from workbench.models.mixers.key_values import KeyValues
 from workbench.models.mixers.relative import (
     AttentionPositionsConfig,
     NoRelativeConfig,
@@ -180,39 +182,58 @@ class Attention(SequenceMixer):
             self.persistent_key_HKN = nn.Parameter(torch.randn(H, K, N) / math.sqrt(K))
             self.persistent_value_HNK = nn.Parameter(torch.randn(H, N, K) / math.sqrt(N))
 
-    def initial_state(self, batch_size: int, limits: Limits = CONFIGURED) -> Memory:
+    def initial_state(self, batch_size: int, limits: Limits = CONFIGURED) -> Memory | KeyValues:
         config, limit = self.config, self.config.limit
         memory_len = config.memory_len if limits.memory_len is None else limits.memory_len
         if limit is not None:
             memory_len = min(memory_len, limit)
-        start = memory_len if config.memory_start == "zeros" else 0
-        if self.span and self.span.trims_memory:
-            start = min(start, self._kept(memory_len))
-        weight = self.query.weight
-        hidden_BMD = weight.new_zeros(batch_size, start, weight.shape[1])
         same = config.same_length if limits.same_length is None else limits.same_length
         # the own key is visible even to a query that is granted none
         windows = {"including_self": max(0, memory_len - 1), "beyond_self": memory_len}
         clamp_len = self.positions.clamp_len if limits.clamp_len is None else limits.clamp_len
         window = windows.get(same, ANY_DISTANCE)
+        weight = self.query.weight
+        if limits.constant_weights:
+            # spans are constant, too: what no head sees is known once for all
+            bounds = [x for x in (self._visible(), window) if x is not None and x != ANY_DISTANCE]
+            window, memory_len = min(bounds, default=ANY_DISTANCE), self._kept(memory_len)
+            empty_BMHK = weight.new_zeros(batch_size, 0, config.n_heads, config.d_head)
+            settings = (memory_len, window, clamp_len, limits.ext_len)
+            return KeyValues(empty_BMHK, empty_BMHK, *settings)
+        start = memory_len if config.memory_start == "zeros" else 0
+        if self.span and self.span.trims_memory:
+            start = min(start, self._kept(memory_len))
+        hidden_BMD = weight.new_zeros(batch_size, start, weight.shape[1])
         return Memory(hidden_BMD, memory_len, window, clamp_len, limits.ext_len)
 
-    def forward(self, x_BTD: Tensor, state: Memory, norm: Norm = identity) -> tuple[Tensor, Memory]:
+    def forward(
+        self, x_BTD: Tensor, state: Memory | KeyValues, norm: Norm = identity
+    ) -> tuple[Tensor, Memory | KeyValues]:
+        return self.forward_last(x_BTD, state, x_BTD.shape[1], norm)
+
+    def forward_last(
+        self, x_BTD: Tensor, state: Memory | KeyValues, n_last: int, norm: Norm = identity
+    ) -> tuple[Tensor, Memory | KeyValues]:
+        if isinstance(state, KeyValues):
+            visible = None if state.window == ANY_DISTANCE else state.window
+            normed_BTD, k_BSHK, v_BSHK, state = self._recall(x_BTD, state, n_last, norm, visible)
+        else:
+            visible = self._visible()
+            normed_BTD, k_BSHK, v_BSHK, state = self._reread(x_BTD, state, n_last, norm, visible)
+        # T is the queries from here on: keys are there for all inputs, whoever asks
+        x_BTD = x_BTD[:, -n_last:]
         B, T, _ = x_BTD.shape
         H, K = self.config.n_heads, self.config.d_head
-        all_BSD = torch.cat([state.hidden_BMD, x_BTD], dim=1)
-        visible = self._visible()
-        seen_BSD = norm(self._trim(all_BSD, T, visible))
-        S = seen_BSD.shape[1]
-        asking_BTD = seen_BSD[:, S - T :] if self.config.normed_queries else x_BTD
+        S = k_BSHK.shape[1]
+        asking_BTD = normed_BTD[:, -n_last:] if self.config.normed_queries else x_BTD
         q_BTHK = self.query(asking_BTD).view(B, T, H, K)
-        k_BSHK = self.key(seen_BSD).view(B, S, H, K)
-        v_BSHK = self.value(seen_BSD).view(B, S, H, K)
         # dividing the queries instead of the scores touches S / K times fewer numbers
         content_BTHK = self.positions.content_query(q_BTHK) / math.sqrt(K)
         logits_BHTS = torch.einsum("bthk,bshk->bhts", content_BTHK, k_BSHK)
         position_BTHK = self.positions.position_query(q_BTHK) / math.sqrt(K)
-        by_distance = self.positions.scores(position_BTHK, S, state.clamp_len)
+        make = partial(self.positions.codes, clamp_len=state.clamp_len)
+        codes_SHK = state.codes(S, make) if isinstance(state, KeyValues) else make(S)
+        by_distance = self.positions.scores(position_BTHK, S, state.clamp_len, codes_SHK)
         if by_distance is not None:
             logits_BHTS = logits_BHTS + by_distance
         distance_TS = self._distances(T, S, x_BTD.device)
@@ -226,15 +247,51 @@ class Attention(SequenceMixer):
             y_BTHK = y_BTHK + torch.einsum("bhtn,hnk->bthk", self.drop(extra_BHTN), value_HNK)
         if self.span:
             y_BTHK = y_BTHK / self._mass(weights_BHTS, extra_BHTN).transpose(1, 2)
-        return self.out(y_BTHK.flatten(2)), self._remember(state, all_BSD, T)
+        return self.out(y_BTHK.flatten(2)), state
 
-    def _remember(self, state: Memory, all_BSD: Tensor, T: int) -> Memory:
-        """The state after a segment of T tokens."""
-        M, ext_len = all_BSD.shape[1] - T, state.ext_len
+    def _reread(
+        self, x_BTD: Tensor, state: Memory, n_last: int, norm: Norm, visible: int | None
+    ) -> tuple[Tensor, Tensor, Tensor, Memory]:
+        """Inputs as they are read, keys and values of memory and segment, and the next state."""
+        all_BSD = torch.cat([state.hidden_BMD, x_BTD], dim=1)
+        start, end = self._remembered(state, all_BSD.shape[1], x_BTD.shape[1])
+        state = state._replace(hidden_BMD=all_BSD[:, start:end])
+        seen_BSD = norm(self._trim(all_BSD, n_last, visible))
+        return seen_BSD, *self._keys_values(seen_BSD), state
+
+    def _recall(
+        self, x_BTD: Tensor, state: KeyValues, n_last: int, norm: Norm, visible: int | None
+    ) -> tuple[Tensor, Tensor, Tensor, KeyValues]:
+        """As `_reread`, with keys and values that were computed when their inputs came."""
+        T, D = x_BTD.shape[1:]
+        trims = visible is not None and self.span is not None and self.span.trims_keys
+        if self.config.memory_start == "zeros":
+            wanted_len = visible if trims and visible is not None else state.memory_len
+            missing = wanted_len - state.key_BMHK.shape[1]
+            if missing > 0:
+                key, value = self._keys_values(norm(x_BTD.new_zeros(1, 1, D)))
+                state = state.preceded(key, value, missing)
+        normed_BTD = norm(x_BTD)
+        state = state.extended(*self._keys_values(normed_BTD))
+        key_BSHK, value_BSHK = state.key_BMHK, state.value_BMHK
+        state = state.kept(*self._remembered(state, key_BSHK.shape[1], T))
+        if trims and visible is not None:
+            seen = slice(-(visible + n_last), None)
+            key_BSHK, value_BSHK = key_BSHK[:, seen], value_BSHK[:, seen]
+        return normed_BTD, key_BSHK, value_BSHK, state
+
+    def _keys_values(self, seen_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (self.config.n_heads, self.config.d_head)
+        return self.key(seen_BSD).unflatten(-1, shape), self.value(seen_BSD).unflatten(-1, shape)
+
+    def _remembered(self, state: Memory | KeyValues, S: int, T: int) -> tuple[int, int]:
+        """From where to where S inputs, of which T are new, are remembered."""
+        M, ext_len = S - T, state.ext_len
         swapped = self.config.ext_memory == "swapped"
         end = T + max(0, M - ext_len) if swapped else M + max(0, T - ext_len)
-        start = max(0, end - self._kept(state.memory_len))
-        return state._replace(hidden_BMD=all_BSD[:, start:end])
+        known = isinstance(state, KeyValues)
+        kept = state.memory_len if known else self._kept(state.memory_len)
+        return max(0, end - kept), end
 
     def _kept(self, memory_len: int) -> int:
         if not (self.span and self.span.trims_memory):
@@ -265,7 +322,9 @@ class Attention(SequenceMixer):
         query_T = torch.arange(S - T, S, device=device)
         return query_T[:, None] - torch.arange(S, device=device)
 
-    def _hidden(self, distance_TS: Tensor, state: Memory, visible: int | None) -> Tensor:
+    def _hidden(
+        self, distance_TS: Tensor, state: Memory | KeyValues, visible: int | None
+    ) -> Tensor:
         """True where a query must not look: the future, itself (span), and beyond the window."""
         hidden_TS = distance_TS < (0 if self.config.attend_self else 1)
         bounds = [] if visible is None else [visible]
@@ -306,7 +365,10 @@ class Attention(SequenceMixer):
         mass = weights_BHTS.sum(-1, keepdim=True)
         return (mass if extra_BHTN is None else mass + extra_BHTN.sum(-1, keepdim=True)) + 1e-8
 
-    def change_memory(self, state: Memory, change: Callable[[Tensor], Tensor]) -> Memory:
+    def change_memory(
+        self, state: Memory | KeyValues, change: Callable[[Tensor], Tensor]
+    ) -> Memory:
+        assert isinstance(state, Memory), "what is changed later is not kept as keys and values"
         return state._replace(hidden_BMD=change(state.hidden_BMD))
 
     def reach(self, memory_len: int | None = None) -> int:

@@ -36,6 +36,9 @@ class Limits(NamedTuple):
     ext_len: int = 0
     """tokens at the end of each segment that the next one repeats as context: they are not kept.
     Only where `MixerConfig.has_memory` can the state leave them out"""
+    constant_weights: bool = False
+    """the weights will not change while the state lives, as in evaluation and generation: then
+    attention keeps keys and values, each computed once, instead of inputs"""
 
 
 CONFIGURED = Limits()
@@ -59,6 +62,12 @@ class MixerConfig(Choice):
     @property
     def reads_raw(self) -> bool:
         """Whether something is read without the block's norm, and so without its codes."""
+        return False
+
+    @property
+    def token_by_token(self) -> bool:
+        """Whether a segment's tokens are mixed one after another, so that only rows side by side
+        fill a machine."""
         return False
 
     def build(self, d_model: int) -> SequenceMixer:
@@ -97,6 +106,23 @@ class SequenceMixer(nn.Module, ABC):
         Returns:
             outputs (B, T, d_out) and the state after the last token.
         """
+
+    def forward_last(
+        self, x_BTD: Tensor, state: State, n_last: int, norm: Norm = identity
+    ) -> tuple[Tensor, State]:
+        """As `forward`, where nobody asks for more than the outputs of the last tokens.
+
+        A mixer that can leave out work for the others, such as their queries, does so here.
+
+        Args:
+            x_BTD, state, norm: as for `forward`.
+            n_last: how many tokens' outputs are asked for, 1 to T.
+
+        Returns:
+            outputs (B, n_last, d_out), equal to the last ones of `forward`, and the same state.
+        """
+        y_BTD, state = self(x_BTD, state, norm)
+        return y_BTD[:, -n_last:], state
 
     def change_memory(self, state: State, change: Callable[[Tensor], Tensor]) -> State:
         """The state with the past inputs that it remembers, (B, M, D), changed; itself where it

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from workbench import kernels
 from workbench.config import Positive
-from workbench.models.feature_maps import sum_normalise
+from workbench.kernels.features import sum_normalise
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,

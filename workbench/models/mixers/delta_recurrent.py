@@ -62,6 +62,10 @@ class DeltaRNNConfig(MixerConfig):
         why: str | None = self.feature_map.unfit(carry)
         return why
 
+    @property
+    def token_by_token(self) -> bool:
+        return True
+
     def build(self, d_model: int) -> SequenceMixer:
         return DeltaRNN(self, d_model)
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from workbench import kernels
 from workbench.config import CarryMode, Positive, Probability, slot
-from workbench.inspect import FastWeightInputs, tap
+from workbench.inspect import FastWeightInputs, tap, wanted
 from workbench.models.feature_maps import (
     DpfpConfig,
     EluConfig,
@@ -90,6 +90,10 @@ class FastWeightConfig(MixerConfig):
     def reads_raw(self) -> bool:
         return not self.normed_queries
 
+    @property
+    def token_by_token(self) -> bool:
+        return self.slow_net == "lstm"
+
     def build(self, d_model: int) -> SequenceMixer:
         return FastWeight(self, d_model)
 
@@ -155,32 +159,75 @@ class FastWeight(SequenceMixer):
     def forward(
         self, x_BTD: Tensor, state: FastWeights | DrivenFastWeights, norm: Norm = identity
     ) -> tuple[Tensor, FastWeights | DrivenFastWeights]:
-        q_BTHF, k_BTHF, v_BTHV, beta_BTH, slow = self._inputs(x_BTD, state, norm)
-        z_BTHF, z_BHF = self._key_sums(k_BTHF, state.z_BHF)
+        return self._run(x_BTD, state, x_BTD.shape[1], norm)
+
+    def forward_last(
+        self,
+        x_BTD: Tensor,
+        state: FastWeights | DrivenFastWeights,
+        n_last: int,
+        norm: Norm = identity,
+    ) -> tuple[Tensor, FastWeights | DrivenFastWeights]:
+        # dropped scores and taps are about all queries
+        if self.training or wanted("fast_weight_inputs"):
+            return super().forward_last(x_BTD, state, n_last, norm)
+        return self._run(x_BTD, state, n_last, norm)
+
+    def _run(
+        self,
+        x_BTD: Tensor,
+        state: FastWeights | DrivenFastWeights,
+        n_last: int,
+        norm: Norm,
+    ) -> tuple[Tensor, FastWeights | DrivenFastWeights]:
+        """Write every token, read after the last `n_last` of them, the T of q, z and y."""
+        q_BTHF, k_BSHF, v_BSHV, beta_BSH, slow = self._inputs(x_BTD, state, norm, n_last)
+        z_BSHF, z_BHF = self._key_sums(k_BSHF, state.z_BHF)
         if self.config.read_norm == "memory":
-            assert beta_BTH is not None and z_BTHF is not None, "it is the delta rule's"
-            before_BTHF = torch.cat([state.z_BHF[:, None], z_BTHF[:, :-1]], dim=1)
-            k_BTHF, beta_BTH = self._normalise_write(k_BTHF, beta_BTH, before_BTHF)
-        inputs = FastWeightInputs(q_BTHF, k_BTHF, v_BTHV, beta_BTH, state.W_BHFV, self.config.rule)
+            assert beta_BSH is not None and z_BSHF is not None, "it is the delta rule's"
+            before_BSHF = torch.cat([state.z_BHF[:, None], z_BSHF[:, :-1]], dim=1)
+            k_BSHF, beta_BSH = self._normalise_write(k_BSHF, beta_BSH, before_BSHF)
+        W_BHFV, first = state.W_BHFV, x_BTD.shape[1] - n_last
+        if first:
+            W_BHFV = self._write(k_BSHF, v_BSHV, beta_BSH, W_BHFV, first)
+            k_BSHF, v_BSHV = k_BSHF[:, first:], v_BSHV[:, first:]
+            beta_BSH = None if beta_BSH is None else beta_BSH[:, first:]
+            z_BSHF = None if z_BSHF is None else z_BSHF[:, first:]
+        inputs = FastWeightInputs(q_BTHF, k_BSHF, v_BSHV, beta_BSH, W_BHFV, self.config.rule)
         tap("fast_weight_inputs", inputs)
         y_BTHV, W_BHFV = self._write_and_read(inputs)
-        y_BTHV = self._normalise_read(y_BTHV, q_BTHF, z_BTHF)
+        y_BTHV = self._normalise_read(y_BTHV, q_BTHF, z_BSHF)
         return self.out(y_BTHV.flatten(2)), self.state(W_BHFV, z_BHF, *slow)
 
     def _inputs(
-        self, x_BTD: Tensor, state: FastWeights | DrivenFastWeights, norm: Norm
+        self,
+        x_BTD: Tensor,
+        state: FastWeights | DrivenFastWeights,
+        norm: Norm,
+        n_last: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
-        """Queries and keys as features, values, write strengths (delta rule), the slow state."""
+        """Queries of the last tokens and keys of all, as features, values, write strengths (delta
+        rule), the slow state."""
         config, K = self.config, self.config.d_head
         mixed, slow = self._slow(norm(x_BTD), state)
-        if not config.normed_queries:
-            raw, _ = self._slow(x_BTD, state)
-            mixed = torch.cat([raw[..., :K], mixed[..., K:]], dim=-1)
         q_BTHK, k_BTHK, v_BTHV, *strength = mixed.split([K, K, K, *[1] * (self.rows - 3 * K)], -1)
+        q_BTHK = q_BTHK[:, -n_last:]
+        if not config.normed_queries:
+            q_BTHK = self._slow(x_BTD[:, -n_last:], state)[0][..., :K]
         self.feature_map.begin_segment()
         q_BTHF, k_BTHF = (features(self.feature_map, config.key_norm, x) for x in (q_BTHK, k_BTHK))
         beta_BTH = strength[0].sigmoid().squeeze(-1) if strength else None
         return q_BTHF, k_BTHF, v_BTHV, beta_BTH, slow
+
+    @staticmethod
+    def _write(
+        k_BSHF: Tensor, v_BSHV: Tensor, beta_BSH: Tensor | None, W_BHFV: Tensor, stop: int
+    ) -> Tensor:
+        """W after the tokens before `stop`, which nothing reads."""
+        k_BSHF, v_BSHV = k_BSHF[:, :stop], v_BSHV[:, :stop]
+        if beta_BSH is None:
+            return W_BHFV + torch.einsum("bshf,bshv->bhfv", k_BSHF, v_BSHV)
+        return kernels.delta_rule(k_BSHF, k_BSHF, v_BSHV, beta_BSH[:, :stop], W_BHFV)[1]
 
     def _slow(
         self, x_BTD: Tensor, state: FastWeights | DrivenFastWeights

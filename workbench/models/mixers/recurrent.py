@@ -53,6 +53,10 @@ class RecurrentConfig(MixerConfig):
     p_hidden: Probability = 0.0
     """dropout of the units before that map"""
 
+    @property
+    def token_by_token(self) -> bool:
+        return True
+
     def build(self, d_model: int) -> SequenceMixer:
         return Recurrent(self, d_model)
 
@@ -83,12 +87,14 @@ class Cell(NamedTuple):
     state: type[LSTMState] | type[HiddenState]
     run: Any
     """PyTorch's fused function, over a whole segment"""
+    step: Any
+    """the same for one token: it does not lay out the weights anew, as the other does on a CPU"""
 
 
 CELLS = {
-    "rnn": Cell(1, HiddenState, torch.rnn_tanh),
-    "gru": Cell(3, HiddenState, torch.gru),
-    "lstm": Cell(4, LSTMState, torch.lstm),
+    "rnn": Cell(1, HiddenState, torch.rnn_tanh, torch.rnn_tanh_cell),
+    "gru": Cell(3, HiddenState, torch.gru, torch.gru_cell),
+    "lstm": Cell(4, LSTMState, torch.lstm, torch.lstm_cell),
 }
 
 
@@ -120,9 +126,21 @@ class Recurrent(SequenceMixer):
         self, x_BTD: Tensor, state: LSTMState | HiddenState, norm: Norm = identity
     ) -> tuple[Tensor, LSTMState | HiddenState]:
         weights = [self.weight_ih, self.drop_weight(self.weight_hh), self.bias_ih, self.bias_hh]
+        y_BTU, after = self._run(norm(x_BTD), state, weights)
+        y_BTD = y_BTU if self.out is None else self.out(self.drop_hidden(y_BTU))
+        return y_BTD, after
+
+    def _run(
+        self, x_BTD: Tensor, state: LSTMState | HiddenState, weights: list[Tensor]
+    ) -> tuple[Tensor, LSTMState | HiddenState]:
+        if x_BTD.shape[1] == 1:
+            given = tuple(state) if len(state) > 1 else state[0]
+            made = self.cell.step(x_BTD[:, 0], given, *weights)
+            after = self.cell.state(*(made if len(state) > 1 else (made,)))
+            return after.h_BU[:, None], after
         before = tuple(leaf[None] for leaf in state)
-        y_BTU, *after = self.cell.run(
-            norm(x_BTD),
+        y_BTU, *leaves = self.cell.run(
+            x_BTD,
             before if len(before) > 1 else before[0],
             weights,
             True,  # with biases
@@ -132,8 +150,7 @@ class Recurrent(SequenceMixer):
             False,  # in one direction
             True,  # batch first
         )
-        y_BTD = y_BTU if self.out is None else self.out(self.drop_hidden(y_BTU))
-        return y_BTD, self.cell.state(*(leaf[0] for leaf in after))
+        return y_BTU, self.cell.state(*(leaf[0] for leaf in leaves))
 
     def drop_weight(self, weight: Tensor) -> Tensor:
         """The recurrent matrix that one segment works with: some entries 0, the others scaled."""

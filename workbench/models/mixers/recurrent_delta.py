@@ -32,6 +32,10 @@ class RecurrentDeltaConfig(MixerConfig):
     n_heads: Positive
     d_head: Positive
 
+    @property
+    def token_by_token(self) -> bool:
+        return True
+
     def build(self, d_model: int) -> SequenceMixer:
         return RecurrentDelta(self, d_model)
 

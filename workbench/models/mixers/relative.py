@@ -18,22 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.config import Choice, Positive, Probability
+from workbench.kernels.attention import align_distances
 from workbench.models.positions import Sinusoid
-
-
-def align_distances(scores_BHTS: Tensor) -> Tensor:
-    """Turn scores by distance into scores by key.
-
-    Args:
-        scores_BHTS: column c holds distance `S - 1 - c`, for every query.
-
-    Returns:
-        the same numbers with key j in column j. Entries for keys after the query hold other
-        queries' numbers: the causal mask must hide them. (arXiv:1901.02860 appendix B)
-    """
-    B, H, T, S = scores_BHTS.shape
-    padded = F.pad(scores_BHTS, (1, 0)).view(B, H, S + 1, T)
-    return padded[:, :, 1:].reshape(B, H, T, S)
 
 
 class AttentionPositions(nn.Module, ABC):
@@ -51,14 +37,22 @@ class AttentionPositions(nn.Module, ABC):
         """The query that meets the codes of distances."""
         return q_BTHK
 
+    def codes(self, n: int, clamp_len: int) -> Tensor | None:
+        """(n, H, K) projected codes of the distances 0 to n - 1, where making them is work that is
+        the same for every query; None where there are none."""
+        return None
+
     @abstractmethod
-    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int) -> Tensor | None:
+    def scores(
+        self, q_BTHK: Tensor, S: int, clamp_len: int, codes_SHK: Tensor | None
+    ) -> Tensor | None:
         """(B, H, T, S) addends by key, or None.
 
         Args:
             q_BTHK: `position_query`'s, divided by sqrt(K).
             S: keys; the last of them are the queries' own positions.
             clamp_len: distances beyond it share one code; 0: never.
+            codes_SHK: `codes`'s for S distances.
         """
 
 
@@ -86,7 +80,9 @@ class NoRelativeConfig(AttentionPositionsConfig):
 class NoRelative(AttentionPositions):
     """Content scores only."""
 
-    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int) -> Tensor | None:
+    def scores(
+        self, q_BTHK: Tensor, S: int, clamp_len: int, codes_SHK: Tensor | None
+    ) -> Tensor | None:
         return None
 
 
@@ -125,13 +121,17 @@ class RelativeSinusoid(AttentionPositions):
     def position_query(self, q_BTHK: Tensor) -> Tensor:
         return q_BTHK + self.v_HK
 
-    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int) -> Tensor:
-        distances = torch.arange(S - 1, -1, -1, device=q_BTHK.device)
+    def codes(self, n: int, clamp_len: int) -> Tensor:
+        weight = self.project.weight
+        distances = torch.arange(n, device=weight.device)
         if clamp_len > 0:
             distances = distances.clamp(max=clamp_len)
-        codes_SD = self.drop(self.sinusoid(distances).to(q_BTHK.dtype))
-        r_SHK = self.project(codes_SD).view(S, *self.shape)
-        return align_distances(torch.einsum("bthk,shk->bhts", q_BTHK, r_SHK))
+        codes_RD = self.drop(self.sinusoid(distances).to(weight.dtype))
+        return self.project(codes_RD).view(n, *self.shape)
+
+    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int, codes_SHK: Tensor | None) -> Tensor:
+        assert codes_SHK is not None, "`codes` makes them"
+        return align_distances(torch.einsum("bthk,shk->bhts", q_BTHK, codes_SHK.flip(0)))
 
 
 class RelativeTableConfig(AttentionPositionsConfig):
@@ -161,7 +161,7 @@ class RelativeTable(AttentionPositions):
     def content_query(self, q_BTHK: Tensor) -> Tensor:
         return q_BTHK + self.u_HK
 
-    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int) -> Tensor:
+    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int, codes_SHK: Tensor | None) -> Tensor:
         rows = len(self.key_RHK)
         rows = min(rows, clamp_len or rows)
         distances = torch.arange(S - 1, -1, -1, device=q_BTHK.device).clamp(max=rows - 1)
@@ -197,7 +197,7 @@ class RelativeLearned(AttentionPositions):
         if config.share_keys:
             self.shared = ("key_KL",)
 
-    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int) -> Tensor:
+    def scores(self, q_BTHK: Tensor, S: int, clamp_len: int, codes_SHK: Tensor | None) -> Tensor:
         limit = self.key_KL.shape[1]
         nearest = self.key_KL[:, max(0, limit - (S - 1)) :]
         scores = torch.einsum("bthk,kl->bhtl", q_BTHK, nearest)
