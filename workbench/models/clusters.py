@@ -239,7 +239,8 @@ class Adaptive(Vocabulary):
 
     def _outputs(self) -> list[tuple[Tensor, Tensor]]:
         """Weights and biases of each bin's softmax; in bin 0 the tails follow."""
-        outputs = [(cast(nn.Linear, x).weight, cast(nn.Linear, x).bias) for x in self.outputs]
+        linear = cast(list[nn.Linear], list(self.outputs))
+        outputs: list[tuple[Tensor, Tensor]] = [(x.weight, x.bias) for x in linear]
         if len(outputs) == 1:
             # split, not sliced bin by bin: the gradient of a slice is as large as the whole table
             sizes = [high - low for low, high in pairwise(self.ends)]
