@@ -40,8 +40,9 @@ def cells(row: Row) -> dict[str, str]:
         peer = f"{peer}: {row['note']}" if peer else row["note"]
     rate = row.get("rate")
     fraction = row.get("gemm_fraction", row.get("memory_fraction"))
+    dtype = "bf16" if row["dtype"] == "bfloat16" else ""
     return {
-        "what": " ".join(x for x in (row["name"], row["size"], row["way"]) if x),
+        "what": " ".join(x for x in (row["name"], row["size"], dtype, row["way"]) if x),
         "ours": row["backend"],
         "ms": number(row["ours_ms"]),
         "peer": f"{number(rate, 4)} {row['unit']}" if rate else peer,

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench import limits, peers, report, run, timing
+from bench import configurations, limits, peers, report, run, timing
 from bench.__main__ import main
 from bench.case import BOTH, FWD, PEAK, Case, Ways, apart, together
 from bench.cases import GROUPS, fast_weights, models
-from bench.configurations import CONFIGURATIONS, Configuration
+from bench.configurations import CONFIGURATIONS, ENWIK8, Configuration
 from bench.timing import TINY, Effort, Times, take_turns
 
 CPU = torch.device("cpu")
@@ -213,6 +213,17 @@ def test_all_ways_of_a_rule_agree(op: str, way: str) -> None:
     assert all(row["ratio"] or row["note"] for row in rows)
 
 
+@pytest.mark.parametrize("make", [fast_weights.half, fast_weights.normalised])
+def test_other_types_and_sums_inside_agree(make: Callable[..., Ways]) -> None:
+    size = fast_weights.Size(40, 12, 8, 2, 2)
+    for op in ("delta_rule", "sum_rule"):
+        ways = make(op, size, BOTH, CPU)
+        if not ways.ours:
+            pytest.skip("no kernel was built")
+        rows = run.rows_of(case_of(ways, tolerance=5e-2), CPU, None, TINY)
+        assert all(row["ratio"] > 0 and row["error"] < 5e-2 for row in rows)
+
+
 def test_work_gives_the_gradient_of_every_argument() -> None:
     x, y = torch.randn(3), torch.randn(3)
     work = together(lambda a, b: a * b, [x, y], BOTH, [torch.full((3,), 2.0)])
@@ -255,6 +266,13 @@ def test_a_case_that_fails_costs_no_other(
     *_, failed, measured = json.loads((tmp_path / "bench.json").read_text())
     assert failed["note"] == "FAILED: RuntimeError: no memory" and failed["ratio"] is None
     assert measured["ours_ms"] > 0 and "FAILED" in capsys.readouterr().out
+
+
+def test_the_step_in_half_precision_runs() -> None:
+    small = replace(ENWIK8, T=3, B=1, model=lambda: configurations.xl(n_layer=1))
+    ways = models.in_half(small, CPU)
+    assert ways.ours["auto"]() == () and ways.measured_ms == {"60 ms asked for": 60}
+    assert 37e6 < sum(p.numel() for p in configurations.enwik8().parameters()) < 40e6
 
 
 def test_given_times_are_scaled_and_measured_ones_are_not() -> None:

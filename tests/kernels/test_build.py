@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CALL = """
 import warnings, sys
 sys.path.insert(0, {here!r})
-from cases import inputs, NAMES
+from cases import inputs
 import torch
 from workbench import kernels
 from workbench.kernels.dispatch import OPS
@@ -29,7 +29,7 @@ from workbench.kernels.dispatch import OPS
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     {prepare}
-    for name in NAMES * 2:
+    for name in ["delta_rule", "sum_rule"] * 2:
         for got, want in zip(OPS[name](*inputs(name)), OPS[name].reference(*inputs(name))):
             torch.testing.assert_close(got, want)
 for w in caught:

@@ -47,12 +47,20 @@ PAIRS = {20: 0.001, 60: 0.4, 40: 0.002, 80: None}
 
 LIMIT = {"group": "limits", "name": "limit: fp32 GEMM", "size": "2048", "way": "", "rate": 270.0}
 LIMIT |= {"unit": "GFLOP/s", "device": "a processor", "threads": 2, "ours_ms": 60.0, "sweep": ""}
-LIMIT |= {"backend": "torch", "peer": None, "peer_ms": None, "ratio": None, "target": None}
+LIMIT |= {
+    "dtype": "float32",
+    "backend": "torch",
+    "peer": None,
+    "peer_ms": None,
+    "ratio": None,
+    "target": None,
+}
 
 
 def measured(T: int, target: float | None, **told: Any) -> dict[str, Any]:
     """A row in which the peer takes three times as long."""
     row = {"group": "g", "name": "delta", "size": f"T{T}", "way": "fwd+bwd", "backend": "cpp"}
+    row |= {"dtype": "float32"}
     row |= {"peer": "loop", "ours_ms": T / 64, "peer_ms": 3 * T / 64, "ratio": 3.0, "note": ""}
     row |= {"target": target, "sweep": "T", "x": T, "disturbed": False, "gemm_fraction": 0.4}
     return row | {"ours_spread_ms": [0.9, 1.1]} | told

@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from workbench.config import Choice, Positive, Probability
+from workbench.models.dropout import Element
 
 
 class ChannelConfig(Choice):
@@ -48,7 +49,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: FeedForwardConfig, d_model: int):
         super().__init__()
         self.expand = nn.Linear(d_model, config.d_ffn)
-        self.drop = nn.Dropout(config.p_hidden)
+        self.drop = Element(config.p_hidden)
         self.contract = nn.Linear(config.d_ffn, d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Dropout that is not drawn for each number alone: over all tokens of a segment, over symbols.
+"""Dropout: of single numbers, over all tokens of a segment, over symbols.
 
-Paper: arXiv:1708.02182 section 4.2 (locked dropout, after arXiv:1512.05287), 4.3 (embedding).
+Paper: arXiv:1207.0580; arXiv:1708.02182 section 4.2 (locked dropout, after arXiv:1512.05287), 4.3
+(embedding).
 Shapes: B batch, T segment, D width, C classes.
 """
 
@@ -8,7 +9,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from workbench import kernels
 
 Kind = Literal["element", "locked"]
 
@@ -16,6 +21,28 @@ Kind = Literal["element", "locked"]
 def mask(like: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
     """Zeros with probability `p`, else `1 / (1 - p)`."""
     return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
+
+
+def drop(x: Tensor, p: float, training: bool) -> Tensor:
+    """Each number alone: 0 with probability `p`, else scaled by `1 / (1 - p)`; only in training."""
+    if not training or p == 0:
+        return x
+    if x.device.type == "cpu":
+        return kernels.dropout(x, draw_seed(x.device), p)
+    # on a GPU PyTorch's own is one pass over the numbers, and stores no more than bits
+    return F.dropout(x, p)
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """One int64 from PyTorch's generator of a device; nothing waits for it."""
+    return torch.randint(-(2**63), 2**63 - 1, (), device=device)
+
+
+class Element(nn.Dropout):
+    """`drop` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return drop(x, self.p, self.training)
 
 
 class Locked(nn.Module):
@@ -54,4 +81,4 @@ class DroppedSymbols(nn.Module):
 
 def dropout(kind: Kind, p: float) -> nn.Module:
     """Of single numbers, or locked over a segment."""
-    return Locked(p) if kind == "locked" else nn.Dropout(p)
+    return Locked(p) if kind == "locked" else Element(p)

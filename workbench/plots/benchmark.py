@@ -25,7 +25,8 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def _what(row: Row) -> str:
-    return " ".join(str(row[key]) for key in ("name", "size", "way") if row[key])
+    dtype = "" if row["dtype"] == "float32" else row["dtype"]
+    return " ".join(str(x) for x in (row["name"], row["size"], dtype, row["way"]) if x)
 
 
 def _milliseconds(value: float | None, spread: Sequence[float] | None) -> str | None:

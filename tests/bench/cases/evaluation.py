@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from bench.case import Case, Results, Ways, Work, on
-from bench.configurations import WORDS, build, fwms, zipf
+from bench.configurations import WORDS, awd, build, fwms, xl, zipf
 from bench.procedures import TransformerXL, sliding_windows
 from workbench.carry import Carry
 from workbench.models.base import evaluating
 from workbench.models.language_model import LanguageModel
 from workbench.originals import transformer_xl
+from workbench.reading import Reader
 from workbench.train.config import EvalConfig
 from workbench.train.evaluate import evaluate, measure
 
@@ -100,6 +101,30 @@ def long_memory(
     return Ways({"auto": ours}, {PROCEDURE: plainly(True), OWN_QUERIES: plainly(False)})
 
 
+GENERATING: dict[str, Callable[[], LanguageModel]] = {
+    "linear delta (t14)": partial(fwms, 24, no_pos=True, **SKIP),
+    "DPFP-3 delta (t16)": partial(fwms, 26, n_roll=3, no_pos=True, **SKIP),
+    "AWD-QRNN": partial(awd, "QRNN"),
+    "TXL char": xl,
+}
+N_TOKENS = 32
+
+
+def generating(kind: str, T: int, device: torch.device) -> Ways:
+    """One token after another, when a text of T tokens has been read: it costs the same."""
+    model = GENERATING[kind]().to(device)
+    reader = Reader(model, EvalConfig(method="carried"))
+    ids_1N = zipf(model.vocab_size, T + N_TOKENS)[None]
+    reader.read(ids_1N[:, :T])
+
+    def tokens() -> Results:
+        for place in range(N_TOKENS):
+            reader.read(ids_1N[:, T + place, None])
+        return ()
+
+    return Ways({"auto": tokens})
+
+
 def cases() -> list[Case]:
     result = [
         Case(
@@ -129,6 +154,11 @@ def cases() -> list[Case]:
                 quick=quick,
             )
         )
+    for kind in GENERATING:
+        for T in (16, 4096):
+            make, way = partial(generating, kind, T), f"{N_TOKENS} tokens"
+            told = {"sweep": "T", "x": T, "quick": False, "tiny": T == 16 and kind != "AWD-QRNN"}
+            result.append(Case("evaluation", kind, f"generation after {T}", way, make, **told))
     tiny = {
         "sliding windows": partial(sliding, "linear delta (t14)", 20_000, 4, 3),
         "TXL evaluation": partial(long_memory, 16, 2, 3, 7, 2),

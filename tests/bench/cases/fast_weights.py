@@ -127,6 +127,32 @@ def without_state(work: Work) -> Work:
     return run
 
 
+def half(op: str, s: Size, way: str, device: torch.device) -> Ways:
+    """The op in bfloat16, W in float32, beside itself in float32."""
+    arguments = inputs(op, s, device, torch.bfloat16)
+    seed = torch.randn(s.B, s.T, s.H, s.V, generator=torch.Generator().manual_seed(1))
+    ways = Ways(on_backends(op, arguments, way, seed.bfloat16()))
+    float32 = on_backends(op, [x.float() for x in arguments], way, seed)
+    ways.peers = {f"{name}, float32": work for name, work in list(float32.items())[:1]}
+    return ways
+
+
+def normalised(op: str, s: Size, way: str, device: torch.device) -> Ways:
+    """Keys and queries divided by their sums inside of the op, beside the same outside."""
+    arguments = inputs(op, s, device, torch.float32)
+    seed = torch.randn(s.B, s.T, s.H, s.V, generator=torch.Generator().manual_seed(1))
+
+    def outside(q: Tensor, k: Tensor, *rest: Tensor) -> Tensor:
+        q, k = (x / x.sum(-1, keepdim=True) for x in (q, k))
+        return OPS[op](q, k, *rest)[0]
+
+    inside = together(lambda *x: OPS[op](*x, True), arguments, way, [seed])
+    rows = OPS[op].explain(*arguments, True)
+    names = [row.backend for row in rows if not row.why_not and row.backend != "reference"]
+    ours = {name: on(name, inside) for name in names[:1]}
+    return Ways(ours, {"normalised before": together(outside, arguments, way, [seed])})
+
+
 def case(
     op: str, s: Size, way: str, targets: dict[str, float] | None = None, **told: object
 ) -> Case:
@@ -190,4 +216,18 @@ def cases() -> list[Case]:
             widths = ((128, 128, 1.0), (64, 64, 1.0), (16, 16, 1.5), (32, 32, 1.5))
             for F, V, target in (*widths, (96, 32, 1.5), (192, 32, 1.5)):
                 result.append(on_gpu(op, Size(4096, F, V, 8, 16), way, target))
+    for op in ("delta_rule", "sum_rule"):
+        size, narrow = Size(1024, 64, 64), Size(1024, 192, 32)
+        told = {"quick": False, "cuda": False}
+        flops = FLOPS[op, BOTH] * 64 * 1024 * 64 * 64
+        result += [
+            Case(
+                "fast_weights", op, str(size), BOTH, partial(half, op, size, BOTH),
+                dtype="bfloat16", flops=flops, tolerance=5e-2, **told,
+            ),
+            Case(
+                "fast_weights", f"{op}, normalised", str(narrow), BOTH,
+                partial(normalised, op, narrow, BOTH), flops=1.5 * flops, **told,
+            ),
+        ]  # fmt: skip
     return result

@@ -8,7 +8,7 @@ import torch
 
 from bench import peers
 from bench.case import Case, Results, Ways, Work
-from bench.configurations import CONFIGURATIONS, Configuration, zipf
+from bench.configurations import CONFIGURATIONS, ENWIK8, Configuration, zipf
 from workbench.data import Segments
 from workbench.data.batches import Reader
 from workbench.models.base import evaluating
@@ -22,7 +22,7 @@ originals_ms: dict[str, float] = {}
 """configuration -> milliseconds of the original's training step on this machine, if told"""
 
 
-def training(config: Configuration, device: torch.device) -> Work:
+def training(config: Configuration, device: torch.device, half: bool = False) -> Work:
     """One step after another, each handing its state to the next."""
     text = zipf(config.vocab, 4000 * config.B)
     batches = Segments(text, config.B, config.T, reader=Reader(device))
@@ -30,7 +30,8 @@ def training(config: Configuration, device: torch.device) -> Work:
     trainer = Trainer(model, batches, config.train_config(), config.name)
 
     def step() -> Results:
-        trainer.update()
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            trainer.update()
         return ()
 
     # from then on memories are full
@@ -38,6 +39,12 @@ def training(config: Configuration, device: torch.device) -> Work:
         step()
     trainer.check_finite()
     return step
+
+
+def in_half(config: Configuration, device: torch.device) -> Ways:
+    """A training step in bfloat16 against a time that is asked for."""
+    step = training(config, device, half=True)
+    return Ways({"auto": step}, measured_ms={f"{config.train_ms:g} ms asked for": config.train_ms})
 
 
 def reading(config: Configuration, device: torch.device) -> Work:
@@ -97,7 +104,18 @@ def case(group: str, config: Configuration, way: str) -> Case:
 
 def cases() -> list[Case]:
     """Training steps that a target is set for."""
-    return [case("models", config, TRAIN) for config in CONFIGURATIONS if config.target]
+    result = [case("models", config, TRAIN) for config in CONFIGURATIONS if config.target]
+    asked = Case(
+        group="models",
+        name=ENWIK8.name,
+        size=f"B{ENWIK8.B} T{ENWIK8.T}",
+        way=TRAIN,
+        dtype="bfloat16",
+        make=partial(in_half, ENWIK8),
+        targets={f"{ENWIK8.train_ms:g} ms asked for": 1.0},
+        cuda=True,
+    )
+    return [*result, asked]
 
 
 def more_cases() -> list[Case]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from workbench.config import CarryMode, Config, Positive, Probability, SameLength, slot
 from workbench.inspect import tap, wanted
+from workbench.models.dropout import Element
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,
@@ -175,7 +176,7 @@ class Attention(SequenceMixer):
         self.positions = config.positions.build(d_model, H, K)
         self.shared = tuple(f"positions.{name}" for name in self.positions.shared)
         self.span = config.span.build(d_model, H) if config.span else None
-        self.drop = nn.Dropout(config.p_attention)
+        self.drop = Element(config.p_attention)
         if config.persistent:
             N = config.persistent.n_vectors
             # stored small and scaled at use, so that optimizers see entries of the papers' size

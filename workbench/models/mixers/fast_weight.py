@@ -15,11 +15,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
-from torch.nn import functional
 
 from workbench import kernels
 from workbench.config import CarryMode, Positive, Probability, slot
 from workbench.inspect import FastWeightInputs, tap, wanted
+from workbench.models.dropout import drop
 from workbench.models.feature_maps import (
     DpfpConfig,
     EluConfig,
@@ -254,7 +254,7 @@ class FastWeight(SequenceMixer):
     ) -> tuple[Tensor, Tensor]:
         """The sum rule as attention without softmax, some of whose scores are dropped."""
         scores_BHTS = torch.einsum("bthf,bshf->bhts", q_BTHF, k_BTHF).tril()
-        dropped_BHTS = functional.dropout(scores_BHTS, self.config.p_attention)
+        dropped_BHTS = drop(scores_BHTS, self.config.p_attention, self.training)
         y_BTHV = torch.einsum("bhts,bshv->bthv", dropped_BHTS, v_BTHV)
         y_BTHV = y_BTHV + torch.einsum("bthf,bhfv->bthv", q_BTHF, W_BHFV)
         return y_BTHV, W_BHFV + torch.einsum("bthf,bthv->bhfv", k_BTHF, v_BTHV)

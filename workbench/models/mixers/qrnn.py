@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from workbench import kernels
 from workbench.config import Positive, Probability
+from workbench.models.dropout import drop
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,
@@ -92,7 +93,7 @@ class QRNN(SequenceMixer):
 
     def drop_weight(self, weight: Tensor) -> Tensor:
         """The matrix that one segment works with: some entries 0, the others scaled."""
-        return F.dropout(weight, self.config.p_weight, self.training)
+        return drop(weight, self.config.p_weight, self.training)
 
     def zoneout(self, gates_BTX: Tensor) -> tuple[Tensor | None, float]:
         """Which gates let new values in, (B, T, U), and how far they all do; nothing is scaled in

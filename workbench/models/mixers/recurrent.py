@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from workbench.config import Positive, Probability
+from workbench.models.dropout import Element, drop
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,
@@ -112,7 +112,7 @@ class Recurrent(SequenceMixer):
         self.bias_hh = nn.Parameter(torch.empty(G * U))
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(U), 1 / math.sqrt(U))
-        self.drop_hidden = nn.Dropout(config.p_hidden)
+        self.drop_hidden = Element(config.p_hidden)
         self.out = nn.Linear(U, d_model, bias=False) if config.project_out else None
 
     def initial_state(
@@ -154,4 +154,4 @@ class Recurrent(SequenceMixer):
 
     def drop_weight(self, weight: Tensor) -> Tensor:
         """The recurrent matrix that one segment works with: some entries 0, the others scaled."""
-        return F.dropout(weight, self.config.p_weight, self.training)
+        return drop(weight, self.config.p_weight, self.training)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from workbench.config import Choice, Positive, Probability
 from workbench.kernels.attention import align_distances
+from workbench.models.dropout import Element
 from workbench.models.positions import Sinusoid
 
 
@@ -108,7 +109,7 @@ class RelativeSinusoid(AttentionPositions):
         super().__init__()
         self.clamp_len, self.shape = config.clamp_len, (n_heads, d_head)
         self.sinusoid = Sinusoid(d_model)
-        self.drop = nn.Dropout(config.p_drop)
+        self.drop = Element(config.p_drop)
         self.project = nn.Linear(d_model, n_heads * d_head, bias=False)
         self.u_HK = nn.Parameter(torch.zeros(n_heads, d_head))
         self.v_HK = nn.Parameter(torch.zeros(n_heads, d_head))
