@@ -1,8 +1,8 @@
 """Operations with several implementations, and the choice between them.
 
-`attention`, `delta_rule`, `dropout`, `forget_mult`, `fo_pool`, `linear_cross_entropy` and `sum_rule`
-are called like functions. `prepare` builds what this machine can run faster; without it, or without
-a compiler, everything runs on PyTorch alone.
+`attention`, `delta_rule`, `dropout`, `forget_mult`, `fo_pool`, `linear_cross_entropy` and
+`sum_rule` are called like functions. `prepare` builds what this machine can run faster; without it,
+or without a compiler, everything runs on PyTorch alone.
 """
 
 from workbench.errors import NoBackend
