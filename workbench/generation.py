@@ -191,13 +191,18 @@ def sharpened(
         top_k, top_p: see `generate`.
 
     Returns:
-        (B, C) probabilities in float64, likeliest first, and the class of each.
+        (B, C) probabilities in float64 and the class of each, (B, top_k) where that is fewer;
+        likeliest first, unless neither `top_k` nor `top_p` asks: sorting many classes takes long.
     """
     logits_BC = logp_BC.double() / temperature
-    sorted_BC, order_BC = logits_BC.sort(stable=True, dim=-1, descending=True)
-    if top_k is not None:
-        sorted_BC[:, top_k:] = -math.inf
-    p_BC = sorted_BC.softmax(-1)
+    B, C = logits_BC.shape
+    if top_k is not None and top_k < C:
+        logits_BC, order_BC = logits_BC.topk(top_k)
+    elif top_p is not None:
+        logits_BC, order_BC = logits_BC.sort(stable=True, dim=-1, descending=True)
+    else:
+        order_BC = torch.arange(C).expand(B, C)
+    p_BC = logits_BC.softmax(-1)
     if top_p is not None:
         # the first is always kept: nothing comes before it
         p_BC = p_BC * (p_BC.cumsum(-1) - p_BC < top_p)

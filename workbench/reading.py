@@ -254,11 +254,17 @@ class Reader:
             if isinstance(self.state, Tensor):
                 self.state = torch.cat([self.state, ids_BT.cpu()], 1)[:, -self._window :]
                 fresh = self.model.initial_carry(len(ids_BT), Limits(same_length="off"))
-                hidden_BTD, _ = self.model(self.state.to(self.model.device), fresh)
+                hidden_BTD = self._run(self.state, fresh)[0]
             else:
-                for piece_BT in ids_BT.to(self.model.device).split(PIECE, dim=1):
-                    hidden_BTD, self.state = self.model(piece_BT, self.state)
-            return self.model.vocabulary.log_probs(hidden_BTD[:, -1:])[:, 0]
+                for piece_BT in ids_BT.split(PIECE, dim=1):
+                    hidden_BTD, self.state = self._run(piece_BT, self.state)
+            return self.model.vocabulary.log_probs(hidden_BTD)[:, 0]
+
+    def _run(self, ids_BT: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """What the softmax reads after the last token, (B, 1, D), and the new carry."""
+        ids_BT = ids_BT.to(self.model.device)
+        hidden_B1D, carry = self.model(ids_BT, carry, 1 if ids_BT.shape[1] > 1 else None)
+        return hidden_B1D, carry
 
     @property
     def _window(self) -> int:

@@ -44,6 +44,7 @@ template <class T>
 struct Lane {
   char* base;
   int64_t stride, size;  // bytes from token to token, and of a number
+  bool followed_by_zeros = false;  // each row, as far as a panel reaches
 
   bool as_it_is() const { return size == int64_t(sizeof(T)); }
   char* at(int64_t t, int64_t c) const { return base + t * stride + c * size; }
@@ -66,9 +67,11 @@ struct Lane {
     get(t, 0, 1, &x);
     return x;
   }
-  // 1: to be written, 0: to be read
+  // 1: to be written, 0: to be read. Inlined by force: to GCC a function that does nothing else has
+  // no effect, and its calls go
   template <int kWrite>
-  void prefetch(int64_t t, int64_t c, int64_t n) const {
+  WORKBENCH_INLINE void prefetch(int64_t t, int64_t c, int64_t n) const {
+    if (followed_by_zeros) return;  // side by side: the processor sees what comes next
     const char* from = at(t, c);
     for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(from + i, kWrite, 3);
   }
@@ -99,46 +102,75 @@ T inverse_of_sum(const T* row, int64_t n) {
   return total == 0 ? T(0) : T(1) / total;
 }
 
+// A head's rows in a thread's own memory: numbers of type T side by side, where the strides of the
+// tensors would leave most of a cache unused, and zeros after each row as far as a panel reaches.
+template <class T>
+Lane<T> kept_rows(T*& room, int64_t tokens, int64_t width) {
+  constexpr int64_t panel = Row<T, kMaxVectors>::width;
+  const int64_t padded = (width + panel - 1) / panel * panel;
+  T* rows = room;
+  room += tokens * padded;
+  return {reinterpret_cast<char*>(rows), padded * int64_t(sizeof(T)), sizeof(T), true};
+}
+template <class T>
+int64_t numbers_of_kept_rows(int64_t tokens, int64_t width) {
+  T* none = nullptr;
+  kept_rows(none, tokens, width);
+  return none - static_cast<T*>(nullptr);
+}
+
 // Columns first to first + n of a head's tokens, C of them at a time, as numbers of type T: where
-// they lie, or in a buffer where they must be converted, divided by their sum, or filled up with
-// zeros to `padded`. Tokens beyond the segment are rows of zeros.
+// they lie, or in other rows where they must be converted, divided by their sum, or followed by
+// zeros up to `padded`. Tokens beyond the segment are rows of zeros.
 template <class T, int C>
 class Feed {
  public:
   std::array<const T*, C> now, before;
 
-  // inverse: of the sums by which rows are divided; null: they are not. A feed of whole rows
-  // computes it, one of some columns uses what is there.
   Feed(const Lane<T>& lane, int64_t tokens, int64_t first, int64_t n, int64_t padded,
-       const T* zeros, T* inverse, bool whole)
-      : lane_(lane), tokens_(tokens), first_(first), n_(n), padded_(padded), zeros_(zeros),
-        inverse_(inverse), whole_(whole),
-        direct_(lane.as_it_is() && n == padded && !inverse),
-        buffer_(direct_ ? 0 : 2 * C * padded) {
+       const T* zeros)
+      : lane_(lane), tokens_(tokens), first_(first), n_(n), padded_(padded), zeros_(zeros) {
     now.fill(zeros);
     before.fill(zeros);
+  }
+  // Divide rows, whole ones, by their sums, and leave 1 / sum in inverse; null: as they are.
+  Feed& normalised(T* inverse) {
+    inverse_ = inverse;
+    return *this;
+  }
+  // Leave the rows that come by in those of another lane.
+  Feed& kept_in(const Lane<T>& rows) {
+    kept_ = rows.base;
+    kept_stride_ = rows.stride;
+    return *this;
   }
   // on to the tokens t, t + step, ...; `before` are those that were `now`
   void move(int64_t t, int64_t step) {
     before = now;
     side_ ^= 1;
-    for (int i = 0; i < C; ++i) now[i] = fetch(t + i * step, i);
     for (int i = 0; i < C; ++i) {
-      const int64_t soon = t + (kAhead + i) * step;
+      const int64_t token = t + i * step, soon = token + kAhead * step;
       if (inside(soon)) lane_.template prefetch<0>(soon, first_, n_);
+      now[i] = inside(token) ? fetch(token, i) : zeros_;
     }
   }
 
  private:
   bool inside(int64_t t) const { return t >= 0 && t < tokens_; }
   const T* fetch(int64_t t, int i) {
-    if (!inside(t)) return zeros_;
-    if (direct_) return reinterpret_cast<const T*>(lane_.at(t, first_));
-    T* row = buffer_.get() + (side_ * C + i) * padded_;
+    const bool ready = lane_.as_it_is() && (n_ == padded_ || lane_.followed_by_zeros);
+    if (ready && !inverse_ && !kept_) return reinterpret_cast<const T*>(lane_.at(t, first_));
+    T* row;
+    if (kept_) {
+      row = reinterpret_cast<T*>(kept_ + t * kept_stride_) + first_;
+    } else {
+      if (buffer_.empty()) buffer_ = Scratch<T>(2 * C * padded_);
+      row = buffer_.get() + (side_ * C + i) * padded_;
+    }
     lane_.get(t, first_, n_, row);
-    std::fill(row + n_, row + padded_, T(0));
+    for (int64_t c = n_; c < padded_; ++c) row[c] = T(0);
     if (inverse_) {
-      if (whole_) inverse_[t] = inverse_of_sum(row, n_);
+      inverse_[t] = inverse_of_sum(row, n_);
       if (const T scale = inverse_[t]; scale != 0)
         for (int64_t c = 0; c < n_; ++c) row[c] *= scale;
     }
@@ -148,24 +180,14 @@ class Feed {
   Lane<T> lane_;
   int64_t tokens_, first_, n_, padded_;
   const T* zeros_;
-  T* inverse_;
-  bool whole_, direct_;
+  T* inverse_ = nullptr;
+  char* kept_ = nullptr;
+  int64_t kept_stride_ = 0;
   int side_ = 0;
   Scratch<T> buffer_;
 };
 
-template <class T, int C>
-Feed<T, C> whole_rows(const Lane<T>& lane, int64_t tokens, int64_t width, const T* zeros,
-                      T* inverse = nullptr) {
-  return {lane, tokens, 0, width, width, zeros, inverse, true};
-}
-template <class T, int C>
-Feed<T, C> columns(const Lane<T>& lane, int64_t tokens, int64_t first, int64_t n, int64_t padded,
-                   const T* zeros, T* inverse = nullptr) {
-  return {lane, tokens, first, n, padded, zeros, inverse, false};
-}
-
-// The gradient g of x / sum(x) becomes that of x, for the tokens of a head; g may be the output.
+// The gradient g of x = features / sum(features) becomes that of the features, for a head's tokens.
 template <class T>
 void backward_of_normalise(const Lane<T>& g, const Lane<T>& x, const T* inverse, int64_t tokens,
                            int64_t n, T* room, const Lane<T>& out) {
@@ -174,7 +196,7 @@ void backward_of_normalise(const Lane<T>& g, const Lane<T>& x, const T* inverse,
     g.get(t, 0, n, g_);
     if (const T scale = inverse[t]; scale != 0) {
       x.get(t, 0, n, x_);
-      const T along = dot(g_, x_, n) * scale;
+      const T along = dot(g_, x_, n);
       for (int64_t i = 0; i < n; ++i) g_[i] = (g_[i] - along) * scale;
     }
     out.put(t, 0, n, g_);

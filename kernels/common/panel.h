@@ -138,15 +138,20 @@ struct Row {
 template <class T>
 class Scratch {
  public:
+  Scratch() = default;
   explicit Scratch(int64_t n) : data_(static_cast<T*>(::operator new(n * sizeof(T), kAlign))) {}
   ~Scratch() { ::operator delete(data_, kAlign); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
+  Scratch(Scratch&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  Scratch& operator=(Scratch&& other) noexcept {
+    std::swap(data_, other.data_);
+    return *this;
+  }
   T* get() const { return data_; }
+  bool empty() const { return !data_; }
 
  private:
   static constexpr std::align_val_t kAlign{64};
-  T* data_;
+  T* data_ = nullptr;
 };
 
 // When a pass over the rows reads: after all of its writes, or each read after the write beside it.

@@ -40,16 +40,20 @@ struct Head {
   int64_t head;
   const T* zeros;
   T *inverse_q, *inverse_k;  // null where queries and keys are taken as they are
-  Lane<T> q, k, v, beta, error, y, gy, w, before, dq, dk, dbeta;
+  Lane<T> q, k, v, beta, error, y, gy;
 
   bool inside(int64_t t) const { return t >= 0 && t < s.T; }
+  // rows that will be written soon are fetched like those that will be read
+  WORKBENCH_INLINE void expect(const Lane<T>& out, int64_t t, int64_t c, int64_t n) const {
+    if (inside(t)) out.template prefetch<1>(t, c, n);
+  }
   T strength(int64_t t) const { return inside(t) ? beta.number(t) : T(0); }
-  Feed<T, C> rows(const Lane<T>& lane, int64_t width, T* inverse = nullptr) const {
-    return whole_rows<T, C>(lane, s.T, width, zeros, inverse);
+  Feed<T, C> rows(const Lane<T>& lane, int64_t width) const {
+    return {lane, s.T, 0, width, width, zeros};
   }
   template <class Panel>
-  Feed<T, C> part(const Lane<T>& lane, const Panel& panel, int64_t c, T* inverse = nullptr) const {
-    return columns<T, C>(lane, s.T, c, panel.n, Panel::R::width, zeros, inverse);
+  Feed<T, C> part(const Lane<T>& lane, const Panel& panel, int64_t c) const {
+    return {lane, s.T, c, panel.n, Panel::R::width, zeros};
   }
   Matrix matrix(int64_t c) const { return {head * s.F * s.V + c, s.V, 1}; }
   Matrix transposed(int64_t c) const { return {(head * s.F + c) * s.V, 1, s.V}; }
@@ -60,8 +64,8 @@ void forward(const Head<T>& o, const Tensor& state, const Tensor& last, bool kee
              int64_t c) {
   using R = typename Panel::R;
   load_state(panel, state, o.matrix(c));
-  auto q = o.rows(o.q, o.s.F, o.inverse_q), k = o.rows(o.k, o.s.F, o.inverse_k);
-  auto v = o.part(o.v, panel, c);
+  auto q = o.rows(o.q, o.s.F), k = o.rows(o.k, o.s.F), v = o.part(o.v, panel, c);
+  q.normalised(o.inverse_q), k.normalised(o.inverse_k);
   std::array<R, C> x{R::zero(), R::zero()};
   std::array<R, 2 * C> found;
   for (int64_t t = 0; t < o.s.T; t += C) {
@@ -69,6 +73,8 @@ void forward(const Head<T>& o, const Tensor& state, const Tensor& last, bool kee
     const Products<T> kk(k.now, k.now, o.s.F, false), qk(q.now, k.now, o.s.F, true);
     panel.write_then_read(k.before, x, side_by_side<T>(k.now, q.now), found);
     for (int i = 0; i < C && o.inside(t + i); ++i) {
+      o.expect(o.y, t + i + C, c, panel.n);
+      if (keep) o.expect(o.error, t + i + C, c, panel.n);
       R e = R::from(v.now[i]) - found[i];
       for (int j = 0; j < i; ++j) e = e.plus(-kk[i][j], x[j]);
       if (keep) o.error.put(t + i, c, panel.n, e);
@@ -83,14 +89,24 @@ void forward(const Head<T>& o, const Tensor& state, const Tensor& last, bool kee
   store_state(panel, last, o.matrix(c));
 }
 
-// Backwards over tokens: the gradient of W, and from it w = dv, dbeta and the first state's.
+// What the parts of the backward pass leave to each other, in rows of the thread's own: their
+// inputs as numbers of type T, queries and keys normalised; w = dv; what dk has to give back.
+template <class T>
+struct Between {
+  Lane<T> q, k, gy, error, w, before, dq, dk, dbeta;
+};
+
+// Backwards over tokens: the gradient of W, and from it w, dbeta and the first state's.
 template <class T, class Panel>
-void backward_values(const Head<T>& o, const Tensor& glast, const Tensor& dstate, const Lane<T>& dv,
-                     Panel panel, int64_t c) {
+void backward_values(const Head<T>& o, const Between<T>& z, const Tensor& glast,
+                     const Tensor& dstate, const Lane<T>& dv, Panel panel, int64_t c) {
   using R = typename Panel::R;
   load_state(panel, glast, o.matrix(c));
-  auto q = o.rows(o.q, o.s.F, o.inverse_q), k = o.rows(o.k, o.s.F, o.inverse_k);
+  // the first panel brings the rows, the others find them
+  auto q = o.rows(c ? z.q : o.q, o.s.F), k = o.rows(c ? z.k : o.k, o.s.F);
+  if (c == 0) q.normalised(o.inverse_q).kept_in(z.q), k.normalised(o.inverse_k).kept_in(z.k);
   auto gy = o.part(o.gy, panel, c), error = o.part(o.error, panel, c);
+  gy.kept_in(z.gy), error.kept_in(z.error);
   std::array<R, 2 * C> x;  // gy and -w of a block
   x.fill(R::zero());
   std::array<R, C> du;
@@ -99,17 +115,18 @@ void backward_values(const Head<T>& o, const Tensor& glast, const Tensor& dstate
     const Products<T> kq(k.now, q.now, o.s.F, true), kk(k.now, k.now, o.s.F, false);
     panel.write_then_read(side_by_side<T>(q.before, k.before), x, k.now, du);
     for (int i = 0; i < C && o.inside(t - i); ++i) {
+      o.expect(dv, t - i - C, c, panel.n);
       x[i] = R::from(gy.now[i]);
       for (int j = 0; j <= i; ++j) du[i] = du[i].plus(kq[i][j], x[j]);
       for (int j = 0; j < i; ++j) du[i] = du[i].plus(kk[i][j], x[C + j]);
       const R w = du[i] * o.strength(t - i);
       x[C + i] = R::zero() - w;
-      o.w.put(t - i, c, panel.n, w);
+      z.w.put(t - i, c, R::width, w);
       dv.put(t - i, c, panel.n, w);
       // a sum over columns, of which each panel has some
       const T here = du[i].dot(R::from(error.now[i]));
-      const T sum = c == 0 ? here : o.dbeta.number(t - i) + here;
-      o.dbeta.put(t - i, 0, 1, &sum);
+      const T sum = c == 0 ? here : z.dbeta.number(t - i) + here;
+      z.dbeta.put(t - i, 0, 1, &sum);
     }
   }
   panel.write(side_by_side<T>(q.now, k.now), x);
@@ -118,11 +135,12 @@ void backward_values(const Head<T>& o, const Tensor& glast, const Tensor& dstate
 
 // With every write known, the transposed matrix forwards: dq, and what dk has to give back.
 template <class T, class Panel>
-void backward_queries(const Head<T>& o, const Tensor& state, Panel panel, int64_t c) {
+void backward_queries(const Head<T>& o, const Between<T>& z, const Tensor& state, Panel panel,
+                      int64_t c) {
   using R = typename Panel::R;
   load_state(panel, state, o.transposed(c));
-  auto error = o.rows(o.error, o.s.V), gy = o.rows(o.gy, o.s.V), w = o.rows(o.w, o.s.V);
-  auto k = o.part(o.k, panel, c, o.inverse_k);
+  auto error = o.rows(z.error, o.s.V), gy = o.rows(z.gy, o.s.V), w = o.rows(z.w, o.s.V);
+  auto k = o.part(z.k, panel, c);
   std::array<R, C> x{R::zero(), R::zero()};
   std::array<R, 2 * C> found;
   for (int64_t t = 0; t < o.s.T; t += C) {
@@ -130,24 +148,25 @@ void backward_queries(const Head<T>& o, const Tensor& state, Panel panel, int64_
     const Products<T> ge(gy.now, error.now, o.s.V, true), we(w.now, error.now, o.s.V, false);
     panel.write_then_read(error.before, x, side_by_side<T>(gy.now, w.now), found);
     for (int i = 0; i < C && o.inside(t + i); ++i) {
+      o.expect(z.dq, t + i + C, c, panel.n);
       x[i] = R::from(k.now[i]) * o.strength(t + i);
       R dq = found[i], before = found[C + i];
       for (int j = 0; j <= i; ++j) dq = dq.plus(ge[i][j], x[j]);
       for (int j = 0; j < i; ++j) before = before.plus(we[i][j], x[j]);
-      o.dq.put(t + i, c, panel.n, dq);
-      o.before.put(t + i, c, panel.n, before);
+      z.dq.put(t + i, c, panel.n, dq);
+      z.before.put(t + i, c, R::width, before);
     }
   }
 }
 
 // Its gradient backwards: the rest of dk.
 template <class T, class Panel>
-void backward_keys(const Head<T>& o, const Tensor& glast, Panel panel, int64_t c) {
+void backward_keys(const Head<T>& o, const Between<T>& z, const Tensor& glast, Panel panel,
+                   int64_t c) {
   using R = typename Panel::R;
   load_state(panel, glast, o.transposed(c));
-  auto error = o.rows(o.error, o.s.V), gy = o.rows(o.gy, o.s.V), w = o.rows(o.w, o.s.V);
-  auto q = o.part(o.q, panel, c, o.inverse_q), k = o.part(o.k, panel, c, o.inverse_k);
-  auto before = o.part(o.before, panel, c);
+  auto error = o.rows(z.error, o.s.V), gy = o.rows(z.gy, o.s.V), w = o.rows(z.w, o.s.V);
+  auto q = o.part(z.q, panel, c), k = o.part(z.k, panel, c), before = o.part(z.before, panel, c);
   std::array<R, 2 * C> x;  // q and -k of a block
   x.fill(R::zero());
   std::array<R, C> g;
@@ -157,12 +176,13 @@ void backward_keys(const Head<T>& o, const Tensor& glast, Panel panel, int64_t c
     const Products<T> eg(error.now, gy.now, o.s.V, true), ew(error.now, w.now, o.s.V, false);
     panel.write_then_read(side_by_side<T>(gy.before, w.before), x, error.now, g);
     for (int i = 0; i < C && o.inside(t - i); ++i) {
+      o.expect(z.dk, t - i - C, c, panel.n);
       x[i] = R::from(q.now[i]);
       x[C + i] = R::zero() - R::from(k.now[i]);
       for (int j = 0; j <= i; ++j) g[i] = g[i].plus(eg[i][j], x[j]);
       for (int j = 0; j < i; ++j) g[i] = g[i].plus(ew[i][j], x[C + j]);
       const R dk = g[i] * o.strength(t - i) - R::from(before.now[i]);
-      o.dk.put(t - i, c, panel.n, dk);
+      z.dk.put(t - i, c, panel.n, dk);
     }
   }
 }
@@ -171,11 +191,6 @@ void backward_keys(const Head<T>& o, const Tensor& glast, Panel panel, int64_t c
 template <class T>
 Heads<T> of_one(const Tensor& x) {
   return Heads<T>(x.unsqueeze(-1));
-}
-
-template <class T>
-Lane<T> lane_of(T* rows, int64_t width) {
-  return {reinterpret_cast<char*>(rows), width * int64_t(sizeof(T)), sizeof(T)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> delta_rule_forward(const Tensor& q_in, const Tensor& k_in,
@@ -237,31 +252,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_rule_backward(
     const Heads<T> Dq(dq), Dk(dk), Dv(dv), Dbeta = of_one<T>(dbeta);
     const Cut<T> narrow(s.F, s.V), wide(s.V, s.F);
     const int64_t panel = std::max(narrow.numbers(), wide.numbers());
-    // of each token: its sums, w, dbeta, two rows of gradients; and room for two rows
-    const int64_t own = s.T * (2 + s.V + 1 + 2 * s.F) + 2 * s.F;
+    const int64_t by_f = numbers_of_kept_rows<T>(s.T, s.F), by_v = numbers_of_kept_rows<T>(s.T, s.V);
+    // with its sums and dbeta; and room for two rows
+    const int64_t own = 3 * by_v + (normalise ? 4 : 3) * by_f + 3 * s.T + 2 * s.F;
     const auto work = [&](int64_t head, const Bench<T>& bench) {
       const int64_t b = head / s.H, h = head % s.H;
-      T* inverse = normalise ? bench.own : nullptr;
-      Head<T> o{s, head, bench.zeros, inverse, normalise ? inverse + s.T : nullptr};
-      o.q = Q(b, h), o.k = K(b, h), o.beta = Beta(b, h), o.error = E(b, h), o.gy = Gy(b, h);
-      T* w = bench.own + 2 * s.T;
-      T *strengths = w + s.T * s.V, *before = strengths + s.T, *g = before + s.T * s.F;
       const Lane<T> dq_ = Dq(b, h), dk_ = Dk(b, h), dv_ = Dv(b, h), dbeta_ = Dbeta(b, h);
-      o.w = lane_of(w, s.V), o.dbeta = lane_of(strengths, 1), o.before = lane_of(before, s.F);
-      o.dq = o.dk = lane_of(g, s.F);
-      if (!normalise) o.dq = dq_, o.dk = dk_;
+      T* room = bench.own;
+      const auto by = [&](int64_t width) { return kept_rows(room, s.T, width); };
+      Between<T> z{by(s.F), by(s.F), by(s.V), by(s.V), by(s.V), by(s.F), dq_, dk_};
+      if (normalise) z.dq = z.dk = by(s.F);
+      T *sums = room, *strengths = room + 2 * s.T, *two_rows = room + 3 * s.T;
+      z.dbeta = {reinterpret_cast<char*>(strengths), sizeof(T), sizeof(T)};
+      Head<T> o{s, head, bench.zeros, normalise ? sums : nullptr, normalise ? sums + s.T : nullptr};
+      o.q = Q(b, h), o.k = K(b, h), o.beta = Beta(b, h), o.error = E(b, h), o.gy = Gy(b, h);
       const auto each_panel = [&](const Cut<T>& cut, const auto& part) {
         for (int64_t i = 0; i < cut.panels(); ++i) with_panel(cut, i, bench.panel, part);
       };
-      const auto finish = [&](const Lane<T>& x, const T* inverse, const Lane<T>& out) {
-        if (normalise) backward_of_normalise(lane_of(g, s.F), x, inverse, s.T, s.F, g + s.T * s.F, out);
-      };
-      each_panel(narrow, [&](auto p, int64_t c) { backward_values(o, glast, dstate, dv_, p, c); });
+      each_panel(narrow, [&](auto p, int64_t c) { backward_values(o, z, glast, dstate, dv_, p, c); });
       for (int64_t t = 0; t < s.T; ++t) dbeta_.put(t, 0, 1, strengths + t);
-      each_panel(wide, [&](auto p, int64_t c) { backward_queries(o, state, p, c); });
-      finish(o.q, o.inverse_q, dq_);
-      each_panel(wide, [&](auto p, int64_t c) { backward_keys(o, glast, p, c); });
-      finish(o.k, o.inverse_k, dk_);
+      each_panel(wide, [&](auto p, int64_t c) { backward_queries(o, z, state, p, c); });
+      if (normalise) backward_of_normalise(z.dq, z.q, o.inverse_q, s.T, s.F, two_rows, dq_);
+      each_panel(wide, [&](auto p, int64_t c) { backward_keys(o, z, glast, p, c); });
+      if (normalise) backward_of_normalise(z.dk, z.k, o.inverse_k, s.T, s.F, two_rows, dk_);
     };
     share_out<T>(s.B * s.H, panel, std::max(s.F, s.V), own, s.T * 18 * s.F * s.V, work);
   });

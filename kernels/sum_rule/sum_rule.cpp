@@ -19,8 +19,13 @@ constexpr int C = 3;
 // has the values' width and x the keys'.
 template <class T>
 struct Scan {
-  Lane<T> a, x, b, out;
-  T *inverse_a, *inverse_x, *inverse_b;  // null where the rows are taken as they are
+  struct Operand {
+    Lane<T> rows;
+    const Lane<T>* kept = nullptr;  // where to leave them, if anywhere
+    T* inverse = nullptr;           // where to leave the inverse of the sums they are divided by
+  };
+  Operand a, x, b;
+  Lane<T> out;
   const Tensor* start;
   const Tensor* end;  // null where the last matrix is not asked for
   bool transposed, reversed;
@@ -32,15 +37,25 @@ void scan(const Sizes& s, int64_t head, const Scan<T>& o, const T* zeros, Panel 
   const Matrix matrix = o.transposed ? Matrix{(head * s.F + c) * s.V, 1, s.V}
                                      : Matrix{head * s.F * s.V + c, s.V, 1};
   load_state(panel, *o.start, matrix);
-  auto a = whole_rows<T, C>(o.a, s.T, panel.rows, zeros, o.inverse_a);
-  auto b = whole_rows<T, C>(o.b, s.T, panel.rows, zeros, o.inverse_b);
-  auto x = columns<T, C>(o.x, s.T, c, panel.n, R::width, zeros, o.inverse_x);
+  const auto feed = [&](const typename Scan<T>::Operand& from, int64_t first, int64_t n,
+                        int64_t padded, bool whole) {
+    // whole rows are brought by the first panel, the others find them
+    const bool found = whole && c && from.kept;
+    Feed<T, C> rows(found ? *from.kept : from.rows, s.T, first, n, padded, zeros);
+    if (!found) rows.normalised(from.inverse);
+    if (!found && from.kept) rows.kept_in(*from.kept);
+    return rows;
+  };
+  auto a = feed(o.a, 0, panel.rows, panel.rows, true), b = feed(o.b, 0, panel.rows, panel.rows, true);
+  auto x = feed(o.x, c, panel.n, R::width, false);
   const int64_t step = o.reversed ? -1 : 1;
   for (int64_t i = 0; i < s.T; i += C) {
     const int64_t t = o.reversed ? s.T - 1 - i : i;
     a.move(t, step), b.move(t, step), x.move(t, step);
     std::array<R, C> written, y;
     for (int j = 0; j < C; ++j) written[j] = R::from(x.now[j]);
+    for (int j = 0; j < C && i + C + j < s.T; ++j)
+      o.out.template prefetch<1>(t + (C + j) * step, c, panel.n);
     panel.alternate(a.now, written, b.now, y);
     for (int j = 0; j < C && i + j < s.T; ++j) o.out.put(t + j * step, c, panel.n, y[j]);
   }
@@ -53,14 +68,16 @@ void forward(const Sizes& s, const Tensor& q, const Tensor& k, const Tensor& v, 
   const Heads<T> Q(q), K(k), V(v), Y(y);
   const Cut<T> cut(s.F, s.V);
   const int64_t panels = cut.panels(), cost = s.T * 4 * cut.numbers();
-  share_out<T>(s.B * s.H * panels, cut.numbers(), s.F, 2 * s.T, cost, [&](int64_t i, auto bench) {
+  const auto work = [&](int64_t i, const Bench<T>& bench) {
     const int64_t head = i / panels, b = head / s.H, h = head % s.H;
-    T *inverse_q = normalise ? bench.own : nullptr, *inverse_k = normalise ? inverse_q + s.T : nullptr;
-    const Scan<T> o{K(b, h), V(b, h), Q(b, h), Y(b, h), inverse_k, nullptr, inverse_q,
-                    &state,  &last,   false,   false};
+    T *iq = normalise ? bench.own : nullptr, *ik = normalise ? iq + s.T : nullptr;
+    const Scan<T> o{{K(b, h), nullptr, ik}, {V(b, h)}, {Q(b, h), nullptr, iq}, Y(b, h),
+                    &state, &last, false, false};
     with_panel(cut, i % panels, bench.panel,
                [&](auto panel, int64_t c) { scan(s, head, o, bench.zeros, panel, c); });
-  });
+  };
+  const int64_t own = normalise ? 2 * s.T : 0;
+  share_out<T>(s.B * s.H * panels, cut.numbers(), s.F, own, cost, work);
 }
 
 template <class T>
@@ -69,32 +86,33 @@ void backward(const Sizes& s, const Tensor& gy, const Tensor& glast, const Tenso
               const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dstate) {
   const Heads<T> Gy(gy), Q(q), K(k), V(v), Dq(dq), Dk(dk), Dv(dv);
   const Cut<T> narrow(s.F, s.V), wide(s.V, s.F);
-  const int64_t panel = std::max(narrow.numbers(), wide.numbers()), widest = std::max(s.F, s.V);
-  // where rows are divided by their sum: those sums, the gradient of one side, room for two rows
-  const int64_t own = normalise ? 2 * s.T + s.T * s.F + 2 * s.F : 0;
-  const int64_t cost = s.T * 12 * s.F * s.V;
-  share_out<T>(s.B * s.H, panel, widest, own, cost, [&](int64_t head, auto bench) {
+  const int64_t panel = std::max(narrow.numbers(), wide.numbers());
+  const int64_t by_f = numbers_of_kept_rows<T>(s.T, s.F), by_v = numbers_of_kept_rows<T>(s.T, s.V);
+  const auto work = [&](int64_t head, const Bench<T>& bench) {
     const int64_t b = head / s.H, h = head % s.H;
-    T *iq = normalise ? bench.own : nullptr, *ik = normalise ? iq + s.T : nullptr;
-    T* kept = bench.own + 2 * s.T;
-    const Lane<T> q_ = Q(b, h), k_ = K(b, h), v_ = V(b, h), gy_ = Gy(b, h);
-    const Lane<T> g{reinterpret_cast<char*>(kept), s.F * int64_t(sizeof(T)), sizeof(T)};
+    const Lane<T> dq_ = Dq(b, h), dk_ = Dk(b, h);
+    T* room = bench.own;
+    const auto by = [&](int64_t width) { return kept_rows(room, s.T, width); };
+    const Lane<T> kept_q = by(s.F), kept_k = by(s.F), kept_v = by(s.V), kept_gy = by(s.V);
+    const Lane<T> g = normalise ? by(s.F) : dq_;
+    T *iq = normalise ? room : nullptr, *ik = normalise ? room + s.T : nullptr;
+    T* two_rows = room + 2 * s.T;
     const auto run = [&](const Cut<T>& cut, const Scan<T>& o) {
       for (int64_t i = 0; i < cut.panels(); ++i)
         with_panel(cut, i, bench.panel,
                    [&](auto p, int64_t c) { scan(s, head, o, bench.zeros, p, c); });
     };
-    const auto finish = [&](const Lane<T>& x, const T* inverse, const Lane<T>& out) {
-      if (normalise) backward_of_normalise(g, x, inverse, s.T, s.F, kept + s.T * s.F, out);
-    };
     // G, the gradient of W: backwards in W's own shape for dv, transposed for dk
-    run(narrow, {q_, gy_, k_, Dv(b, h), iq, nullptr, ik, &glast, &dstate, false, true});
-    const Lane<T> dk_ = Dk(b, h), dq_ = Dq(b, h);
-    run(wide, {gy_, q_, v_, normalise ? g : dk_, nullptr, iq, nullptr, &glast, nullptr, true, true});
-    finish(k_, ik, dk_);
-    run(wide, {v_, k_, gy_, normalise ? g : dq_, nullptr, ik, nullptr, &state, nullptr, true, false});
-    finish(q_, iq, dq_);
-  });
+    run(narrow, {{Q(b, h), &kept_q, iq}, {Gy(b, h), &kept_gy}, {K(b, h), &kept_k, ik}, Dv(b, h),
+                 &glast, &dstate, false, true});
+    run(wide, {{kept_gy}, {kept_q}, {V(b, h), &kept_v}, normalise ? g : dk_, &glast, nullptr, true,
+               true});
+    if (normalise) backward_of_normalise(g, kept_k, ik, s.T, s.F, two_rows, dk_);
+    run(wide, {{kept_v}, {kept_k}, {kept_gy}, g, &state, nullptr, true, false});
+    if (normalise) backward_of_normalise(g, kept_q, iq, s.T, s.F, two_rows, dq_);
+  };
+  const int64_t own = 2 * by_v + (normalise ? 3 : 2) * by_f + 2 * s.T + 2 * s.F;
+  share_out<T>(s.B * s.H, panel, std::max(s.F, s.V), own, s.T * 12 * s.F * s.V, work);
 }
 
 std::tuple<Tensor, Tensor> sum_rule_forward(const Tensor& q_in, const Tensor& k_in,

@@ -37,7 +37,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help='JSON {"TXL char": ms, ...}: training steps of the originals on this machine',
     )
     parser.add_argument("--only", help="only cases whose name, size and way hold this text")
-    parser.add_argument("--keep", action="store_true", help="keep rows of groups not asked for")
+    parser.add_argument("--keep", action="store_true", help="keep what is not measured again")
     parser.add_argument("--threads", type=int, help="of the CPU; default: PyTorch's choice")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench")
     args = parser.parse_args(words)
@@ -95,6 +95,14 @@ def tried(case: Case, device: torch.device, limits: Limits, effort: Effort) -> l
         return [blank(case, "", None, note) | {"failed": True}]
 
 
+def save(
+    rows: list[Row], limits: Limits, common: dict[str, object], args: argparse.Namespace
+) -> list[Row]:
+    """Write what is there so far, the limits first."""
+    told = [row | common for row in limit_rows(limits)]
+    return report.write([*told, *rows], args.out, args.keep)
+
+
 def main(words: list[str] | None = None) -> int:
     args = arguments(words)
     if args.originals:
@@ -103,17 +111,20 @@ def main(words: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     effort = TINY if args.tiny else QUICK if args.quick else Effort()
-    begin = time.perf_counter()
+    begin, printer = time.perf_counter(), report.Printer()
     print(kernels.prepare())
     common = where(device)
     print(f"{common['device']}, {common['threads']} threads, {common['versions']}")
-    limits = machine.measure(device, effort, 16 if args.tiny else 1)
-    rows: list[Row] = [row | common for row in limit_rows(limits)]
-    printer = report.Printer()
-    for row in rows:
+    scale = 16 if args.tiny else 1
+    limits = machine.measure_quietly(device, effort, scale)
+    rows: list[Row] = []
+    for row in limit_rows(limits):
         printer.show(row)
     failed = 0
     for group in args.groups:
+        if not args.tiny:
+            # machines have better minutes and worse ones: the best is the limit
+            limits = limits.best(machine.measure(device, effort))
         for case in GROUPS[group]():
             if wanted(case, args, device):
                 for row in tried(case, device, limits, effort):
@@ -121,9 +132,9 @@ def main(words: list[str] | None = None) -> int:
                     printer.show(rows[-1])
                     failed += row.get("failed", False)
                 # whatever comes, what was measured is kept
-                report.write(rows, args.out, args.groups if args.keep else None)
-    report.write(rows, args.out, args.groups if args.keep else None)
-    print(report.verdict(rows))
+                save(rows, limits, common, args)
+    written = save(rows, limits, common, args)
+    print(report.verdict(written))
     print(f"{time.perf_counter() - begin:.0f} s; written: {args.out / 'bench.json'}, bench.md")
     return int(failed > 0)
 

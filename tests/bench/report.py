@@ -109,20 +109,27 @@ def _line(texts: Iterable[str]) -> str:
     return f"| {' | '.join(texts)} |"
 
 
-def write(rows: list[Row], folder: Path, groups: Sequence[str] | None = None) -> list[Row]:
+def write(rows: list[Row], folder: Path, keep: bool = False) -> list[Row]:
     """Write `bench.json` and `bench.md`.
 
     Args:
-        groups: with them, rows of other groups stay in the file; None: all are replaced.
+        keep: rows that the file has and that were not measured again stay.
 
     Returns:
         All rows that are now in the file.
     """
     path = folder / "bench.json"
-    if groups is not None and path.is_file():
-        replaced = {"limits", *groups}
-        rows = [r for r in json.loads(path.read_text()) if r["group"] not in replaced] + rows
+    if keep and path.is_file():
+        again = {_case(row) for row in rows}
+        before = json.loads(path.read_text())
+        kept = [row for row in before if row["group"] != "limits" and _case(row) not in again]
+        limits = [row for row in rows if row["group"] == "limits"]
+        rows = [*limits, *kept, *rows[len(limits) :]]
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (folder / "bench.md").write_text(markdown(rows), encoding="utf-8")
     return rows
+
+
+def _case(row: Row) -> tuple[str, ...]:
+    return tuple(row[key] for key in ("name", "size", "way", "dtype"))

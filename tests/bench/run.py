@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import torch
 from bench.case import GIVEN_GFLOPS, PEAK, Case, Results, Ways, Work, apart
 from bench.limits import Limits
 from bench.memory import peak_mb
-from bench.timing import Effort, Times, sync, take_turns
+from bench.timing import Effort, Sample, Times, sample_ms, take_turns
 
 Row = dict[str, Any]
 
@@ -26,7 +25,7 @@ class Disagreement(AssertionError):
 class First:
     """What the first call of a candidate told."""
 
-    ms: float
+    sample: Sample
     memory_mb: float | None
     error: float = 0.0
     """distance from the first of ours"""
@@ -67,14 +66,12 @@ def first_calls(case: Case, ways: Ways, works: dict[str, Work], effort: Effort) 
 def first_call(work: Work, effort: Effort) -> tuple[First, Results]:
     """What a candidate gives, what that takes, and how much memory."""
     kept: list[Results] = []
-    begin = time.perf_counter()
-    memory_mb = peak_mb(lambda: kept.append(work()))
-    sync()
-    ms = 1e3 * (time.perf_counter() - begin)
-    if ms < 1e3 * effort.slow_s:
+    memory_mb: list[float | None] = []
+    sample = sample_ms(lambda: memory_mb.append(peak_mb(lambda: kept.append(work()))), 1)
+    if sample[0] < 1e3 * effort.slow_s:
         # the first call may have started threads and filled caches
-        memory_mb = peak_mb(work)
-    return First(ms, memory_mb), kept.pop()
+        memory_mb.append(peak_mb(work))
+    return First(sample, memory_mb[-1]), kept.pop()
 
 
 def _same(results: Results) -> Results:
@@ -98,7 +95,7 @@ def rows_of(
         # peers warn of what they deprecate; ours are tested elsewhere
         warnings.simplefilter("ignore")
         firsts = first_calls(case, ways, works, effort)
-        times = take_turns(works, effort, {name: first.ms for name, first in firsts.items()})
+        times = take_turns(works, effort, {name: first.sample for name, first in firsts.items()})
     for index, backend in enumerate(ways.ours):
         ours = f"ours {backend}"
         common = told(case, times[ours], firsts[ours], limits) | {"backend": backend}
@@ -188,6 +185,7 @@ def told(case: Case, ours: Times, first: First, limits: Limits | None) -> Row:
         "ours_samples": len(ours.samples_ms),
         "memory_mb": first.memory_mb,
         "disturbed": ours.is_disturbed,
+        "gemm_gflops": None if limits is None else limits.rate(gemm_of(case)),
     }
     if case.flops:
         row["gflops"] = case.flops / ms / 1e6

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 Call = Callable[[], object]
+Sample = tuple[float, bool]
+"""milliseconds of a call, and whether others used the processor meanwhile"""
 
 STAT = Path("/proc/stat")
 TICKS_PER_S = 100
@@ -52,6 +54,9 @@ class Times:
     disturbed_ms: list[float] = field(default_factory=list)
     """others used the processor meanwhile"""
 
+    def add(self, ms: float, disturbed: bool) -> None:
+        (self.disturbed_ms if disturbed else self.quiet_ms).append(ms)
+
     @property
     def samples_ms(self) -> list[float]:
         """What counts: the quiet samples where they are three, else all."""
@@ -88,7 +93,7 @@ class Effort:
     budget_s: float = 6.0
     """of a case: from then on no further round, and no sample is taken again; but two rounds"""
     slow_s: float = 2.0
-    """a candidate whose call takes longer takes part in two rounds"""
+    """a candidate whose call takes longer is called twice in all"""
     all_backends: bool = True
     """whether backends of ours that are not preferred are timed too"""
 
@@ -97,7 +102,7 @@ QUICK = Effort(rounds=3, sample_s=0.02, budget_s=1.0, slow_s=0.3, all_backends=F
 TINY = Effort(rounds=2, sample_s=0.0, budget_s=0.2, slow_s=0.1)
 
 
-def sample_ms(call: Call, repeats: int) -> tuple[float, bool]:
+def sample_ms(call: Call, repeats: int) -> Sample:
     """Milliseconds of one call among `repeats`, and whether others used the processor meanwhile."""
     sync()
     busy, own, begin = busy_s(), own_s(), time.perf_counter()
@@ -115,41 +120,42 @@ def sample_ms(call: Call, repeats: int) -> tuple[float, bool]:
 def take_turns(
     candidates: Mapping[str, Call],
     effort: Effort,
-    first_ms: Mapping[str, float] | None = None,
+    first: Mapping[str, Sample] | None = None,
     clock: Callable[[], float] = time.perf_counter,
-    sample: Callable[[Call, int], tuple[float, bool]] = sample_ms,
+    sample: Callable[[Call, int], Sample] = sample_ms,
 ) -> dict[str, Times]:
     """Time candidates in turns, so that what befalls the machine befalls all of them.
 
     Args:
         candidates: name -> what to call.
         effort: how long to go on.
-        first_ms: what a first call of each took, where there was one; else one is made to warm up.
+        first: of a first call of each, where there was one; else one is made to warm up. Of slow
+            candidates it counts.
         clock, sample: what measures; tests put their own here.
 
     Returns:
         The samples of each. A disturbed one is taken again once, if there is time.
     """
     begin, times = clock(), {name: Times() for name in candidates}
-    first = {name: sample(call, 1)[0] for name, call in candidates.items() if not first_ms}
-    first |= first_ms or {}
-    slow = {name for name, ms in first.items() if ms > 1e3 * effort.slow_s}
+    first = first or {name: sample(call, 1) for name, call in candidates.items()}
+    slow = {name for name, (ms, _) in first.items() if ms > 1e3 * effort.slow_s}
     repeats: dict[str, int] = {}
     for name, call in candidates.items():
+        if name in slow:
+            times[name].add(*first[name])
         # the first call may have built something
-        ms = first[name] if name in slow else sample(call, 1)[0]
+        ms = first[name][0] if name in slow else sample(call, 1)[0]
         repeats[name] = max(1, round(1e3 * effort.sample_s / max(ms, 1e-3)))
     for round_ in range(effort.rounds):
         late = clock() - begin > effort.budget_s
         if late and round_ >= 2:
             break
         for name, call in candidates.items():
-            if name in slow and round_ >= 2:
+            if name in slow and round_ >= 1:
                 continue
             ms, disturbed = sample(call, repeats[name])
             if disturbed and name not in slow and clock() - begin < effort.budget_s:
-                times[name].disturbed_ms.append(ms)
+                times[name].add(ms, disturbed)
                 ms, disturbed = sample(call, repeats[name])
-            kept = times[name].disturbed_ms if disturbed else times[name].quiet_ms
-            kept.append(ms)
+            times[name].add(ms, disturbed)
     return times

@@ -59,7 +59,7 @@ def naive(logits: list[float], temperature: float, k: int | None, p: float | Non
 def test_the_distribution(temperature: float, top_k: int | None, top_p: float | None) -> None:
     logp = torch.randn(3, 9, generator=torch.Generator().manual_seed(8)).log_softmax(-1)
     sorted_p, order = sharpened(logp, temperature, top_k, top_p)
-    got = torch.zeros_like(sorted_p).scatter(-1, order, sorted_p)
+    got = torch.zeros(3, 9, dtype=torch.float64).scatter(-1, order, sorted_p)
     expected = [naive(row, temperature, top_k, top_p) for row in logp.double().tolist()]
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
 

@@ -9,7 +9,7 @@ from workbench.errors import NoBackend
 from workbench.kernels.attention import attention
 from workbench.kernels.build import BuildReport, prepare
 from workbench.kernels.delta_rule import delta_rule, delta_step, read
-from workbench.kernels.dispatch import explain, forget, ran, use
+from workbench.kernels.dispatch import explain, forget, in_float32, ran, use
 from workbench.kernels.dropout import dropout
 from workbench.kernels.forget_mult import fo_pool, forget_mult
 from workbench.kernels.linear_cross_entropy import linear_cross_entropy
@@ -26,6 +26,7 @@ __all__ = [
     "fo_pool",
     "forget",
     "forget_mult",
+    "in_float32",
     "linear_cross_entropy",
     "prepare",
     "ran",

@@ -155,4 +155,5 @@ delta_rule = Op(
         Backend("chunked", chunked.delta_rule),
     ],
     check=_check,
+    takes_half=4,
 )

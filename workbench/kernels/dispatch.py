@@ -7,6 +7,7 @@ built; it never compiles. All of this is plain Python that `torch.compile` trace
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from workbench.errors import NoBackend
 T = TypeVar("T")
 
 OPS: dict[str, Op] = {}
+
+HALF = {torch.bfloat16, torch.float16}
 
 # schemas are defined where an op is; the built libraries bring the implementations
 LIBRARY = torch.library.Library("workbench", "DEF")
@@ -72,6 +75,9 @@ class Op:
         reference: the meaning, in plain PyTorch: differentiable, any device, any float type.
         backends: faster ones, best first.
         check: refuses arguments that no backend could take, with a `ValueError`.
+        takes_half: where PyTorch's autocast is on, float tensors are handed to the op in float32;
+            with this, the first so many stay as they are if all of them have one half precision
+            type.
     """
 
     def __init__(
@@ -80,8 +86,10 @@ class Op:
         reference: Callable[..., Any],
         backends: list[Backend],
         check: Callable[..., None] = always,  # type: ignore[assignment]
+        takes_half: int = 0,
     ):
         self.name, self.reference, self.check = name, reference, check
+        self.takes_half = takes_half
         self.backends = [*backends, Backend("reference", reference)]
         self.__doc__ = reference.__doc__
         # an attribute for each op and no common dict, whose length compiled code would guard
@@ -92,6 +100,19 @@ class Op:
         return f"<op {self.name}: {', '.join(b.name for b in self.backends)}>"
 
     def __call__(self, *args: Any) -> Any:
+        if not torch.is_autocast_enabled(device := _device(args)):
+            return self._run(*args)
+        with torch.autocast(device, enabled=False):
+            return self._run(*self._without_autocast(args))
+
+    def _without_autocast(self, args: tuple[Any, ...]) -> list[Any]:
+        """The arguments in types that the contract takes together."""
+        n = self.takes_half
+        types = {x.dtype for x in args[:n]}
+        n = n if len(types) == 1 and types <= HALF else 0
+        return [*args[:n], *(_widened(x) for x in args[n:])]
+
+    def _run(self, *args: Any) -> Any:
         self.check(*args)
         backend = self.choose(*args)
         self.ran_on = backend.name
@@ -134,6 +155,41 @@ class Op:
                 chosen = not reasons and backend.name == _demanded
             rows.append(Row(self.name, backend.name, chosen, reasons))
         return rows
+
+
+def _device(args: tuple[Any, ...]) -> str:
+    """The kind of device that a call is about."""
+    tensors = (x for x in args if isinstance(x, torch.Tensor))
+    first = next(tensors, None)
+    return "cpu" if first is None else first.device.type
+
+
+def _widened(x: Any) -> Any:
+    if isinstance(x, torch.Tensor):
+        return x.float() if x.dtype in HALF else x
+    if isinstance(x, list):
+        return [_widened(part) for part in x]
+    if isinstance(x, tuple):
+        parts = [_widened(part) for part in x]
+        return tuple(parts) if type(x) is tuple else type(x)(*parts)
+    return x
+
+
+def in_float32(function: Callable[..., T]) -> Callable[..., T]:
+    """Where PyTorch's autocast is on: run a function without it, its tensors in float32.
+
+    For recurrences in plain PyTorch, whose state must not lose at each token what half precision
+    loses.
+    """
+
+    @functools.wraps(function)
+    def careful(*args: Any) -> T:
+        if not torch.is_autocast_enabled(device := _device(args)):
+            return function(*args)
+        with torch.autocast(device, enabled=False):
+            return function(*(_widened(x) for x in args))
+
+    return careful
 
 
 def _refusal(op: str, backend: str, reasons: list[str]) -> str:

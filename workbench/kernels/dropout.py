@@ -15,46 +15,26 @@ import torch
 from torch import Tensor
 
 from workbench.kernels import build
+from workbench.kernels.attention import Dropout, kept
 from workbench.kernels.dispatch import LIBRARY, Backend, Op
 
-WORD = 0xFFFFFFFF
 ROW = 4096
 
 
 def reference(x: Tensor, seed: Tensor, p: float) -> Tensor:
     """`x * (1 / (1 - p))` where a number is kept, else 0.
 
-    Number i of x, counted in the order of its axes, is in row `r = i // 4096` and column
-    `c = i % 4096`; all in unsigned 32-bit numbers, it is kept where `h >= p * 2^32` with
-
-        first, second = mix(r ^ low word of seed), mix(r + high word of seed + 0x9E3779B9)
-        h = c * 0x9E3779B1 + first;  h ^= h >> 16;  h *= 0x7FEB352D;  h ^= h >> 15
-        h += second;  h *= 0x846CA68B;  h ^= h >> 16
+    Number i of x, counted in the order of its axes, is `kept` or not as the weight in row
+    `i // 4096` and column `i % 4096` of an attention.
 
     Args:
         x: any shape.
         seed: one int64 on the device of x; a tensor, so that no device waits for the host.
         p: probability that a number is dropped, 0 <= p < 1.
     """
-    seed = seed.reshape(())
-    row_R = torch.arange((x.numel() + ROW - 1) // ROW, device=x.device)
-    first_R1 = mix(row_R ^ (seed & WORD))[:, None]
-    second_R1 = mix(row_R + (seed >> 32 & WORD) + 0x9E3779B9)[:, None]
-    h = (torch.arange(ROW, device=x.device) * 0x9E3779B1 + first_R1) & WORD
-    h = (h ^ h >> 16) * 0x7FEB352D & WORD
-    h = h ^ h >> 15
-    h = (h + second_R1 & WORD) * 0x846CA68B & WORD
-    h = h ^ h >> 16
-    kept = (h >= min(round(p * 2**32), WORD)).flatten()[: x.numel()].view(x.shape)
-    return torch.where(kept, x * (1 / (1 - p)), torch.zeros((), dtype=x.dtype, device=x.device))
-
-
-def mix(x: Tensor) -> Tensor:
-    """A permutation of 32-bit numbers (held in int64) without a pattern."""
-    x = x & WORD
-    x = (x ^ x >> 16) * 0x7FEB352D & WORD
-    x = (x ^ x >> 15) * 0x846CA68B & WORD
-    return x ^ x >> 16
+    rows = torch.Size([(x.numel() + ROW - 1) // ROW])
+    stays = kept(Dropout(p, seed), rows, ROW).flatten()[: x.numel()].view(x.shape)
+    return torch.where(stays, x * (1 / (1 - p)), torch.zeros((), dtype=x.dtype, device=x.device))
 
 
 LIBRARY.define("dropout(Tensor x, Tensor seed, float p) -> Tensor")

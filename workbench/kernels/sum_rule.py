@@ -110,4 +110,5 @@ sum_rule = Op(
         Backend("chunked", chunked.sum_rule),
     ],
     check=_check,
+    takes_half=3,
 )

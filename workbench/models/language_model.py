@@ -26,7 +26,7 @@ from workbench.models.dropout import DroppedSymbols, Kind, dropout
 from workbench.models.initialisation import initialise, initialise_ends
 from workbench.models.mixers.base import CONFIGURED, Limits
 from workbench.models.positions import InputPositions, NoPositions, PositionsConfig
-from workbench.models.vocabulary import PlainConfig, VocabularyConfig
+from workbench.models.vocabulary import PlainConfig, VocabularyConfig, precise
 
 
 class Layers(Config):
@@ -50,6 +50,7 @@ class OutputPenalties(Config):
     def of(self, raw_BTD: Tensor, dropped_BTD: Tensor) -> dict[str, Tensor]:
         """The penalties of one segment that are not 0 by their factor."""
         terms: dict[str, Tensor] = {}
+        raw_BTD, dropped_BTD = precise(raw_BTD), precise(dropped_BTD)
         if self.activation:
             terms["activation"] = self.activation * dropped_BTD.square().mean()
         if self.temporal:

@@ -12,6 +12,8 @@ from workbench.train.averaging import non_monotone  # and its kind of optimizer
 from workbench.train.optim import OptimizerConfig
 from workbench.train.schedule import Constant, ScheduleConfig
 
+Precision = Literal["fp32", "bf16"]
+
 
 class CacheConfig(Config):
     """A continuous cache beside the softmax: what followed similar hidden states a while ago.
@@ -75,6 +77,8 @@ class EvalConfig(Config):
     """`windows`: contiguous streams that the text is cut into first; the remainder is dropped."""
     skip_first: bool = False
     """`windows`: leave out the first window, whose tokens have a shorter context."""
+    precision: Precision = "fp32"
+    """`bf16`: as `train.precision`; the nats differ from the third digit on."""
     cache: CacheConfig | None = None
     """`carried` or `streams`: mix the softmax with a continuous cache."""
 
@@ -130,6 +134,7 @@ _METHODS: dict[str, tuple[str, ...]] = {
     "average": ("streams",),
     "n_streams": ("windows",),
     "skip_first": ("windows",),
+    "precision": ("carried", "windows", "streams"),
     "cache": ("carried", "streams"),
 }
 """which fields of `EvalConfig` change the result of which methods, beside the sizes"""
@@ -213,8 +218,12 @@ class TrainConfig(Config):
     """When to end before all steps are done; null for never."""
     max_seconds: float | None = Field(default=None, gt=0)
     """Stop after this time on the clock, between two updates; null for no limit."""
+    precision: Precision = "fp32"
+    """`bf16`: matrix products in bfloat16, twice as fast or more on a processor or GPU that has
+    units for it and slower on one without; weights, optimizer, losses and sums stay in float32."""
     compile: bool = False
-    """Compile the model with `torch.compile`: minutes first, faster steps after."""
+    """Compile the model with `torch.compile`: minutes first, faster steps after. Where PyTorch
+    cannot, a warning says why and the run goes on without; records say which it was."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

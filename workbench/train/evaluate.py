@@ -30,6 +30,7 @@ from workbench.models.language_model import LanguageModel
 from workbench.models.mixers.base import Limits
 from workbench.train import continuous_cache
 from workbench.train.config import CacheConfig, EvalConfig
+from workbench.train.precision import computing
 
 CACHED_TOKENS = 1024
 """tokens of a pass over windows on a CPU, about: changes time and memory, not the result"""
@@ -133,7 +134,7 @@ def measure(
     tokens = tokens[: config.max_tokens]
     walks = {"windows": _windows, "carried": _carried, "streams": _streams}
     walk = _sentences if config.order == "sentences" else walks[config.method]
-    with evaluating(model):
+    with evaluating(model), computing(config.precision, model.device):
         read = read or _nll(model, config.cache)
         return Measured(*walk(model, tokens, config, read, progress or _silent))
 

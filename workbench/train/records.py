@@ -35,6 +35,10 @@ class TrainRecord:
     """What the mixers report, such as the span of each head of each layer."""
     backends: dict[str, str] = field(default_factory=dict)
     """Which implementation of each op ran."""
+    precision: str = "fp32"
+    """Of matrix products: `fp32` or `bf16`."""
+    compiled: bool = False
+    """Whether `torch.compile`'s code ran."""
 
 
 @dataclass(frozen=True, kw_only=True)

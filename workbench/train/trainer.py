@@ -24,8 +24,10 @@ from workbench.errors import ConfigError, NonFiniteLoss
 from workbench.models.base import Model
 from workbench.models.mixers.base import Limits
 from workbench.train.averaging import AveragedSGD, non_monotone
+from workbench.train.compiling import Compiled
 from workbench.train.config import TrainConfig
 from workbench.train.objective import objective, total
+from workbench.train.precision import check_precision, computing
 from workbench.train.records import TrainRecord
 
 log = logging.getLogger("workbench")
@@ -131,7 +133,8 @@ class Trainer:
         """Updates done when the averaging of weights began; None while there is none."""
         self.grad_norm = torch.zeros((), device=self.device)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._losses = torch.compile(model.losses) if config.compile else model.losses
+        check_precision(config.precision, self.device)
+        self._losses = Compiled(model.losses) if config.compile else model.losses
 
     def update(self) -> None:
         """One step of the optimizer on the next segment. Nothing is waited for."""
@@ -139,7 +142,8 @@ class Trainer:
         self.model.train()
         batch = self.segments.next()
         start = self._start_carry(batch)
-        nll_BT, penalties, carry = self._losses(batch.tokens_BT, batch.targets_BT, start)
+        with computing(self.config.precision, self.device):
+            nll_BT, penalties, carry = self._losses(batch.tokens_BT, batch.targets_BT, start)
         terms = objective(nll_BT, penalties)
         self.optimizer.zero_grad(set_to_none=True)
         total(terms).backward()
@@ -254,6 +258,8 @@ class Trainer:
             memory_bytes=carries.nbytes(self.carry or ()),
             readings=self.model.readings(),
             backends=kernels.ran(),
+            precision=self.config.precision,
+            compiled=isinstance(self._losses, Compiled) and self._losses.active,
         )
 
     def state(self) -> dict[str, Any]:

@@ -179,6 +179,7 @@ class DeltaRecurrent(SequenceMixer):
             W_BXFV.unflatten(1, (G, H)), z_BHF, R_BGHKV, h_BTHV[:, -1], c_BHV
         )
 
+    @kernels.in_float32
     def recur(
         self,
         z_BTGHV: Tensor,

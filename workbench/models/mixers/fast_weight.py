@@ -181,7 +181,8 @@ class FastWeight(SequenceMixer):
         norm: Norm,
     ) -> tuple[Tensor, FastWeights | DrivenFastWeights]:
         """Write every token, read after the last `n_last` of them, the T of q, z and y."""
-        q_BTHF, k_BSHF, v_BSHV, beta_BSH, slow = self._inputs(x_BTD, state, norm, n_last)
+        inside = n_last == x_BTD.shape[1] and self._normalised_inside()
+        q_BTHF, k_BSHF, v_BSHV, beta_BSH, slow = self._inputs(x_BTD, state, norm, n_last, inside)
         z_BSHF, z_BHF = self._key_sums(k_BSHF, state.z_BHF)
         if self.config.read_norm == "memory":
             assert beta_BSH is not None and z_BSHF is not None, "it is the delta rule's"
@@ -195,7 +196,7 @@ class FastWeight(SequenceMixer):
             z_BSHF = None if z_BSHF is None else z_BSHF[:, first:]
         inputs = FastWeightInputs(q_BTHF, k_BSHF, v_BSHV, beta_BSH, W_BHFV, self.config.rule)
         tap("fast_weight_inputs", inputs)
-        y_BTHV, W_BHFV = self._write_and_read(inputs)
+        y_BTHV, W_BHFV = self._write_and_read(inputs, inside)
         y_BTHV = self._normalise_read(y_BTHV, q_BTHF, z_BSHF)
         return self.out(y_BTHV.flatten(2)), self.state(W_BHFV, z_BHF, *slow)
 
@@ -205,6 +206,7 @@ class FastWeight(SequenceMixer):
         state: FastWeights | DrivenFastWeights,
         norm: Norm,
         n_last: int,
+        inside: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
         """Queries of the last tokens and keys of all, as features, values, write strengths (delta
         rule), the slow state."""
@@ -215,11 +217,13 @@ class FastWeight(SequenceMixer):
         if not config.normed_queries:
             q_BTHK = self._slow(x_BTD[:, -n_last:], state)[0][..., :K]
         self.feature_map.begin_segment()
-        q_BTHF, k_BTHF = (features(self.feature_map, config.key_norm, x) for x in (q_BTHK, k_BTHK))
+        key_norm: KeyNorm = "none" if inside else config.key_norm
+        q_BTHF, k_BTHF = (features(self.feature_map, key_norm, x) for x in (q_BTHK, k_BTHK))
         beta_BTH = strength[0].sigmoid().squeeze(-1) if strength else None
         return q_BTHF, k_BTHF, v_BTHV, beta_BTH, slow
 
     @staticmethod
+    @kernels.in_float32
     def _write(
         k_BSHF: Tensor, v_BSHV: Tensor, beta_BSH: Tensor | None, W_BHFV: Tensor, stop: int
     ) -> Tensor:
@@ -240,15 +244,22 @@ class FastWeight(SequenceMixer):
             mixed = self.project(x_BTD)
         return mixed.unflatten(-1, (self.config.n_heads, self.rows)), slow
 
-    def _write_and_read(self, inputs: FastWeightInputs) -> tuple[Tensor, Tensor]:
+    def _normalised_inside(self) -> bool:
+        """Whether the op itself divides features by their sums, which nothing else asks for."""
+        alone = self.config.key_norm == "sum" and self.config.read_norm == "none"
+        drops = self.training and self.config.p_attention > 0
+        return alone and not drops and not wanted("fast_weight_inputs")
+
+    def _write_and_read(self, inputs: FastWeightInputs, inside: bool) -> tuple[Tensor, Tensor]:
         """What each query reads after its token was written, and the last W."""
         q_BTHF, k_BTHF, v_BTHV, beta_BTH, W_BHFV, _ = inputs
         if beta_BTH is not None:
-            return kernels.delta_rule(q_BTHF, k_BTHF, v_BTHV, beta_BTH, W_BHFV)
+            return kernels.delta_rule(q_BTHF, k_BTHF, v_BTHV, beta_BTH, W_BHFV, inside)
         if self.training and self.config.p_attention:
             return self._drop_scores(q_BTHF, k_BTHF, v_BTHV, W_BHFV)
-        return kernels.sum_rule(q_BTHF, k_BTHF, v_BTHV, W_BHFV)
+        return kernels.sum_rule(q_BTHF, k_BTHF, v_BTHV, W_BHFV, inside)
 
+    @kernels.in_float32
     def _drop_scores(
         self, q_BTHF: Tensor, k_BTHF: Tensor, v_BTHV: Tensor, W_BHFV: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -259,6 +270,7 @@ class FastWeight(SequenceMixer):
         y_BTHV = y_BTHV + torch.einsum("bthf,bhfv->bthv", q_BTHF, W_BHFV)
         return y_BTHV, W_BHFV + torch.einsum("bthf,bthv->bhfv", k_BTHF, v_BTHV)
 
+    @kernels.in_float32
     def _key_sums(self, k_BTHF: Tensor, z_BHF: Tensor) -> tuple[Tensor | None, Tensor]:
         """Running sums of keys, each token's own included, and the last of them."""
         if self.config.read_norm == "none":
@@ -266,6 +278,7 @@ class FastWeight(SequenceMixer):
         z_BTHF = z_BHF[:, None] + k_BTHF.cumsum(1)
         return z_BTHF, z_BTHF[:, -1]
 
+    @kernels.in_float32
     def _normalise_read(self, y_BTHV: Tensor, q_BTHF: Tensor, z_BTHF: Tensor | None) -> Tensor:
         """Divided by sqrt(K), and by the sum of keys as the query reads it."""
         root = math.sqrt(self.config.d_head)
@@ -277,6 +290,7 @@ class FastWeight(SequenceMixer):
         return y_BTHV / root / (sums_BTH1 + READ_EPSILON)
 
     @staticmethod
+    @kernels.in_float32
     def _normalise_write(
         k_BTHF: Tensor, beta_BTH: Tensor, before_BTHF: Tensor
     ) -> tuple[Tensor, Tensor]:

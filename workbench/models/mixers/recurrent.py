@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from workbench import kernels
 from workbench.config import Positive, Probability
 from workbench.models.dropout import Element, drop
 from workbench.models.mixers.base import (
@@ -130,6 +131,7 @@ class Recurrent(SequenceMixer):
         y_BTD = y_BTU if self.out is None else self.out(self.drop_hidden(y_BTU))
         return y_BTD, after
 
+    @kernels.in_float32
     def _run(
         self, x_BTD: Tensor, state: LSTMState | HiddenState, weights: list[Tensor]
     ) -> tuple[Tensor, LSTMState | HiddenState]:

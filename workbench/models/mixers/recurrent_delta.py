@@ -77,6 +77,7 @@ class RecurrentDelta(SequenceMixer):
         return self.out(y_BTHV.flatten(2) / math.sqrt(self.config.d_head)), state
 
 
+@kernels.in_float32
 def recur(
     mixed_BTHX: Tensor, recurrent_HKX: Tensor, state: RecurrentDeltaState
 ) -> tuple[Tensor, RecurrentDeltaState]:

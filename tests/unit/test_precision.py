@@ -1,0 +1,215 @@
+"""bfloat16, compiled steps and waits for the device: what makes a step fast, and what it keeps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import FAST, recipe, write_text
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import workbench
+from workbench.carry import map_tensors
+from workbench.config import ConfigError, load
+from workbench.models.language_model import ModelConfig, build_model
+from workbench.models.mixers.base import MixerConfig
+from workbench.train import compiling
+from workbench.train.compiling import Compiled
+from workbench.train.config import EvalConfig, TrainConfig
+from workbench.train.precision import check_precision, computing
+from workbench.train.trainer import Trainer
+
+CASES = [
+    pytest.param(config, id=f"{kind}-{i}")
+    for kind, family in MixerConfig.registry.items()
+    for i, config in enumerate(family.tiny())
+]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+def language_model(config: MixerConfig, **more: Any) -> Any:
+    block = {"mixer": config, "channel": {"kind": "feed_forward", "d_ffn": 32}}
+    told = {"d_model": 16, "stack": [{"block": block}], **more}
+    return build_model(ModelConfig.model_validate(told), vocab_size=8, seed=0)
+
+
+@pytest.mark.parametrize("config", CASES)
+def test_every_mixer_trains_in_bf16(config: MixerConfig) -> None:
+    """Close to float32, and nothing that is kept or summed in less than that."""
+    model = language_model(config)
+    tokens = torch.randint(8, (4, 25), generator=torch.Generator().manual_seed(3))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    with torch.no_grad():
+        exact = model.eval().nll(tokens[:, :-1], tokens[:, 1:], model.initial_carry(4))[0].mean()
+    carry = model.initial_carry(4)
+    for step in range(12):
+        with computing("bf16", CPU):
+            nll, penalties, carry = model.losses(tokens[:, :-1], tokens[:, 1:], carry)
+        assert nll.dtype == torch.float32
+        assert all(x.dtype == torch.float32 for x in penalties.values())
+        leaves = [x for state in carry for x in state if isinstance(x, torch.Tensor)]
+        assert all(x.dtype == torch.float32 for x in leaves), "states accumulate"
+        if step == 0:
+            torch.testing.assert_close(nll.mean(), exact, rtol=0.02, atol=0.0)
+            model.train()
+        loss = nll.mean() + sum(penalties.values())
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(
+            p.grad is None or (p.grad.dtype == p.dtype and p.grad.isfinite().all())
+            for p in model.parameters()
+        )
+        optimizer.step()
+        model.after_step()
+        carry = map_tensors(torch.Tensor.detach, carry)
+        losses.append(float(nll.detach().mean()))
+    assert losses[-1] < losses[0]
+
+
+def test_matrix_products_are_bf16_only_where_asked() -> None:
+    seen: Counter[tuple[str, torch.dtype]] = Counter()
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            name = func.overloadpacket.__name__
+            if name in ("mm", "addmm"):
+                seen[name, args[-1].dtype] += 1
+            return func(*args, **(kwargs or {}))
+
+    model = language_model(next(iter(CASES)).values[0])
+    tokens = torch.zeros(2, 9, dtype=torch.long)
+    for precision, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        seen.clear()
+        with Products(), computing(precision, CPU):
+            model.nll(tokens[:, 1:], tokens[:, :-1], model.initial_carry(2))
+        assert seen and {dtype for _, dtype in seen} == {expected}
+
+
+def test_a_run_in_bf16_says_so_and_measures_as_asked(text: Path, tmp_path: Path) -> None:
+    plain = {"d_model": 32, "stack": [{"block": {"mixer": FAST}}]}
+    rows = {}
+    for precision in ("fp32", "bf16"):
+        valid = {"segment_len": 32, "batch_size": 2, "precision": precision}
+        asked = recipe(text, plain, precision=precision, valid=valid, steps=24)
+        run = workbench.start(asked, out=tmp_path / precision)
+        rows[precision] = [r for r in run if r.kind in ("train", "eval")]
+        assert all(p.dtype == torch.float32 for p in run.model.parameters())
+    for one, other in zip(rows["fp32"], rows["bf16"], strict=True):
+        assert one.loss_nats != other.loss_nats
+        assert one.loss_nats == pytest.approx(other.loss_nats, rel=0.02)
+    trained = [r for r in rows["bf16"] if r.kind == "train"]
+    assert {(r.precision, r.compiled) for r in trained} == {("bf16", False)}
+    settings = {p: next(r.settings for r in rows[p] if r.kind == "eval") for p in rows}
+    assert settings["bf16"] == settings["fp32"] + ", precision bf16"
+
+
+def test_precisions_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="precision"):
+        load(EvalConfig, {"precision": "fp8"})
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
+    with pytest.raises(ConfigError, match="an old GPU cannot"):
+        check_precision("bf16", torch.device("cuda"))
+    check_precision("fp32", torch.device("cuda"))
+    check_precision("bf16", CPU)
+
+
+def test_what_cannot_be_compiled_runs_uncompiled_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Refused(Exception):
+        pass
+
+    def refuses(*args: Any) -> Any:
+        raise Refused("no such backend\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda function: refuses)
+    monkeypatch.setattr(compiling, "_failures", lambda: (Refused,))
+    twice = Compiled(lambda x: 2 * x)
+    with pytest.warns(RuntimeWarning, match=r"could not compile.*Refused: no such backend\)"):
+        assert twice(3) == 6
+    assert not twice.active and twice(4) == 8  # a second warning would be an error here
+
+
+def test_faults_of_the_model_are_not_taken_for_the_compilers() -> None:
+    real = compiling._failures()
+    assert not issubclass(ConfigError, real) and not issubclass(ValueError, real)
+    assert issubclass(torch._dynamo.exc.BackendCompilerFailed, real)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a GPU's host wait: numbers that are read, sizes that depend on values."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.overloadpacket.__name__
+        if name in self.NAMES:
+            self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def trainer(text: Path, optimizer: dict[str, Any], device: str = "cpu") -> Trainer:
+    from workbench.train.tasks import open_task
+
+    asked = recipe(text)
+    task = open_task(asked)
+    config = load(
+        TrainConfig, {"steps": 50, "optimizer": optimizer, "clip_norm": 0.5, "carry": "keep"}
+    )
+    model = build_model(asked.model, task.vocab_size, seed=1).to(device)
+    return Trainer(model, task.batches(torch.device(device)), config, "tiny")
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"kind": "sgd", "lr": 0.1},
+        {"kind": "asgd", "lr": 0.1},
+        {"kind": "adagrad", "lr": 0.1, "clip": "per_tensor"},
+    ],
+    ids=lambda x: x["kind"],
+)
+def test_no_step_waits_for_the_device(
+    text: Path, optimizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam counts its steps on the host, which reads a number there without any wait."""
+    it = trainer(text, optimizer)
+    it.update()
+    with Waits() as waits:
+        for name in ("tolist", "numpy", "cpu"):
+            monkeypatch.setattr(torch.Tensor, name, lambda x, name=name: waits.seen.update([name]))
+        for _ in range(3):
+            it.update()
+        assert waits.seen == {}
+        monkeypatch.undo()
+        it.record(0.0)
+        assert waits.seen["_local_scalar_dense"] == 1, "the mode does see what waits"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+def test_no_step_waits_for_a_gpu(text: Path) -> None:
+    it = trainer(text, {"kind": "adam", "lr": 1e-3}, "cuda")
+    for _ in range(3):
+        it.update()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            it.update()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert it.record(0.0).loss_nats > 0
