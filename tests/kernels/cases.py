@@ -15,6 +15,7 @@ ARGUMENTS = {
     "delta_rule": ["q", "k", "v", "beta", "state"],
     "sum_rule": ["q", "k", "v", "state"],
     "forget_mult": ["f", "z", "state"],
+    "fo_pool": ["gates", "state"],
 }
 
 
@@ -31,7 +32,7 @@ def inputs(
 ) -> list[Tensor]:
     """Random float64 arguments of an op: keys of norm 1, strengths in (0, 1), a state not zero.
 
-    The units of `forget_mult` are H * V.
+    The units of `forget_mult` and `fo_pool` are H * V.
     """
     if op == "attention":
         return list(make(N=3))  # type: ignore[arg-type]  # its own tests are in test_attention_op.py
@@ -40,6 +41,8 @@ def inputs(
     def randn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
+    if op == "fo_pool":
+        return [randn(B, T, 3 * H * V), randn(B, H * V)]
     if op == "forget_mult":
         share = torch.rand(B, T, H * V, generator=generator, dtype=torch.float64)
         return [share, randn(B, T, H * V), randn(B, H * V)]

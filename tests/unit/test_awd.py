@@ -96,11 +96,14 @@ def test_qrnn_is_its_equations(window: int, output_gate: bool, p_zoneout: float)
 def test_zoneout_keeps_old_values_in_training() -> None:
     torch.manual_seed(0)
     mixer = QRNNConfig(d_hidden=200, p_zoneout=0.3).build(3)
-    f_BTU = torch.full((1, 50, 200), 0.5)
-    closed = mixer.zoneout(f_BTU)
-    assert set(closed.unique().tolist()) == {0.0, 0.5}  # not scaled
-    assert (closed == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
-    torch.testing.assert_close(mixer.eval().zoneout(f_BTU), f_BTU * 0.7)
+    mask_BTU, share = mixer.zoneout(torch.empty(1, 50, 600))
+    assert mask_BTU.shape == (1, 50, 200) and share == 1
+    assert mask_BTU.unique().tolist() == [0, 1]
+    assert mask_BTU.mean().item() == pytest.approx(0.7, abs=0.02)
+    assert mixer.eval().zoneout(torch.empty(1, 50, 600)) == (None, 0.7)
+    state = mixer.initial_state(1)
+    _, (_, c_BU) = mixer.train()(torch.randn(1, 1, 3), state)
+    assert (c_BU == state.c_BU).float().mean().item() == pytest.approx(0.3, abs=0.1)
 
 
 def test_penalties_of_the_output() -> None:

@@ -1,15 +1,22 @@
 """The recurrence of QRNN pooling: a running mean with a weight for each token and unit.
 
-Paper: arXiv:1611.01576 section 2.1 (f-pooling; there f is the share that is kept).
-Shapes: B batch, T segment, U units.
+Paper: arXiv:1611.01576 section 2.1 (f- and fo-pooling; there f is the share that is kept), 2.2
+(zoneout).
+Shapes: B batch, T segment, U units, X = 2 U or 3 U: what one projection makes side by side.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from workbench.kernels.dispatch import Op
+from workbench.kernels import build
+from workbench.kernels.dispatch import LIBRARY, Backend, Op
+
+# bfloat16 is how numbers are stored; sums are in float32
+STORED = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def reference(f_BTU: Tensor, z_BTU: Tensor, state_BU: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,37 +25,194 @@ def reference(f_BTU: Tensor, z_BTU: Tensor, state_BU: Tensor) -> tuple[Tensor, T
     Args:
         f_BTU: share of the new value, 0 (keep what is there) to 1 (replace it).
         z_BTU: new values.
-        state_BU: c before the first token; left unchanged.
+        state_BU: c before the first token, of the same type or float32; left unchanged.
 
     Returns:
-        c after each token, (B, T, U), and after the last one.
+        c after each token, (B, T, U), of the values' type; and after the last one, of the state's.
     """
     c_BU, c = state_BU, []
     for f_BU, z_BU in zip(f_BTU.unbind(1), z_BTU.unbind(1), strict=True):
         # c + f (z - c), in one pass over the numbers
-        c_BU = c_BU.lerp(z_BU, f_BU)
+        c_BU = c_BU.lerp(z_BU.to(c_BU), f_BU.to(c_BU))
         c.append(c_BU)
-    return torch.stack(c, dim=1), c_BU
+    return torch.stack(c, dim=1).to(z_BTU), c_BU
+
+
+def pool_reference(
+    gates_BTX: Tensor, state_BU: Tensor, mask_BTU: Tensor | None = None, share: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`Z, F, O` side by side; `f = share mask sigmoid(F); c = f tanh(Z) + (1 - f) c`;
+    `y = sigmoid(O) c`, or c itself where there is no O.
+
+    Args:
+        gates_BTX: what the projection makes, before any nonlinearity; X is 3 U, or 2 U without O.
+        state_BU: c before the first token, of the same type or float32; left unchanged.
+        mask_BTU: zoneout in training, zeros where a unit keeps what it has; gets no gradient.
+        share: zoneout in evaluation.
+
+    Returns:
+        y after each token, (B, T, U), of the gates' type; c after the last one, of the state's.
+    """
+    z_BTU, f_BTU, *o = gates_BTX.split(state_BU.shape[-1], dim=-1)
+    f_BTU = f_BTU.sigmoid() if share == 1 else f_BTU.sigmoid() * share
+    f_BTU = f_BTU if mask_BTU is None else f_BTU * mask_BTU
+    c_BTU, c_BU = reference(f_BTU, z_BTU.tanh(), state_BU)
+    return (o[0].sigmoid() * c_BTU if o else c_BTU), c_BU
+
+
+LIBRARY.define("forget_mult_forward(Tensor f, Tensor z, Tensor state) -> (Tensor, Tensor)")
+LIBRARY.define(
+    "forget_mult_backward(Tensor gy, Tensor glast, Tensor f, Tensor z, Tensor y, Tensor state)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+LIBRARY.define(
+    "fo_pool_forward(Tensor gates, Tensor state, Tensor? mask, float share) -> (Tensor, Tensor)"
+)
+LIBRARY.define(
+    "fo_pool_backward(Tensor gy, Tensor glast, Tensor gates, Tensor state, Tensor? mask,"
+    " float share) -> (Tensor, Tensor)"
+)
+
+
+@torch.library.register_fake("workbench::forget_mult_forward")
+def _(f: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    return z.new_empty(z.shape), state.new_empty(state.shape)
+
+
+@torch.library.register_fake("workbench::forget_mult_backward")
+def _(
+    gy: Tensor, glast: Tensor, f: Tensor, z: Tensor, y: Tensor, state: Tensor
+) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in (f, z, state))
+
+
+@torch.library.register_fake("workbench::fo_pool_forward")
+def _(gates: Tensor, state: Tensor, mask: Tensor | None, share: float) -> tuple[Tensor, Tensor]:
+    units = state.shape[-1]
+    return gates.new_empty((*gates.shape[:2], units)), state.new_empty(state.shape)
+
+
+@torch.library.register_fake("workbench::fo_pool_backward")
+def _(
+    gy: Tensor, glast: Tensor, gates: Tensor, state: Tensor, mask: Tensor | None, share: float
+) -> tuple[Tensor, Tensor]:
+    return gates.new_empty(gates.shape), state.new_empty(state.shape)
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, output[0])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, gy: Tensor | None, glast: Tensor | None) -> tuple[Tensor, ...]:
+    f, z, state, y = ctx.saved_tensors
+    gy = torch.zeros_like(y) if gy is None else gy
+    glast = torch.zeros_like(state) if glast is None else glast
+    return torch.ops.workbench.forget_mult_backward(gy, glast, f, z, y, state)
+
+
+def _remember_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    gates, state, mask, ctx.share = inputs
+    ctx.save_for_backward(gates, state, mask)
+    ctx.set_materialize_grads(False)
+
+
+def _backward_pool(
+    ctx: Any, gy: Tensor | None, glast: Tensor | None
+) -> tuple[Tensor, Tensor, None, None]:
+    gates, state, mask = ctx.saved_tensors
+    if gy is None:
+        gy = gates.new_zeros((*gates.shape[:2], state.shape[-1]))
+    glast = torch.zeros_like(state) if glast is None else glast
+    grads = torch.ops.workbench.fo_pool_backward(gy, glast, gates, state, mask, ctx.share)
+    return *grads, None, None
+
+
+torch.library.register_autograd(
+    "workbench::forget_mult_forward", _backward, setup_context=_remember
+)
+torch.library.register_autograd(
+    "workbench::fo_pool_forward", _backward_pool, setup_context=_remember_pool
+)
+
+
+def _cpp(f: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.workbench.forget_mult_forward(f, z, state)
+
+
+def _cpp_pool(
+    gates: Tensor, state: Tensor, mask: Tensor | None = None, share: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.workbench.fo_pool_forward(gates, state, mask, share)
+
+
+def _cpp_reasons(*arguments: Any) -> list[str]:
+    reasons = build.missing("forget_mult")
+    if arguments:
+        first = arguments[0]
+        if first.device.type != "cpu":
+            reasons.append(f"the C++ kernels run on a CPU, the tensors are on {first.device.type}")
+        if first.dtype not in STORED:
+            reasons.append(
+                f"this kernel takes float32, float64 and bfloat16, the tensors hold {first.dtype}"
+            )
+    return reasons
 
 
 def _check(f_BTU: Tensor, z_BTU: Tensor, state_BU: Tensor) -> None:
-    if f_BTU.dim() != 3 or f_BTU.shape[1] == 0:
-        raise ValueError(
-            f"forget_mult: got weights of shape {tuple(f_BTU.shape)}, expected (batch, time, "
-            "units) with at least one token"
-        )
+    _check_sequence("forget_mult", "weights", f_BTU)
     B, T, U = f_BTU.shape
-    for name, tensor, shape in (("values", z_BTU, (B, T, U)), ("state", state_BU, (B, U))):
-        if tensor.shape != shape:
-            raise ValueError(
-                f"forget_mult: got {name} of shape {tuple(tensor.shape)}, expected {shape} "
-                f"beside weights of shape {(B, T, U)}"
-            )
-        if tensor.dtype != f_BTU.dtype or tensor.device != f_BTU.device:
-            raise ValueError(
-                f"forget_mult: got {name} of type {tensor.dtype} on {tensor.device}, expected "
-                f"{f_BTU.dtype} on {f_BTU.device} like the weights. Convert before the call"
-            )
+    _check_like("forget_mult", "values", z_BTU, (B, T, U), "weights", f_BTU)
+    _check_like("forget_mult", "state", state_BU, (B, U), "weights", f_BTU, torch.float32)
 
 
-forget_mult = Op("forget_mult", reference, [], check=_check)
+def _check_pool(
+    gates_BTX: Tensor, state_BU: Tensor, mask_BTU: Tensor | None = None, share: float = 1.0
+) -> None:
+    _check_sequence("fo_pool", "gates", gates_BTX)
+    (B, T, X), U = gates_BTX.shape, state_BU.shape[-1]
+    if X not in (2 * U, 3 * U):
+        raise ValueError(
+            f"fo_pool: got gates of width {X} beside a state of shape {tuple(state_BU.shape)}, "
+            f"expected {2 * U} (f-pooling) or {3 * U} (fo-pooling)"
+        )
+    _check_like("fo_pool", "state", state_BU, (B, U), "gates", gates_BTX, torch.float32)
+    if mask_BTU is not None:
+        _check_like("fo_pool", "mask", mask_BTU, (B, T, U), "gates", gates_BTX)
+
+
+def _check_sequence(op: str, name: str, x: Tensor) -> None:
+    if x.dim() != 3 or x.shape[1] == 0:
+        raise ValueError(
+            f"{op}: got {name} of shape {tuple(x.shape)}, expected (batch, time, units) with at "
+            "least one token"
+        )
+
+
+def _check_like(
+    op: str,
+    name: str,
+    x: Tensor,
+    shape: tuple[int, ...],
+    beside: str,
+    like: Tensor,
+    other: torch.dtype | None = None,
+) -> None:
+    if x.shape != shape:
+        raise ValueError(
+            f"{op}: got {name} of shape {tuple(x.shape)}, expected {shape} beside {beside} of "
+            f"shape {tuple(like.shape)}"
+        )
+    # half-precision segments may carry a state that is summed up in full precision
+    allowed = like.dtype.itemsize == 2 and x.dtype == other
+    if (x.dtype != like.dtype and not allowed) or x.device != like.device:
+        raise ValueError(
+            f"{op}: got {name} of type {x.dtype} on {x.device}, expected {like.dtype} on "
+            f"{like.device} like the {beside}. Convert before the call"
+        )
+
+
+forget_mult = Op("forget_mult", reference, [Backend("cpp", _cpp, _cpp_reasons)], check=_check)
+fo_pool = Op(
+    "fo_pool", pool_reference, [Backend("cpp", _cpp_pool, _cpp_reasons)], check=_check_pool
+)

@@ -20,6 +20,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workbench import kernels
 from workbench.config import Positive
 from workbench.errors import ConfigError
 from workbench.models.vocabulary import (
@@ -201,11 +202,12 @@ class Adaptive(Vocabulary):
 
     def log_probs(self, hidden_BTD: Tensor) -> Tensor:
         hidden_ND = hidden_BTD.flatten(0, -2)
-        head_NC = self._logits(0, hidden_ND).log_softmax(-1)
+        outputs = self._outputs()
+        head_NC = self._logits(0, outputs[0], hidden_ND).log_softmax(-1)
         parts = [head_NC[:, : self.ends[1]]]
         for i in range(1, len(self.ends) - 1):
             cluster_N1 = head_NC[:, self._column(i), None]
-            parts.append(cluster_N1 + self._logits(i, hidden_ND).log_softmax(-1))
+            parts.append(cluster_N1 + self._logits(i, outputs[i], hidden_ND).log_softmax(-1))
         return torch.cat(parts, dim=-1).view(*hidden_BTD.shape[:-1], -1)
 
     def nll(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
@@ -214,15 +216,13 @@ class Adaptive(Vocabulary):
         in_head_N = targets_N.clone()
         for i, rows_n in enumerate(rows[1:], 1):
             in_head_N[rows_n] = self._column(i)
-        nll_N = F.cross_entropy(self._logits(0, hidden_ND), in_head_N, reduction="none")
+        outputs = self._outputs()
+        nll_N = self._nll_of_bin(0, outputs[0], hidden_ND, in_head_N)
         for i, rows_n in enumerate(rows[1:], 1):
             # also for no rows at all: every parameter gets a gradient at every step
-            tail = F.cross_entropy(
-                self._logits(i, hidden_ND[rows_n]),
-                targets_N[rows_n] - self.ends[i],
-                reduction="none",
-            )
-            nll_N = nll_N.index_add(0, rows_n, tail)
+            targets_n = targets_N[rows_n] - self.ends[i]
+            tail_n = self._nll_of_bin(i, outputs[i], hidden_ND[rows_n], targets_n)
+            nll_N = nll_N.index_add(0, rows_n, tail_n)
         return nll_N.view_as(targets_BT)
 
     def _column(self, i: int) -> int:
@@ -237,15 +237,31 @@ class Adaptive(Vocabulary):
         counts = bins_N.bincount(minlength=len(self.ends) - 1)
         return bins_N.argsort(stable=True).split(counts.tolist())
 
-    def _logits(self, i: int, hidden_ND: Tensor) -> Tensor:
-        """Of the classes of bin i, in float32 or better; in bin 0 the tails follow."""
-        low, high = self.ends[i : i + 2]
-        one_table = len(self.outputs) == 1
-        output = cast(nn.Linear, self.outputs[0 if one_table else i])
-        rows = slice(low, high) if one_table else slice(None)
-        weight, bias = output.weight[rows], output.bias[rows]
-        if i == 0 and self.clusters is not None:
-            weight = torch.cat([weight, self.clusters.weight])
-            bias = torch.cat([bias, self.clusters.bias])
-        project = cast(Projection, self.project_out[i])
-        return precise(F.linear(project.down(hidden_ND), weight, bias))
+    def _outputs(self) -> list[tuple[Tensor, Tensor]]:
+        """Weights and biases of each bin's softmax; in bin 0 the tails follow."""
+        linear = cast(list[nn.Linear], list(self.outputs))
+        outputs: list[tuple[Tensor, Tensor]] = [(x.weight, x.bias) for x in linear]
+        if len(outputs) == 1:
+            # split, not sliced bin by bin: the gradient of a slice is as large as the whole table
+            sizes = [high - low for low, high in pairwise(self.ends)]
+            outputs = list(zip(*(x.split(sizes) for x in outputs[0]), strict=True))
+        if self.clusters is not None:
+            weight_CD, bias_C = outputs[0]
+            weight_CD = torch.cat([weight_CD, self.clusters.weight])
+            outputs[0] = weight_CD, torch.cat([bias_C, self.clusters.bias])
+        return outputs
+
+    def _read(self, i: int, hidden_ND: Tensor) -> Tensor:
+        """What the softmax of bin i reads, in the width of its vectors."""
+        return cast(Projection, self.project_out[i]).down(hidden_ND)
+
+    def _logits(self, i: int, output: tuple[Tensor, Tensor], hidden_ND: Tensor) -> Tensor:
+        """Of the classes of bin i, in float32 or better."""
+        return precise(F.linear(self._read(i, hidden_ND), *output))
+
+    def _nll_of_bin(
+        self, i: int, output: tuple[Tensor, Tensor], hidden_ND: Tensor, targets_N: Tensor
+    ) -> Tensor:
+        """Nats of each target among the classes of bin i."""
+        nll_N: Tensor = kernels.linear_cross_entropy(self._read(i, hidden_ND), *output, targets_N)
+        return nll_N

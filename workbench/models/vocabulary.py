@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from workbench import kernels
 from workbench.config import Choice, Positive
 from workbench.models.sampled import LogUniform, SampledConfig
 
@@ -146,7 +146,7 @@ class Plain(Vocabulary):
             weight_CE, bias_C = self.output.weight, self.output.bias
             logits = self.sampler.logits(hidden_BTE, targets_BT, weight_CE, bias_C)
             return -precise(logits).log_softmax(-1)[..., 0]
-        logits_BTC = self._logits(hidden_BTD)
-        return F.cross_entropy(
-            logits_BTC.flatten(0, 1), targets_BT.flatten(), reduction="none"
-        ).view_as(targets_BT)
+        hidden_NE = self.project_out.down(hidden_BTD.flatten(0, 1))
+        weight_CE, bias_C = self.output.weight, self.output.bias
+        nll_N = kernels.linear_cross_entropy(hidden_NE, weight_CE, bias_C, targets_BT.flatten())
+        return nll_N.view_as(targets_BT)

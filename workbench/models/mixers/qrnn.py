@@ -88,19 +88,17 @@ class QRNN(SequenceMixer):
         inputs = [normed_BSD[:, P - back : P - back + T] for back in range(P + 1)]
         weight = self.drop_weight(self.gates.weight)
         gates = F.linear(torch.cat(inputs, dim=-1), weight, self.gates.bias)
-        z_BTU, f_BTU, *o = gates.split(self.d_out, dim=-1)
-        f_BTU = self.zoneout(f_BTU.sigmoid())
-        c_BTU, c_BU = kernels.forget_mult(f_BTU, z_BTU.tanh(), state.c_BU)
-        y_BTU = o[0].sigmoid() * c_BTU if o else c_BTU
+        y_BTU, c_BU = kernels.fo_pool(gates, state.c_BU, *self.zoneout(gates))
         return y_BTU, QRNNState(seen_BSD[:, T:], c_BU)
 
     def drop_weight(self, weight: Tensor) -> Tensor:
         """The matrix that one segment works with: some entries 0, the others scaled."""
         return drop(weight, self.config.p_weight, self.training)
 
-    def zoneout(self, f_BTU: Tensor) -> Tensor:
-        """Close some gates for new values; nothing is scaled in training."""
+    def zoneout(self, gates_BTX: Tensor) -> tuple[Tensor | None, float]:
+        """Which gates let new values in, (B, T, U), and how far they all do; nothing is scaled in
+        training."""
         keep = 1 - self.config.p_zoneout
-        if keep == 1:
-            return f_BTU
-        return f_BTU * torch.empty_like(f_BTU).bernoulli_(keep) if self.training else f_BTU * keep
+        if keep == 1 or not self.training:
+            return None, keep
+        return gates_BTX.new_empty((*gates_BTX.shape[:2], self.d_out)).bernoulli_(keep), 1.0

@@ -1,0 +1,209 @@
+"""A linear map and the cross-entropy of its softmax, without the logits of all classes at once.
+
+Paper: arXiv:2411.09009 section 3 (logits in blocks, computed again in the backward pass).
+Shapes: N tokens, C classes, D width of what the softmax reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from workbench.kernels.dispatch import LIBRARY, Backend, Op
+
+BLOCK = 1 << 22
+"""Logits that are held at a time. They stay in the cache for all that is done to them, which on a
+CPU saves more than it costs to compute them again (10,000 classes: 9 %); fewer are kept instead."""
+
+
+def wide(x: Tensor) -> Tensor:
+    """Logits in float32 or better: sums over many classes need it."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def reference(
+    hidden_ND: Tensor, weight_CD: Tensor, bias_C: Tensor | None, targets_N: Tensor
+) -> Tensor:
+    """`logsumexp_c(h w_c + b_c) - (h w_t + b_t)`: nats of each target, unreduced.
+
+    Args:
+        hidden_ND: what the softmax reads.
+        weight_CD, bias_C: of the same type.
+        targets_N: ids, each 0 to C - 1.
+
+    Returns:
+        (N,) in float32, or in float64 where the arguments are.
+    """
+    logits_NC = wide(F.linear(hidden_ND, weight_CD, bias_C))
+    return F.cross_entropy(logits_NC, targets_N, reduction="none")
+
+
+LIBRARY.define(
+    "linear_cross_entropy_forward(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets)"
+    " -> (Tensor, Tensor)"
+)
+LIBRARY.define(
+    "linear_cross_entropy_backward(Tensor gnll, Tensor lse, Tensor hidden, Tensor weight,"
+    " Tensor? bias, Tensor targets) -> (Tensor, Tensor, Tensor)"
+)
+
+
+class Blocks:
+    """The logits of some classes after the others, in one buffer."""
+
+    def __init__(
+        self, hidden_ND: Tensor, weight_CD: Tensor, bias_C: Tensor | None, targets_N: Tensor
+    ):
+        self.hidden_ND, self.weight_CD, self.bias_C = hidden_ND, weight_CD, bias_C
+        self.targets_N = targets_N
+        N, C = len(hidden_ND), len(weight_CD)
+        # narrow products are slow, however many the tokens are
+        self.width = min(C, max(BLOCK // max(N, 1), 512))
+        self.buffer = hidden_ND.new_empty(N * self.width)
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Classes; their logits, free to be written to; which targets are among them, and where."""
+        N, C = len(self.hidden_ND), len(self.weight_CD)
+        for low in range(0, C, self.width):
+            classes = slice(low, min(C, low + self.width))
+            n = classes.stop - low
+            logits_Nc = self.buffer[: N * n].view(N, n)
+            weight_Dc = self.weight_CD[classes].T
+            if self.bias_C is None:
+                torch.mm(self.hidden_ND, weight_Dc, out=logits_Nc)
+            else:
+                torch.addmm(self.bias_C[classes], self.hidden_ND, weight_Dc, out=logits_Nc)
+            column_N = self.targets_N - low
+            inside_N = (column_N >= 0) & (column_N < n)
+            yield classes, wide(logits_Nc), inside_N, column_N.clamp(0, n - 1)[:, None]
+
+
+@torch.library.impl("workbench::linear_cross_entropy_forward", "CompositeExplicitAutograd")
+def _forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    if targets.device.type == "cpu" and len(targets):
+        low, high = (int(x) for x in targets.aminmax())
+        if low < 0 or high >= len(weight):
+            raise IndexError(f"got targets {low} to {high}, expected 0 to {len(weight) - 1}")
+    top = wide(hidden.new_full((len(hidden),), float("-inf")))
+    total, at_target = torch.zeros_like(top), torch.zeros_like(top)
+    for _, logits, inside, column in Blocks(hidden, weight, bias, targets):
+        at_target = torch.where(inside, logits.gather(1, column)[:, 0], at_target)
+        # a running maximum, and the sum of exponentials below it
+        before, top = top, top.maximum(logits.amax(1))
+        total = total * (before - top).exp() + logits.sub_(top[:, None]).exp_().sum(1)
+    lse = top + total.log()
+    return lse - at_target, lse
+
+
+@torch.library.impl("workbench::linear_cross_entropy_backward", "CompositeExplicitAutograd")
+def _backward(
+    gnll: Tensor,
+    lse: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    dbias = wide(weight.new_empty(len(weight) if bias is not None else 0))
+    dhidden = wide(torch.zeros_like(hidden, memory_format=torch.contiguous_format))
+    for classes, logits, inside, column in Blocks(hidden, weight, bias, targets):
+        # (softmax - one) times what comes back, in the place of the logits
+        slope = logits.sub_(lse[:, None]).exp_().mul_(gnll[:, None])
+        slope.scatter_add_(1, column, torch.where(inside, -gnll, 0.0)[:, None])
+        if bias is not None:
+            torch.sum(slope, 0, out=dbias[classes])
+        narrow = slope.to(weight.dtype)
+        # every class has its whole gradient here: nothing as large as the table is added up
+        torch.mm(narrow.T, hidden, out=dweight[classes])
+        if dhidden.dtype == weight.dtype:
+            dhidden.addmm_(narrow, weight[classes])
+        else:
+            dhidden += narrow @ weight[classes]
+    return dhidden.to(hidden.dtype), dweight, dbias.to(weight.dtype)
+
+
+@torch.library.register_fake("workbench::linear_cross_entropy_forward")
+def _(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    return tuple(wide(hidden.new_empty(hidden.shape[0])) for _ in range(2))  # type: ignore
+
+
+@torch.library.register_fake("workbench::linear_cross_entropy_backward")
+def _(
+    gnll: Tensor,
+    lse: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dbias = weight.new_empty(weight.shape[0] if bias is not None else 0)
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), dbias
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1], *inputs)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, gnll: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    lse, hidden, weight, bias, targets = ctx.saved_tensors
+    dhidden, dweight, dbias = torch.ops.workbench.linear_cross_entropy_backward(
+        gnll, lse, hidden, weight, bias, targets
+    )
+    return dhidden, dweight, None if bias is None else dbias, None
+
+
+torch.library.register_autograd(
+    "workbench::linear_cross_entropy_forward", _differentiate, setup_context=_remember
+)
+
+
+def in_blocks(
+    hidden_ND: Tensor, weight_CD: Tensor, bias_C: Tensor | None, targets_N: Tensor
+) -> Tensor:
+    """As `reference`, with never more than a block of logits in memory."""
+    nll_N, _ = torch.ops.workbench.linear_cross_entropy_forward(
+        hidden_ND, weight_CD, bias_C, targets_N
+    )
+    return nll_N
+
+
+def _chunked(
+    hidden_ND: Tensor, weight_CD: Tensor, bias_C: Tensor | None, targets_N: Tensor
+) -> Tensor:
+    if len(hidden_ND) * len(weight_CD) <= BLOCK:
+        return reference(hidden_ND, weight_CD, bias_C, targets_N)
+    if torch.is_autocast_enabled(hidden_ND.device.type):
+        # a linear map would be computed so; the sums here are in float32 all the same
+        kind = torch.get_autocast_dtype(hidden_ND.device.type)
+        bias_C = None if bias_C is None else bias_C.to(kind)
+        return in_blocks(hidden_ND.to(kind), weight_CD.to(kind), bias_C, targets_N)
+    return in_blocks(hidden_ND, weight_CD, bias_C, targets_N)
+
+
+def _check(hidden_ND: Tensor, weight_CD: Tensor, bias_C: Tensor | None, targets_N: Tensor) -> None:
+    N, D = hidden_ND.shape
+    for name, x, shape in (
+        ("weight", weight_CD, (weight_CD.shape[0], D)),
+        ("bias", bias_C, (weight_CD.shape[0],)),
+        ("targets", targets_N, (N,)),
+    ):
+        if x is not None and x.shape != shape:
+            raise ValueError(
+                f"linear_cross_entropy: got {name} of shape {tuple(x.shape)}, expected {shape} "
+                f"beside what the softmax reads of shape {(N, D)}"
+            )
+
+
+linear_cross_entropy = Op(
+    "linear_cross_entropy", reference, [Backend("chunked", _chunked)], check=_check
+)
