@@ -47,7 +47,8 @@ def pool_reference(
     Args:
         gates_BTX: what the projection makes, before any nonlinearity; X is 3 U, or 2 U without O.
         state_BU: c before the first token, of the same type or float32; left unchanged.
-        mask_BTU: zoneout in training, zeros where a unit keeps what it has; gets no gradient.
+        mask_BTU: zoneout in training, zeros where a unit keeps what it has; of the gates' type or
+            float32; gets no gradient.
         share: zoneout in evaluation.
 
     Returns:
@@ -143,6 +144,7 @@ def _cpp(f: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 def _cpp_pool(
     gates: Tensor, state: Tensor, mask: Tensor | None = None, share: float = 1.0
 ) -> tuple[Tensor, Tensor]:
+    mask = None if mask is None else mask.to(gates.dtype)
     return torch.ops.workbench.fo_pool_forward(gates, state, mask, share)
 
 
@@ -178,7 +180,7 @@ def _check_pool(
         )
     _check_like("fo_pool", "state", state_BU, (B, U), "gates", gates_BTX, torch.float32)
     if mask_BTU is not None:
-        _check_like("fo_pool", "mask", mask_BTU, (B, T, U), "gates", gates_BTX)
+        _check_like("fo_pool", "mask", mask_BTU, (B, T, U), "gates", gates_BTX, torch.float32)
 
 
 def _check_sequence(op: str, name: str, x: Tensor) -> None:
@@ -212,7 +214,13 @@ def _check_like(
         )
 
 
-forget_mult = Op("forget_mult", reference, [Backend("cpp", _cpp, _cpp_reasons)], check=_check)
+forget_mult = Op(
+    "forget_mult", reference, [Backend("cpp", _cpp, _cpp_reasons)], check=_check, takes_half=2
+)
 fo_pool = Op(
-    "fo_pool", pool_reference, [Backend("cpp", _cpp_pool, _cpp_reasons)], check=_check_pool
+    "fo_pool",
+    pool_reference,
+    [Backend("cpp", _cpp_pool, _cpp_reasons)],
+    check=_check_pool,
+    takes_half=1,
 )

@@ -182,11 +182,6 @@ def _chunked(
 ) -> Tensor:
     if len(hidden_ND) * len(weight_CD) <= BLOCK:
         return reference(hidden_ND, weight_CD, bias_C, targets_N)
-    if torch.is_autocast_enabled(hidden_ND.device.type):
-        # a linear map would be computed so; the sums here are in float32 all the same
-        kind = torch.get_autocast_dtype(hidden_ND.device.type)
-        bias_C = None if bias_C is None else bias_C.to(kind)
-        return in_blocks(hidden_ND.to(kind), weight_CD.to(kind), bias_C, targets_N)
     return in_blocks(hidden_ND, weight_CD, bias_C, targets_N)
 
 
@@ -204,6 +199,14 @@ def _check(hidden_ND: Tensor, weight_CD: Tensor, bias_C: Tensor | None, targets_
             )
 
 
-linear_cross_entropy = Op(
+class LinearOp(Op):
+    """Where PyTorch's autocast is on, a linear map takes its type; the sums are in float32."""
+
+    def _without_autocast(self, args: tuple[Any, ...]) -> list[Any]:
+        kind = torch.get_autocast_dtype(args[0].device.type)
+        return [x.to(kind) if x is not None and x.dtype == torch.float32 else x for x in args]
+
+
+linear_cross_entropy = LinearOp(
     "linear_cross_entropy", reference, [Backend("chunked", _chunked)], check=_check
 )
