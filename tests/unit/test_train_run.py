@@ -79,7 +79,12 @@ def test_the_story_of_a_run(whole: RunFolder) -> None:
     assert 0.5 < first["loss_nats"] < 10
     assert first["penalties"]["span"] > 0 and len(first["readings"]["span"][0]) == 2
     assert first["memory_bytes"] > 0 and first["tokens_per_s"] > 0 and first["grad_norm"] > 0
-    assert first["backends"].keys() == {"delta_rule", "dropout"}
+    assert first["backends"].keys() == {
+        "attention",
+        "delta_rule",
+        "dropout",
+        "linear_cross_entropy",
+    }
     assert whole.status()["state"] == "done" and whole.status()["pid"] == os.getpid()
     assert whole.recipe() == recipe(Path(whole.recipe().data.corpus.path))
     assert whole.environment()["packages"]["torch"] == torch.__version__

@@ -278,12 +278,17 @@ class Attention(SequenceMixer):
     ) -> tuple[Tensor, Tensor, Tensor, Memory]:
         """Inputs as they are read, keys and values of memory and segment, and the next state."""
         T, M = x_BTD.shape[1], state.hidden_BMD.shape[1]
-        normed_BTD = norm(x_BTD)
-        key_BSHK, value_BSHK = self._keys_values(normed_BTD)
         memory_BMD = self._trim(state.hidden_BMD, T, n_last, visible)
-        if memory_BMD.shape[1]:
+        M_read = memory_BMD.shape[1]
+        if norm is identity or isinstance(norm, nn.Module):
+            memory_BMD, normed_BTD = norm(memory_BMD), norm(x_BTD)
+        else:  # codes of positions are counted over both
+            both_BSD = norm(torch.cat([memory_BMD, x_BTD], dim=1))
+            memory_BMD, normed_BTD = both_BSD.split([M_read, T], dim=1)
+        key_BSHK, value_BSHK = self._keys_values(normed_BTD)
+        if M_read:
             # apart from the segment: nobody asks for the gradient of a memory that is detached
-            key_BMHK, value_BMHK = self._keys_values(norm(memory_BMD))
+            key_BMHK, value_BMHK = self._keys_values(memory_BMD)
             key_BSHK = torch.cat([key_BMHK, key_BSHK], dim=1)
             value_BSHK = torch.cat([value_BMHK, value_BSHK], dim=1)
         start, end = self._remembered(state, M + T, T)
