@@ -805,7 +805,8 @@ std::vector<Tensor> attention_backward(const Tensor& gy_in, const Tensor& y_in, 
   if (c.bias) grads[5].zero_();
   for_type(c.q, [&](auto type) { differentiate<decltype(type)>(c, gy, y, log_norm, grads); });
   if (r_in && grads[4].sizes() != r_in->sizes()) grads[4] = grads[4].sum(1, true);
-  for (Tensor& g : grads) g = g.to(q_in.scalar_type());
+  for (size_t i = 0; i < grads.size(); ++i)
+    grads[i] = grads[i].to(i == 6 && span_in ? span_in->scalar_type() : q_in.scalar_type());
   return grads;
 }
 

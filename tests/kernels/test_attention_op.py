@@ -350,3 +350,19 @@ def test_cpp_exp_is_accurate_and_ends_at_zero():
     error = (weight.double() / (e / (1 + e)) - 1)[: len(x) - 3].abs()
     assert float(error.max()) < 4 * 2**-24 * 2
     assert weight[-2:].abs().max() == 0
+
+
+@pytest.mark.parametrize("index", range(len(AttentionConfig.tiny())))
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=NEEDS_CPP)])
+def test_a_mixer_runs_under_autocast(index, backend):
+    torch.manual_seed(index)
+    mixer = AttentionConfig.tiny()[index].build(6)
+    x, state = torch.randn(2, 5, 6), mixer.initial_state(2)
+    want, _ = mixer(x, state)
+    with kernels.use(backend), torch.autocast("cpu", torch.bfloat16):
+        y, _ = mixer(x, state)
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16
+    y, want = y.detach(), want.detach()
+    assert float((y.float() - want).abs().max()) < 0.1 * max(1.0, float(want.abs().max()))
+    assert all(p.grad is None or p.grad.dtype == p.dtype for p in mixer.parameters())

@@ -44,7 +44,7 @@ class SoftSpan(NamedTuple):
     """The soft mask `m(d) = clamp((ramp + 1 + tokens - d) / ramp, 0, 1)` on the softmax weights."""
 
     tokens: Tensor
-    """(H,) or (B, H, T), the span in tokens"""
+    """(H,) or (B, H, T), the span in tokens; may be float32 where all else is of half its width"""
     ramp: int
 
 
@@ -144,7 +144,7 @@ def weigh(
     if window.nearest > S - T or window.farthest < window.nearest:
         keys = keys.masked_fill(hidden_TS, 0.0)  # the first queries see nothing
     if span is not None:
-        keys = keys * soft_mask(span, distance_TS)
+        keys = keys * soft_mask(span, distance_TS).to(keys.dtype)
     persistent_BHTN = None if persistent is None else rest
     if span is None:
         return Weights(keys, persistent_BHTN, None)
@@ -346,7 +346,9 @@ def check_part(name: str, tensor: Tensor, wanted: tuple[int, ...], q_BTHK: Tenso
             f"attention: got {name} of shape {tuple(tensor.shape)}, expected {wanted} "
             f"beside queries of shape {tuple(q_BTHK.shape)}"
         )
-    if tensor.dtype != q_BTHK.dtype or tensor.device != q_BTHK.device:
+    # half the digits would round a long span to whole tens of tokens
+    wide = name == "spans" and tensor.dtype == torch.float32 and q_BTHK.dtype.itemsize == 2
+    if not (tensor.dtype == q_BTHK.dtype or wide) or tensor.device != q_BTHK.device:
         raise ValueError(
             f"attention: got {name} of type {tensor.dtype} on {tensor.device}, expected "
             f"{q_BTHK.dtype} on {q_BTHK.device} like the queries. Convert before the call"

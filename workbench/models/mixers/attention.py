@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from workbench.config import CarryMode, Config, Positive, Probability, SameLength, slot
 from workbench.inspect import tap, wanted
-from workbench.kernels.attention import Dropout, Persistent, Window, attention, weigh
+from workbench.kernels.attention import Dropout, Persistent, Positions, Window, attention, weigh
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,
@@ -161,6 +161,18 @@ class Memory(NamedTuple):
     """tokens at the end of a segment that the next one repeats"""
 
 
+Group = TypeVar("Group", Positions | None, Persistent | None)
+
+
+def narrowed(group: Group, dtype: torch.dtype) -> Group:
+    """The tensors of a group of the op's arguments in one type."""
+    if group is None:
+        return group
+    # mypy takes the fields of a constrained type variable for those of its first type
+    parts: Any = (None if x is None else x.to(dtype) for x in group)
+    return type(group)(*parts)
+
+
 class Attention(SequenceMixer):
     """`softmax((q + u) k_j + position(distance)) / sqrt(K))`, masked, renormalised, read out."""
 
@@ -236,8 +248,11 @@ class Attention(SequenceMixer):
         content_BTHK = self.positions.content_query(q_BTHK) / math.sqrt(K)
         position_BTHK = self.positions.position_query(q_BTHK) / math.sqrt(K)
         positions = self.positions.by_distance(position_BTHK, n, state.clamp_len, codes_RHK)
+        # parameters have all their digits under autocast, what was projected has not
+        narrow = partial(narrowed, dtype=k_BSHK.dtype)
+        content_BTHK, positions = content_BTHK.to(k_BSHK.dtype), narrow(positions)
         span = self.span.soft(asking_BTD) if self.span else None
-        seen = (content_BTHK, k_BSHK, window, positions, span, self._persistent())
+        seen = (content_BTHK, k_BSHK, window, positions, span, narrow(self._persistent()))
         self._tap(*seen)
         y_BTHK = attention(content_BTHK, k_BSHK, v_BSHK, *seen[2:], self._dropout(x_BTD.device))
         return self.out(y_BTHK.flatten(2)), state
