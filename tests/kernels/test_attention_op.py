@@ -211,6 +211,41 @@ def cpp(*call):
         return kernels.attention(*call)
 
 
+WITH_ALL = {"T": 6, "rows": 12, "bias": True, "N": 3, "extra": True}
+
+
+@NEEDS_CPP
+@pytest.mark.parametrize("spans", ["dynamic", [2.0, 30.0]], ids=str)
+@pytest.mark.parametrize("S", [19, 200])
+def test_what_is_not_a_number_shows(S, spans):
+    """A model that has diverged must not read zeros; S 200 goes through bands of keys."""
+    call = make(S=S, spans=spans, **WITH_ALL)
+    for name, x in floats(call).items():
+        # of the last key, which every query of its own token sees
+        spoilt = x.float().clone()
+        spoilt.view(-1)[0 if name in ("codes", "bias") else -1] = float("nan")
+        held = {n: y.float() for n, y in floats(call).items()} | {name: spoilt}
+        found = []
+        for backend in ("cpp", "reference"):
+            leaves = {n: y.clone().requires_grad_() for n, y in held.items()}
+            with kernels.use(backend):
+                y = kernels.attention(*rebuilt(call, leaves))
+            dq = torch.autograd.grad(y.sum(), leaves["q"])[0]
+            found.append((y.isnan(), dq.isnan()))
+        (y, dq), (y_want, dq_want) = found
+        assert y_want.any() and dq_want.any()
+        assert torch.equal(y, y_want) and torch.equal(dq, dq_want), name
+
+
+@NEEDS_CPP
+@pytest.mark.parametrize("sizes", [(0, 2, 4, 3), (2, 0, 4, 3), (2, 2, 4, 0)], ids=str)
+def test_no_rows_no_heads_no_width(sizes):
+    call = make(sizes=sizes, rows=4, bias=True, spans=[2.0] * sizes[1], N=2)
+    got, want = outcome(cpp, call), expected(call)
+    for name, x in want.items():
+        torch.testing.assert_close(got[name], x)
+
+
 def assert_close(got, want, relative):
     for name, expected_ in want.items():
         # a gradient that vanishes exactly is noise of the size of the others

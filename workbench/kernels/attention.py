@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.kernels.checks import cpp_reasons
-from workbench.kernels.dispatch import LIBRARY, Backend, Op
+from workbench.kernels.dispatch import LIBRARY, Backend, Op, refuse_second_derivative
 
 RENORMALISED = 1e-8
 """is added to the mass that a soft mask leaves before it divides, as in the adaptive-span code"""
@@ -288,6 +288,7 @@ def _backward(ctx: Any, gy: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
 
 
 torch.library.register_autograd("workbench::attention_forward", _backward, setup_context=_remember)
+refuse_second_derivative("attention")
 
 
 def _check(
@@ -336,7 +337,7 @@ def _check(
     for name, tensor, wanted in parts:
         check_part(name, tensor, wanted, q_BTHK)
     if dropout is not None:
-        check_dropout(dropout, q_BTHK)
+        check_dropout("attention", dropout, q_BTHK)
 
 
 def check_part(name: str, tensor: Tensor, wanted: tuple[int, ...], q_BTHK: Tensor) -> None:
@@ -355,15 +356,17 @@ def check_part(name: str, tensor: Tensor, wanted: tuple[int, ...], q_BTHK: Tenso
         )
 
 
-def check_dropout(dropout: Dropout, q_BTHK: Tensor) -> None:
-    """Refuse a probability out of range, and a seed that is not one int64 beside the queries."""
+def check_dropout(op: str, dropout: Dropout, x: Tensor) -> None:
+    """Refuse a probability out of range, and a seed that is not one int64 beside the numbers."""
     p_drop, seed = dropout
     if not 0 <= p_drop < 1:
-        raise ValueError(f"attention: got p_drop {p_drop}, expected 0 <= p_drop < 1")
-    if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != q_BTHK.device:
+        raise ValueError(f"{op}: got p_drop {p_drop}, expected 0 <= p_drop < 1")
+    fits = isinstance(seed, Tensor) and seed.dtype == torch.int64 and seed.numel() == 1
+    if not fits or seed.device != x.device:
+        got = f"{seed.numel()} {seed.dtype} on {seed.device}" if isinstance(seed, Tensor) else seed
         raise ValueError(
-            f"attention: got a seed of {seed.numel()} {seed.dtype} on {seed.device}, expected one "
-            f"int64 on {q_BTHK.device}"
+            f"{op}: got a seed of {got}, expected a tensor of one torch.int64 on {x.device} like "
+            "the numbers"
         )
 
 
@@ -397,4 +400,6 @@ def _cpp(*args: Any) -> Tensor:
     return y_BTHV
 
 
-attention = Op("attention", reference, [Backend("cpp", _cpp, _why_not_cpp)], check=_check)
+attention = Op(
+    "attention", reference, [Backend("cpp", _cpp, _why_not_cpp, device="cpu")], check=_check
+)

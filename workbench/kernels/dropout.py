@@ -9,13 +9,14 @@ Shapes: any.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench.kernels import build
-from workbench.kernels.attention import Dropout, kept
+from workbench.kernels.attention import Dropout, check_dropout, kept
+from workbench.kernels.checks import cpp_reasons
 from workbench.kernels.dispatch import LIBRARY, Backend, Op
 
 ROW = 4096
@@ -63,27 +64,13 @@ def _cpp(x: Tensor, seed: Tensor, p: float) -> Tensor:
     return result
 
 
-def _why_not(*arguments: Any) -> list[str]:
-    reasons = build.missing("dropout")
-    if arguments:
-        x: Tensor = arguments[0]
-        if x.device.type != "cpu":
-            reasons.append(f"the C++ kernels run on a CPU, the tensor is on {x.device.type}")
-        if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
-            reasons.append(
-                f"the C++ kernel takes float32, float64 and bfloat16, the tensor holds {x.dtype}"
-            )
-    return reasons
-
-
 def _check(x: Tensor, seed: Tensor, p: float) -> None:
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout: got a probability of {p}, expected 0 <= p < 1")
-    if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != x.device:
-        raise ValueError(
-            f"dropout: got a seed of {seed.numel()} {seed.dtype} on {seed.device}, expected one "
-            f"torch.int64 on {x.device} like the numbers"
-        )
+    check_dropout("dropout", Dropout(p, seed), x)
 
 
-dropout = Op("dropout", reference, [Backend("cpp", _cpp, _why_not)], check=_check)
+dropout = Op(
+    "dropout",
+    reference,
+    [Backend("cpp", _cpp, partial(cpp_reasons, "dropout"), device="cpu")],
+    check=_check,
+)
