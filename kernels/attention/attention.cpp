@@ -68,7 +68,7 @@ struct Words {
   typedef U type __attribute__((vector_size(4 * n)));
 };
 
-// Where dropout takes its numbers from; the same function as `kept` in attention.py.
+// Where dropout takes its numbers from; the same function as `kept` in dropout.py.
 struct Dice {
   typedef uint32_t U;
   U low, high, threshold;

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from workbench.config import CarryMode, Config, Positive, Probability, SameLength, slot
 from workbench.inspect import tap, wanted
-from workbench.kernels.attention import Dropout, Persistent, Positions, Window, attention, weigh
+from workbench.kernels.attention import Persistent, Positions, Window, attention, weigh
+from workbench.kernels.dropout import Dropout
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,
