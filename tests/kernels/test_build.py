@@ -139,6 +139,19 @@ def test_two_at_once_build_once_and_the_third_only_loads(tmp_path, stand_in):
 
 
 @needs_cpp
+def test_a_library_cut_short_is_built_again(tmp_path, stand_in):
+    """By a full disk, or a copy that was broken off: loading it would end the process."""
+    cache = tmp_path / "cache"
+    said(start(cache, CXX=str(stand_in)))
+    for library in (cache / "kernels").glob("*.so"):
+        library.write_bytes(library.read_bytes()[:5000])
+    output = said(start(cache, prepare="", CXX=str(stand_in)))
+    assert "RAN ['chunked']" in output and "Call workbench.kernels.prepare()" in output
+    output = said(start(cache, CXX=str(stand_in)))
+    assert "RAN ['cpp']" in output and f"COMPILED {sorted(NAMES)}" in output
+
+
+@needs_cpp
 def test_the_name_changes_with_whatever_changes_the_result(tmp_path, stand_in, monkeypatch):
     monkeypatch.setenv("CXX", str(stand_in))
     sources = tmp_path / "kernels"

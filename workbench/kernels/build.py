@@ -166,10 +166,25 @@ def _target(op: str, tools: Toolchain) -> Path:
 def _library(op: str, tools: Toolchain | str) -> Path | None:
     if isinstance(tools, Toolchain):
         path = _target(op, tools)
-        return path if path.exists() else None
+        return path if is_whole(path) else None
     # built before the compiler went away, or on another node with the same home folder
     found = sorted(cache_folder().glob(f"{op}-{_machine_key(op)}-*.so"))
-    return found[-1] if found else None
+    return next(filter(is_whole, reversed(found)), None)
+
+
+def is_whole(library: Path) -> bool:
+    """Whether a library is there as it was built: loading one cut short would end the process."""
+    try:
+        return library.stat().st_size == int(library.with_suffix(".size").read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def place(built: Path, library: Path) -> None:
+    """Move what was built into the cache in one step, where `is_whole` knows it again."""
+    library.with_suffix(".size").write_text(str(built.stat().st_size), "utf-8")
+    os.replace(built, library)
+    library.with_suffix(".failed").unlink(missing_ok=True)
 
 
 def _machine_key(op: str) -> str:
@@ -234,8 +249,7 @@ def _keep(op: str, folder: Path, tools: Toolchain) -> bool:
     target, failed = _target(op, tools), _target(op, tools).with_suffix(".failed")
     built = folder / f"{op}.so"
     if built.exists():
-        os.replace(built, target)
-        failed.unlink(missing_ok=True)
+        place(built, target)
         return True
     logs = [path.read_text("utf-8", "replace") for path in sorted(folder.glob(f"{op}*.log"))]
     said = "".join(logs).strip() or "ninja itself failed"

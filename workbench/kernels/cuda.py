@@ -98,7 +98,7 @@ def prepare() -> tuple[dict[str, Path], dict[str, str]]:
     if todo and isinstance(tools, CudaToolchain):
         try:
             with build.lock():
-                _compile([op for op in todo if not target(op, tools).exists()], tools)
+                _compile([op for op in todo if not build.is_whole(target(op, tools))], tools)
         except OSError as error:
             tools = f"the CUDA kernels could not be built in {build.cache_folder()}: {error}"
     for op in todo:
@@ -137,7 +137,7 @@ def _load(op: str, tools: CudaToolchain | str) -> str:
     if isinstance(tools, str):
         return tools
     path = target(op, tools)
-    if not path.exists():
+    if not build.is_whole(path):
         failed = path.with_suffix(".failed")
         return failed.read_text("utf-8") if failed.exists() else NOT_BUILT
     try:
@@ -174,8 +174,7 @@ def _compile(todo: list[str], tools: CudaToolchain) -> None:
         for op in todo:
             path, built = target(op, tools), folder / f"{op}.so"
             if built.exists():
-                os.replace(built, path)
-                path.with_suffix(".failed").unlink(missing_ok=True)
+                build.place(built, path)
                 continue
             logs = [p.read_text("utf-8", "replace") for p in sorted(folder.glob(f"{op}*.log"))]
             path.with_suffix(".log").write_text("".join(logs) or "ninja itself failed", "utf-8")
