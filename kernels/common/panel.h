@@ -262,19 +262,24 @@ struct Cut {
   int64_t width() const { return int64_t(vectors) * Vector<T>::lanes; }
   int64_t panels() const { return (columns + width() - 1) / width(); }
   int64_t numbers() const { return rows * width(); }
-};
+  int64_t all() const { return panels() * numbers(); }
 
-// Call work(panel, first column) with the narrowest panel that holds the columns of number `index`.
-template <class T, class Work>
-void with_panel(const Cut<T>& cut, int64_t index, T* scratch, const Work& work) {
-  const int64_t first = index * cut.width();
-  const int64_t n = std::min(cut.width(), cut.columns - first);
-  auto* S = reinterpret_cast<typename Vector<T>::type*>(scratch);
-  if constexpr (kMaxVectors >= 4) {
-    if (n > 2 * Vector<T>::lanes) return work(Panel<T, 4>{S, cut.rows, n}, first);
+  // Call work(panel, first column) for all panels, which lie in `room` one after the other; each is
+  // the narrowest that holds its columns.
+  template <class Work>
+  void each(T* room, const Work& work) const {
+    for (int64_t first = 0; first < columns; first += width(), room += numbers()) {
+      const int64_t n = std::min(width(), columns - first);
+      auto* S = reinterpret_cast<typename Vector<T>::type*>(room);
+      if (kMaxVectors >= 4 && n > 2 * Vector<T>::lanes) {
+        if constexpr (kMaxVectors >= 4) work(Panel<T, 4>{S, rows, n}, first);
+      } else if (n > Vector<T>::lanes) {
+        work(Panel<T, 2>{S, rows, n}, first);
+      } else {
+        work(Panel<T, 1>{S, rows, n}, first);
+      }
+    }
   }
-  if (n > Vector<T>::lanes) return work(Panel<T, 2>{S, cut.rows, n}, first);
-  work(Panel<T, 1>{S, cut.rows, n}, first);
-}
+};
 
 }  // namespace workbench
