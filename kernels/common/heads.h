@@ -6,6 +6,10 @@
 
 #include <bit>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "panel.h"
 
 namespace workbench {
@@ -14,6 +18,8 @@ namespace workbench {
 // heads of a group may fill: two blocks and the group's matrices fit into a second-level cache.
 constexpr int64_t kMostTokens = 48, kPassesDivide = 6;
 constexpr int64_t kBlockBytes = 256 * 1024, kGroupBytes = 256 * 1024;
+
+constexpr size_t kLargeBytes = 8 << 20;
 
 // --- numbers of the type computed with, T, or bfloat16 that are widened to it --------------------
 
@@ -41,6 +47,7 @@ template <class T>
 struct Lane {
   char* base;
   int64_t stride, size;  // bytes from token to token, and of a number
+  bool large = false;
 
   bool as_it_is() const { return size == int64_t(sizeof(T)); }
   char* at(int64_t t, int64_t c) const { return base + t * stride + c * size; }
@@ -60,15 +67,17 @@ class Heads {
  public:
   explicit Heads(const at::Tensor& x)
       : base_(static_cast<char*>(const_cast<void*>(x.const_data_ptr()))), size_(x.element_size()),
-        batch_(x.stride(0) * size_), time_(x.stride(1) * size_), head_(x.stride(2) * size_) {}
+        batch_(x.stride(0) * size_), time_(x.stride(1) * size_), head_(x.stride(2) * size_),
+        large_(x.nbytes() >= kLargeBytes) {}
   Lane<T> operator()(int64_t b, int64_t h) const {
-    return {base_ + b * batch_ + h * head_, time_, size_};
+    return {base_ + b * batch_ + h * head_, time_, size_, large_};
   }
   int64_t next_head() const { return head_; }
 
  private:
   char* base_;
   int64_t size_, batch_, time_, head_;
+  bool large_;
 };
 
 // --- blocks of tokens ----------------------------------------------------------------------------
@@ -116,6 +125,25 @@ struct Rows {
   void put(const Lane<T>& lane, int64_t first, int64_t n) const {
     for (int64_t t = 0; t < n; ++t) lane.put(first + t, 0, width, (*this)[t]);
   }
+  // As `put`, for results too large to stay in a cache until someone reads them: whole lines go to
+  // memory past the caches, which need not fetch them first.
+  void pass_on(const Lane<T>& lane, int64_t first, int64_t n) const {
+#if defined(__AVX512F__)
+    const bool whole = lane.as_it_is() && width % Vector<T>::lanes == 0 &&
+                       (reinterpret_cast<uintptr_t>(lane.base) | lane.stride) % kVectorBytes == 0;
+    if (lane.large && whole) {
+      for (int64_t t = 0; t < n; ++t) {
+        const T* from = (*this)[t];
+        char* to = lane.at(first + t, 0);
+        for (int64_t c = 0; c < width; c += Vector<T>::lanes)
+          _mm512_stream_si512(reinterpret_cast<__m512i*>(to + c * sizeof(T)),
+                              _mm512_load_si512(from + c));
+      }
+      return;
+    }
+#endif
+    put(lane, first, n);
+  }
   // The rows, gradients of features / sum(features) = x, become those of the features.
   void undo_normalise(const Rows& x, int64_t n) const {
     if (!x.inverse) return;
@@ -158,34 +186,56 @@ WORKBENCH_INLINE inline std::array<const T*, C> rows_at(const Rows<T>& rows, con
   return at;
 }
 
-// Asks for the rows of the next block while one is worked on: those of all heads of a group, in the
-// order in which they lie in memory, so that the processor guesses what comes next.
+// The rows that a group's next block needs, for passes to ask for while they work on this one: in the
+// order in which they lie in memory, so that the processor guesses what comes next, and a little at
+// a time, because a queue of requests holds up everything else.
 class Ahead {
  public:
-  Ahead(int64_t heads, int64_t begin, int64_t end) : heads_(heads), token_(begin), end_(end) {}
-  template <class T>
-  void add(const Heads<T>& x, int64_t b, int64_t h, int64_t width) {
-    const Lane<T> lane = x(b, h);
-    streams_[n_++] = {lane.base, lane.stride, x.next_head(), width * lane.size};
+  // begin to end - 1: the tokens; passes: how many there will be
+  void start(int64_t heads, int64_t begin, int64_t end, int64_t passes) {
+    heads_ = heads, begin_ = begin, tokens_ = end - begin, passes_ = std::max<int64_t>(1, passes);
+    n_ = 0, stream_ = range_ = bytes_ = left_ = 0;
   }
-  WORKBENCH_INLINE void rows(int64_t n) {
-    for (; n > 0 && token_ < end_; --n) {
-      for (int i = 0; i < n_; ++i) {
-        const char* row = streams_[i].base + token_ * streams_[i].time + head_ * streams_[i].head;
-        for (int64_t c = 0; c < streams_[i].bytes; c += 64) __builtin_prefetch(row + c, 0, 2);
-      }
-      if (++head_ == heads_) head_ = 0, ++token_;
+  template <class T>
+  void add(const Heads<T>& x, int64_t b, int64_t h, int64_t width, bool passed_on = false) {
+    const Lane<T> lane = x(b, h);
+    if (tokens_ <= 0 || (passed_on && lane.large)) return;
+    Stream s{lane.base + begin_ * lane.stride, lane.stride, x.next_head(), width * lane.size, heads_};
+    bytes_ += tokens_ * heads_ * s.bytes;
+    // neighbours make one range
+    if (s.heads == 1 || s.head == s.bytes) s.bytes *= std::exchange(s.heads, 1);
+    s.ranges = tokens_ * s.heads;
+    if (s.heads == 1 && s.time == s.bytes) s.bytes *= std::exchange(s.ranges, 1);
+    streams_[n_++] = s;
+  }
+  // The part of a pass over so many rows.
+  Run next(int64_t rows) {
+    int64_t wanted = (bytes_ + passes_ - 1) / passes_;
+    while (left_ < wanted || wanted > 64 * rows) {  // at once what does not fit
+      const int64_t some = std::min(left_, wanted);
+      for (int64_t i = 0; i < some; i += 64) __builtin_prefetch(at_ + i, 0, 2);
+      at_ += some, left_ -= some, wanted -= some;
+      if (left_ > 0) break;
+      if (stream_ == n_) return {zero_, 0};
+      const Stream& s = streams_[stream_];
+      at_ = s.base + range_ / s.heads * s.time + range_ % s.heads * s.head;
+      left_ = s.bytes;
+      if (++range_ == s.ranges) range_ = 0, ++stream_;
     }
+    const char* from = std::exchange(at_, at_ + wanted);
+    left_ -= wanted;
+    return {from, (wanted + rows - 1) / rows};
   }
 
  private:
   struct Stream {
     const char* base;
-    int64_t time, head, bytes;
+    int64_t time, head, bytes, heads, ranges = 0;
   };
   std::array<Stream, 8> streams_;
-  int n_ = 0;
-  int64_t heads_, head_ = 0, token_, end_;
+  int64_t n_, stream_, range_, heads_, begin_, tokens_, passes_, bytes_, left_;
+  const char* at_;
+  const char zero_[1] = {};
 };
 
 // --- tensors -------------------------------------------------------------------------------------
@@ -302,6 +352,9 @@ void share_out(int64_t n, int64_t numbers, int64_t cost, const Work& work) {
   at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
     const Scratch<T> scratch(numbers);
     for (int64_t i = begin; i < end; ++i) work(i, scratch.get());
+#if defined(__AVX512F__)
+    _mm_sfence();  // what went past the caches is there before another thread is told so
+#endif
   });
 }
 

@@ -154,6 +154,12 @@ class Scratch {
   T* data_ = nullptr;
 };
 
+// Memory that a pass asks for on its way: `step` bytes for each row.
+struct Run {
+  const char* from;
+  int64_t step;
+};
+
 // When a pass over the rows reads: after all of its writes, or each read after the write beside it.
 enum class Reads { last, alternate };
 
@@ -162,7 +168,8 @@ enum class Reads { last, alternate };
 template <class T, int P, int W, int R, Reads kReads>
 [[gnu::noinline]] void pass(typename Vector<T>::type* __restrict__ S, int64_t rows,
                             const std::array<const T*, W>& a, const std::array<Row<T, P>, W>& x_in,
-                            const std::array<const T*, R>& b, std::array<Row<T, P>, R>& y) {
+                            const std::array<const T*, R>& b, std::array<Row<T, P>, R>& y,
+                            Run ahead) {
   using V = typename Vector<T>::type;
   constexpr int together = R ? std::max(1, kChains / (P * R)) : 1;
   V x[W][P], sum[together][R + 1][P];
@@ -175,6 +182,7 @@ template <class T, int P, int W, int R, Reads kReads>
     });
   });
   const auto touch = [&](int64_t r, auto u) WORKBENCH_INLINE {
+    if constexpr (R > 0) __builtin_prefetch(ahead.from + r * ahead.step, 0, 2);
     V s[P];
     unroll<P>([&](auto p) WORKBENCH_INLINE { s[p] = S[r * P + p]; });
     const auto read = [&](auto i) WORKBENCH_INLINE {
@@ -235,18 +243,19 @@ struct Panel {
   template <size_t W>
   void write(const std::array<const T*, W>& a, const std::array<R, W>& x) {
     RowsOf<0> none;
-    pass<T, P, int(W), 0, Reads::last>(S, rows, a, x, {}, none);
+    pass<T, P, int(W), 0, Reads::last>(S, rows, a, x, {}, none, {});
   }
   template <size_t W, size_t N>
   void write_then_read(const std::array<const T*, W>& a, const std::array<R, W>& x,
-                       const std::array<const T*, N>& b, std::array<R, N>& y) {
-    pass<T, P, int(W), int(N), Reads::last>(S, rows, a, x, b, y);
+                       const std::array<const T*, N>& b, std::array<R, N>& y,
+                       Run ahead) {
+    pass<T, P, int(W), int(N), Reads::last>(S, rows, a, x, b, y, ahead);
   }
   // token by token: write, read
   template <size_t W>
   void alternate(const std::array<const T*, W>& a, const std::array<R, W>& x,
-                 const std::array<const T*, W>& b, std::array<R, W>& y) {
-    pass<T, P, int(W), int(W), Reads::alternate>(S, rows, a, x, b, y);
+                 const std::array<const T*, W>& b, std::array<R, W>& y, Run ahead) {
+    pass<T, P, int(W), int(W), Reads::alternate>(S, rows, a, x, b, y, ahead);
   }
 };
 

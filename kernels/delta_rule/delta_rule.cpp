@@ -23,6 +23,9 @@ std::array<const T*, 2 * C> side_by_side(const Pair<T>& a, const Pair<T>& b) {
   return {a[0], a[1], b[0], b[1]};
 }
 
+// how many a panel takes for a block of some heads
+int64_t passes(int64_t heads, const Walk& walk) { return heads * ((walk.n + C - 1) / C); }
+
 // at[i][j] = a_i . b_j of a block's tokens, for j <= i, or for j < i
 template <class T>
 struct Products {
@@ -60,10 +63,6 @@ struct Block {
     return rows_at<C>(rows, walk, i, c, zeros);
   }
   T* row(const Rows<T>& rows, int64_t i, int64_t c) const { return rows[walk.token(i)] + c; }
-  // the first panel of a part asks for what the next block needs
-  WORKBENCH_INLINE void look_ahead(int64_t c) const {
-    if (c == 0) ahead->rows(C);
-  }
 };
 
 template <class T, int P>
@@ -78,9 +77,8 @@ void forward(const Block<T>& z, bool keep, Panel panel, int64_t c) {
   std::array<R, C> x{R::zero(), R::zero()};
   std::array<R, 2 * C> found;
   for (int64_t t = 0; t < z.walk.n; t += C) {
-    z.look_ahead(c);
     k = z.at(z.k, t);
-    panel.write_then_read(before, x, side_by_side<T>(k, z.at(z.q, t)), found);
+    panel.write_then_read(before, x, side_by_side<T>(k, z.at(z.q, t)), found, z.ahead->next(panel.rows));
     before = k;
     const Pair<T> v = z.at(z.v, t, c);
     const Products<T>&kk = z.first[t / C], &qk = z.second[t / C];
@@ -107,10 +105,9 @@ void backward_values(const Block<T>& z, Panel panel, int64_t c) {
   x.fill(R::zero());
   std::array<R, C> du;
   for (int64_t t = 0; t < z.walk.n; t += C) {
-    z.look_ahead(c);
     const auto before = side_by_side<T>(q, k);
     q = z.at(z.q, t), k = z.at(z.k, t);
-    panel.write_then_read(before, x, k, du);
+    panel.write_then_read(before, x, k, du, z.ahead->next(panel.rows));
     const Products<T>&kq = z.first[t / C], &kk = z.second[t / C];
     const Pair<T> gy = z.at(z.gy, t, c), error = z.at(z.error, t, c);
     for (int i = 0; i < C && z.inside(t + i); ++i) {
@@ -136,10 +133,9 @@ void backward_keys(const Block<T>& z, Panel panel, int64_t c) {
   x.fill(R::zero());
   std::array<R, C> g;
   for (int64_t t = 0; t < z.walk.n; t += C) {
-    z.look_ahead(c);
     const auto before = side_by_side<T>(gy, w);
     gy = z.at(z.gy, t), w = z.at(z.w, t);
-    panel.write_then_read(before, x, z.at(z.error, t), g);
+    panel.write_then_read(before, x, z.at(z.error, t), g, z.ahead->next(panel.rows));
     const Products<T>&eg = z.first[t / C], &ew = z.second[t / C];
     const Pair<T> q = z.at(z.q, t, c), k = z.at(z.k, t, c);
     for (int i = 0; i < C && z.inside(t + i); ++i) {
@@ -161,9 +157,8 @@ void backward_queries(const Block<T>& z, Panel panel, int64_t c) {
   std::array<R, C> x{R::zero(), R::zero()};
   std::array<R, 2 * C> found;
   for (int64_t t = 0; t < z.walk.n; t += C) {
-    z.look_ahead(c);
     error = z.at(z.error, t);
-    panel.write_then_read(before, x, side_by_side<T>(z.at(z.gy, t), z.at(z.w, t)), found);
+    panel.write_then_read(before, x, side_by_side<T>(z.at(z.gy, t), z.at(z.w, t)), found, z.ahead->next(panel.rows));
     before = error;
     const Products<T>&ge = z.first[t / C], &we = z.second[t / C];
     const Pair<T> k = z.at(z.k, t, c);
@@ -210,7 +205,9 @@ std::tuple<Tensor, Tensor, Tensor> delta_rule_forward(const Tensor& q_in, const 
     const auto work = [&](int64_t i, T* room) {
       const int64_t b = i / groups.per_sequence, h0 = i % groups.per_sequence * groups.heads;
       const int64_t heads = std::min(groups.heads, s.H - h0);
+      Ahead ahead;
       Block<T> z;
+      z.ahead = &ahead;
       T* panels = std::exchange(room, room + groups.heads * cut.all());
       z.zeros = zeros(room, std::max(by_f, by_v));
       z.beta = std::exchange(room, room + kMostTokens);
@@ -219,11 +216,11 @@ std::tuple<Tensor, Tensor, Tensor> delta_rule_forward(const Tensor& q_in, const 
       const auto each = [&](int64_t j, const auto& part) { cut.each(panels + j * cut.all(), part); };
       for (int64_t t = 0; t < s.T; t += groups.tokens) {
         z.walk = {std::min(groups.tokens, s.T - t)};
-        Ahead ahead(heads, t + z.walk.n, std::min(s.T, t + z.walk.n + groups.tokens));
+        ahead.start(heads, t + z.walk.n, std::min(s.T, t + z.walk.n + groups.tokens),
+                    passes(heads, z.walk) * cut.panels());
         ahead.add(Q, b, h0, s.F), ahead.add(K, b, h0, s.F), ahead.add(V, b, h0, s.V);
-        ahead.add(Y, b, h0, s.V);
-        if (keep_error) ahead.add(E, b, h0, s.V);
-        z.ahead = &ahead;
+        ahead.add(Y, b, h0, s.V, true);
+        if (keep_error) ahead.add(E, b, h0, s.V, true);
         for (int64_t j = 0; j < heads; ++j) {
           const int64_t h = h0 + j, head = b * s.H + h;
           if (t == 0) each(j, [&](auto p, int64_t c) { load_state(p, state, matrix(s, head, c)); });
@@ -232,8 +229,8 @@ std::tuple<Tensor, Tensor, Tensor> delta_rule_forward(const Tensor& q_in, const 
           multiply(z.k, z.k, z.walk, false, z.zeros, z.first);
           multiply(z.q, z.k, z.walk, true, z.zeros, z.second);
           each(j, [&](auto p, int64_t c) { forward(z, keep_error, p, c); });
-          z.y.put(Y(b, h), t, z.walk.n);
-          if (keep_error) z.error.put(E(b, h), t, z.walk.n);
+          z.y.pass_on(Y(b, h), t, z.walk.n);
+          if (keep_error) z.error.pass_on(E(b, h), t, z.walk.n);
           if (t + z.walk.n == s.T)
             each(j, [&](auto p, int64_t c) { store_state(p, last, matrix(s, head, c)); });
         }
@@ -278,7 +275,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_rule_backward(
     const auto work = [&](int64_t i, T* room) {
       const int64_t b = i / groups.per_sequence, h0 = i % groups.per_sequence * groups.heads;
       const int64_t heads = std::min(groups.heads, s.H - h0);
+      Ahead ahead;
       Block<T> z;
+      z.ahead = &ahead;
       T* panels = std::exchange(room, room + groups.heads * both);
       z.zeros = zeros(room, std::max(by_f, by_v));
       z.beta = std::exchange(room, room + kMostTokens), z.dbeta = std::exchange(room, room + kMostTokens);
@@ -297,10 +296,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_rule_backward(
       for (int64_t n = blocks; n-- > 0;) {
         const int64_t t = n * groups.tokens;
         z.walk = {std::min(groups.tokens, s.T - t), true};
-        Ahead ahead(heads, std::max<int64_t>(0, t - groups.tokens), t);
+        ahead.start(heads, std::max<int64_t>(0, t - groups.tokens), t,
+                    passes(heads, z.walk) * (narrow.panels() + wide.panels()));
         ahead.add(Q, b, h0, s.F), ahead.add(K, b, h0, s.F), ahead.add(Gy, b, h0, s.V);
         ahead.add(E, b, h0, s.V), ahead.add(HalfDk, b, h0, s.F), ahead.add(W, b, h0, s.V);
-        z.ahead = &ahead;
         for (int64_t j = 0; j < heads; ++j) {
           const int64_t h = h0 + j, head = b * s.H + h;
           if (n == blocks - 1) {
@@ -324,11 +323,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_rule_backward(
       }
       for (int64_t t = 0; t < s.T; t += groups.tokens) {
         z.walk = {std::min(groups.tokens, s.T - t)};
-        Ahead ahead(heads, t + z.walk.n, std::min(s.T, t + z.walk.n + groups.tokens));
+        ahead.start(heads, t + z.walk.n, std::min(s.T, t + z.walk.n + groups.tokens),
+                    passes(heads, z.walk) * wide.panels());
         ahead.add(K, b, h0, s.F), ahead.add(Gy, b, h0, s.V), ahead.add(E, b, h0, s.V);
-        ahead.add(W, b, h0, s.V), ahead.add(HalfDk, b, h0, s.F), ahead.add(Dq, b, h0, s.F);
+        ahead.add(W, b, h0, s.V), ahead.add(HalfDk, b, h0, s.F), ahead.add(Dq, b, h0, s.F, true);
         if (normalise) ahead.add(Q, b, h0, s.F);
-        z.ahead = &ahead;
         for (int64_t j = 0; j < heads; ++j) {
           const int64_t h = h0 + j, head = b * s.H + h;
           if (t == 0) each_wide(j, [&](auto p, int64_t c) { load_state(p, state, transposed(s, head, c)); });
@@ -338,7 +337,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_rule_backward(
           multiply(z.w, z.error, z.walk, false, z.zeros, z.second);
           each_wide(j, [&](auto p, int64_t c) { backward_queries(z, p, c); });
           z.dq.undo_normalise(z.q, z.walk.n), z.dk.undo_normalise(z.k, z.walk.n);
-          z.dq.put(Dq(b, h), t, z.walk.n), z.dk.put(Dk(b, h), t, z.walk.n);
+          z.dq.pass_on(Dq(b, h), t, z.walk.n), z.dk.put(Dk(b, h), t, z.walk.n);
         }
       }
     };

@@ -15,6 +15,9 @@ using at::Tensor;
 // tokens that share a pass: their writes and reads fill the registers
 constexpr int C = 3;
 
+// how many a panel takes for a block of some heads
+int64_t passes(int64_t heads, const Walk& walk) { return heads * ((walk.n + C - 1) / C); }
+
 // Over a block of tokens, in the order of the walk: S += a x^T, out = S^T b, over panels of the width
 // of x and out. Forward, and each part of the backward pass, is one call for a panel.
 template <class T, class Panel>
@@ -22,12 +25,11 @@ void scan(const Walk& walk, const T* zeros, const Rows<T>& a, const Rows<T>& x, 
           const Rows<T>& out, Ahead& ahead, Panel panel, int64_t c) {
   using R = typename Panel::R;
   for (int64_t i = 0; i < walk.n; i += C) {
-    // the first panel asks for what the next block needs
-    if (c == 0) ahead.rows(C);
     const auto x_ = rows_at<C>(x, walk, i, c, zeros);
     std::array<R, C> written, y;
     for (int j = 0; j < C; ++j) written[j] = R::from(x_[j]);
-    panel.alternate(rows_at<C>(a, walk, i, 0, zeros), written, rows_at<C>(b, walk, i, 0, zeros), y);
+    panel.alternate(rows_at<C>(a, walk, i, 0, zeros), written, rows_at<C>(b, walk, i, 0, zeros), y,
+                    ahead.next(panel.rows));
     for (int j = 0; j < C && i + j < walk.n; ++j)
       std::memcpy(out[walk.token(i + j)] + c, &y[j], sizeof(R));
   }
@@ -43,6 +45,7 @@ void forward(const Sizes& s, const Tensor& q, const Tensor& k, const Tensor& v, 
   const auto work = [&](int64_t i, T* room) {
     const int64_t b = i / groups.per_sequence, h0 = i % groups.per_sequence * groups.heads;
     const int64_t heads = std::min(groups.heads, s.H - h0);
+    Ahead ahead;
     T* panels = std::exchange(room, room + groups.heads * cut.all());
     const T* none = zeros(room, std::max(by_f, by_v));
     const auto q_ = Rows<T>::take(room, s.F, normalise), k_ = Rows<T>::take(room, s.F, normalise);
@@ -50,15 +53,16 @@ void forward(const Sizes& s, const Tensor& q, const Tensor& k, const Tensor& v, 
     const auto each = [&](int64_t j, const auto& part) { cut.each(panels + j * cut.all(), part); };
     for (int64_t t = 0; t < s.T; t += groups.tokens) {
       const Walk walk{std::min(groups.tokens, s.T - t)};
-      Ahead ahead(heads, t + walk.n, std::min(s.T, t + walk.n + groups.tokens));
+      ahead.start(heads, t + walk.n, std::min(s.T, t + walk.n + groups.tokens),
+                  passes(heads, walk) * cut.panels());
       ahead.add(Q, b, h0, s.F), ahead.add(K, b, h0, s.F);
-      ahead.add(V, b, h0, s.V), ahead.add(Y, b, h0, s.V);
+      ahead.add(V, b, h0, s.V), ahead.add(Y, b, h0, s.V, true);
       for (int64_t j = 0; j < heads; ++j) {
         const int64_t h = h0 + j, head = b * s.H + h;
         if (t == 0) each(j, [&](auto p, int64_t c) { load_state(p, state, matrix(s, head, c)); });
         q_.get(Q(b, h), t, walk.n), k_.get(K(b, h), t, walk.n), v_.get(V(b, h), t, walk.n);
         each(j, [&](auto p, int64_t c) { scan(walk, none, k_, v_, q_, y_, ahead, p, c); });
-        y_.put(Y(b, h), t, walk.n);
+        y_.pass_on(Y(b, h), t, walk.n);
         if (t + walk.n == s.T)
           each(j, [&](auto p, int64_t c) { store_state(p, last, matrix(s, head, c)); });
       }
@@ -81,6 +85,7 @@ void backward(const Sizes& s, const Tensor& gy, const Tensor& glast, const Tenso
   const auto work = [&](int64_t i, T* room) {
     const int64_t b = i / groups.per_sequence, h0 = i % groups.per_sequence * groups.heads;
     const int64_t heads = std::min(groups.heads, s.H - h0);
+    Ahead ahead;
     T* panels = std::exchange(room, room + groups.heads * both);
     const T* none = zeros(room, std::max(by_f, by_v));
     const auto q_ = Rows<T>::take(room, s.F, normalise), k_ = Rows<T>::take(room, s.F, normalise);
@@ -95,9 +100,10 @@ void backward(const Sizes& s, const Tensor& gy, const Tensor& glast, const Tenso
     for (int64_t n = blocks; n-- > 0;) {
       const int64_t t = n * groups.tokens;
       const Walk walk{std::min(groups.tokens, s.T - t), true};
-      Ahead ahead(heads, std::max<int64_t>(0, t - groups.tokens), t);
+      ahead.start(heads, std::max<int64_t>(0, t - groups.tokens), t,
+                  passes(heads, walk) * (narrow.panels() + wide.panels()));
       ahead.add(Q, b, h0, s.F), ahead.add(K, b, h0, s.F), ahead.add(V, b, h0, s.V);
-      ahead.add(Gy, b, h0, s.V), ahead.add(Dk, b, h0, s.F), ahead.add(Dv, b, h0, s.V);
+      ahead.add(Gy, b, h0, s.V), ahead.add(Dk, b, h0, s.F, true), ahead.add(Dv, b, h0, s.V, true);
       for (int64_t j = 0; j < heads; ++j) {
         const int64_t h = h0 + j, head = b * s.H + h;
         if (n == blocks - 1) {
@@ -109,16 +115,17 @@ void backward(const Sizes& s, const Tensor& gy, const Tensor& glast, const Tenso
         each(j, [&](auto p, int64_t c) { scan(walk, none, q_, gy_, k_, dv_, ahead, p, c); });
         each_wide(j, [&](auto p, int64_t c) { scan(walk, none, gy_, q_, v_, g, ahead, p, c); });
         g.undo_normalise(k_, walk.n);
-        dv_.put(Dv(b, h), t, walk.n), g.put(Dk(b, h), t, walk.n);
+        dv_.pass_on(Dv(b, h), t, walk.n), g.pass_on(Dk(b, h), t, walk.n);
         if (t == 0) each(j, [&](auto p, int64_t c) { store_state(p, dstate, matrix(s, head, c)); });
       }
     }
     // W itself forwards, transposed, for dq
     for (int64_t t = 0; t < s.T; t += groups.tokens) {
       const Walk walk{std::min(groups.tokens, s.T - t)};
-      Ahead ahead(heads, t + walk.n, std::min(s.T, t + walk.n + groups.tokens));
+      ahead.start(heads, t + walk.n, std::min(s.T, t + walk.n + groups.tokens),
+                  passes(heads, walk) * wide.panels());
       ahead.add(K, b, h0, s.F), ahead.add(V, b, h0, s.V);
-      ahead.add(Gy, b, h0, s.V), ahead.add(Dq, b, h0, s.F);
+      ahead.add(Gy, b, h0, s.V), ahead.add(Dq, b, h0, s.F, true);
       if (normalise) ahead.add(Q, b, h0, s.F);
       for (int64_t j = 0; j < heads; ++j) {
         const int64_t h = h0 + j, head = b * s.H + h;
@@ -128,7 +135,7 @@ void backward(const Sizes& s, const Tensor& gy, const Tensor& glast, const Tenso
         if (normalise) q_.get(Q(b, h), t, walk.n);
         each_wide(j, [&](auto p, int64_t c) { scan(walk, none, v_, k_, gy_, g, ahead, p, c); });
         g.undo_normalise(q_, walk.n);
-        g.put(Dq(b, h), t, walk.n);
+        g.pass_on(Dq(b, h), t, walk.n);
       }
     }
   };
