@@ -14,11 +14,13 @@
 
 namespace workbench {
 
-// Tokens of a block, a multiple of what every pass takes together, and how many bytes its rows of all
-// heads of a group may fill: two blocks and the group's matrices fit into a second-level cache.
+// Tokens of a block, a multiple of what every pass takes together; how many bytes its rows of all
+// heads of a group may fill, and the matrices of the group: two blocks and the matrices fit into a
+// second-level cache.
 constexpr int64_t kMostTokens = 48, kPassesDivide = 6;
-constexpr int64_t kBlockBytes = 256 * 1024, kGroupBytes = 256 * 1024;
+constexpr int64_t kBlockBytes = 256 * 1024, kGroupBytes = 512 * 1024;
 
+// A tensor so large has left the caches before it is read as a whole again.
 constexpr size_t kLargeBytes = 8 << 20;
 
 // --- numbers of the type computed with, T, or bfloat16 that are widened to it --------------------
@@ -47,7 +49,7 @@ template <class T>
 struct Lane {
   char* base;
   int64_t stride, size;  // bytes from token to token, and of a number
-  bool large = false;
+  bool large = false;  // the tensor is
 
   bool as_it_is() const { return size == int64_t(sizeof(T)); }
   char* at(int64_t t, int64_t c) const { return base + t * stride + c * size; }
@@ -90,8 +92,9 @@ T inverse_of_sum(const T* row, int64_t n) {
   return total == 0 ? T(0) : T(1) / total;
 }
 
-// A block of a head's rows in a thread's own memory: numbers of type T side by side, with zeros after
-// each row as far as a panel reaches. The strides of the tensors would leave most of a cache unused.
+// A block of a head's rows in a thread's own memory: numbers of type T side by side, with zeros
+// after each row as far as a panel reaches. The strides of the tensors would leave most of a cache
+// unused.
 template <class T>
 struct Rows {
   T* base = nullptr;
@@ -186,9 +189,9 @@ WORKBENCH_INLINE inline std::array<const T*, C> rows_at(const Rows<T>& rows, con
   return at;
 }
 
-// The rows that a group's next block needs, for passes to ask for while they work on this one: in the
-// order in which they lie in memory, so that the processor guesses what comes next, and a little at
-// a time, because a queue of requests holds up everything else.
+// The rows that a group's next block needs, for passes to ask for while they work on this one: in
+// the order in which they lie in memory, so that the processor guesses what comes next, and a little
+// at a time, because a queue of requests holds up everything else.
 class Ahead {
  public:
   // begin to end - 1: the tokens; passes: how many there will be
@@ -200,7 +203,8 @@ class Ahead {
   void add(const Heads<T>& x, int64_t b, int64_t h, int64_t width, bool passed_on = false) {
     const Lane<T> lane = x(b, h);
     if (tokens_ <= 0 || (passed_on && lane.large)) return;
-    Stream s{lane.base + begin_ * lane.stride, lane.stride, x.next_head(), width * lane.size, heads_};
+    const int64_t bytes = width * lane.size;
+    Stream s{lane.base + begin_ * lane.stride, lane.stride, x.next_head(), bytes, heads_};
     bytes_ += tokens_ * heads_ * s.bytes;
     // neighbours make one range
     if (s.heads == 1 || s.head == s.bytes) s.bytes *= std::exchange(s.heads, 1);
@@ -343,8 +347,8 @@ struct Groups {
   }
 };
 
-// Call work(i, scratch) for i from 0 to n - 1; `numbers` says how many the scratch is to hold, `cost`
-// how many operations each i takes.
+// Call work(i, scratch) for i from 0 to n - 1; `numbers` says how many the scratch is to hold,
+// `cost` how many operations each i takes.
 template <class T, class Work>
 void share_out(int64_t n, int64_t numbers, int64_t cost, const Work& work) {
   // below some 20 microseconds of work a second thread costs more than it brings

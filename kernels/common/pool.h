@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Allocator.h>
 
+#include <algorithm>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -71,10 +72,13 @@ class Pool final : public c10::Allocator {
       const std::lock_guard<std::mutex> lock(pool.mutex_);
       pool.idle_.push_back(static_cast<Block*>(context));
       pool.idle_bytes_ += pool.idle_.back()->bytes;
-      while (pool.idle_bytes_ > kMostIdle) {  // the oldest go
-        too_many.push_back(pool.idle_.front());
-        pool.idle_bytes_ -= pool.idle_.front()->bytes;
-        pool.idle_.erase(pool.idle_.begin());
+      while (pool.idle_bytes_ > kMostIdle) {  // the largest go: the fewest that are cleared again
+        const auto largest =
+            std::max_element(pool.idle_.begin(), pool.idle_.end(),
+                             [](const Block* a, const Block* b) { return a->bytes < b->bytes; });
+        too_many.push_back(*largest);
+        pool.idle_bytes_ -= (*largest)->bytes;
+        pool.idle_.erase(largest);
       }
     }
     for (Block* block : too_many) {

@@ -78,7 +78,8 @@ void forward(const Block<T>& z, bool keep, Panel panel, int64_t c) {
   std::array<R, 2 * C> found;
   for (int64_t t = 0; t < z.walk.n; t += C) {
     k = z.at(z.k, t);
-    panel.write_then_read(before, x, side_by_side<T>(k, z.at(z.q, t)), found, z.ahead->next(panel.rows));
+    panel.write_then_read(before, x, side_by_side<T>(k, z.at(z.q, t)), found,
+                          z.ahead->next(panel.rows));
     before = k;
     const Pair<T> v = z.at(z.v, t, c);
     const Products<T>&kk = z.first[t / C], &qk = z.second[t / C];
@@ -158,7 +159,8 @@ void backward_queries(const Block<T>& z, Panel panel, int64_t c) {
   std::array<R, 2 * C> found;
   for (int64_t t = 0; t < z.walk.n; t += C) {
     error = z.at(z.error, t);
-    panel.write_then_read(before, x, side_by_side<T>(z.at(z.gy, t), z.at(z.w, t)), found, z.ahead->next(panel.rows));
+    panel.write_then_read(before, x, side_by_side<T>(z.at(z.gy, t), z.at(z.w, t)), found,
+                          z.ahead->next(panel.rows));
     before = error;
     const Products<T>&ge = z.first[t / C], &we = z.second[t / C];
     const Pair<T> k = z.at(z.k, t, c);
@@ -212,8 +214,11 @@ std::tuple<Tensor, Tensor, Tensor> delta_rule_forward(const Tensor& q_in, const 
       z.zeros = zeros(room, std::max(by_f, by_v));
       z.beta = std::exchange(room, room + kMostTokens);
       z.q = Rows<T>::take(room, s.F, normalise), z.k = Rows<T>::take(room, s.F, normalise);
-      z.v = Rows<T>::take(room, s.V), z.y = Rows<T>::take(room, s.V), z.error = Rows<T>::take(room, s.V);
-      const auto each = [&](int64_t j, const auto& part) { cut.each(panels + j * cut.all(), part); };
+      z.v = Rows<T>::take(room, s.V), z.y = Rows<T>::take(room, s.V);
+      z.error = Rows<T>::take(room, s.V);
+      const auto each = [&](int64_t j, const auto& part) {
+        cut.each(panels + j * cut.all(), part);
+      };
       for (int64_t t = 0; t < s.T; t += groups.tokens) {
         z.walk = {std::min(groups.tokens, s.T - t)};
         ahead.start(heads, t + z.walk.n, std::min(s.T, t + z.walk.n + groups.tokens),
@@ -224,7 +229,8 @@ std::tuple<Tensor, Tensor, Tensor> delta_rule_forward(const Tensor& q_in, const 
         for (int64_t j = 0; j < heads; ++j) {
           const int64_t h = h0 + j, head = b * s.H + h;
           if (t == 0) each(j, [&](auto p, int64_t c) { load_state(p, state, matrix(s, head, c)); });
-          z.q.get(Q(b, h), t, z.walk.n), z.k.get(K(b, h), t, z.walk.n), z.v.get(V(b, h), t, z.walk.n);
+          z.q.get(Q(b, h), t, z.walk.n), z.k.get(K(b, h), t, z.walk.n);
+          z.v.get(V(b, h), t, z.walk.n);
           get_numbers(Beta(b, h), t, z.walk.n, z.beta);
           multiply(z.k, z.k, z.walk, false, z.zeros, z.first);
           multiply(z.q, z.k, z.walk, true, z.zeros, z.second);
@@ -237,8 +243,8 @@ std::tuple<Tensor, Tensor, Tensor> delta_rule_forward(const Tensor& q_in, const 
       }
     };
     const int64_t rows = 2 * by_f + 3 * by_v + (normalise ? 3 : 1);
-    share_out<T>(s.B * groups.per_sequence, groups.heads * cut.all() + std::max(by_f, by_v) + kMostTokens * rows,
-                 s.T * 6 * groups.heads * cut.all(), work);
+    const int64_t numbers = groups.heads * cut.all() + std::max(by_f, by_v) + kMostTokens * rows;
+    share_out<T>(s.B * groups.per_sequence, numbers, s.T * 6 * groups.heads * cut.all(), work);
   });
   return {y, last, error};
 }
@@ -280,9 +286,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_rule_backward(
       z.ahead = &ahead;
       T* panels = std::exchange(room, room + groups.heads * both);
       z.zeros = zeros(room, std::max(by_f, by_v));
-      z.beta = std::exchange(room, room + kMostTokens), z.dbeta = std::exchange(room, room + kMostTokens);
+      z.beta = std::exchange(room, room + kMostTokens);
+      z.dbeta = std::exchange(room, room + kMostTokens);
       z.q = Rows<T>::take(room, s.F, normalise), z.k = Rows<T>::take(room, s.F, normalise);
-      z.gy = Rows<T>::take(room, s.V), z.error = Rows<T>::take(room, s.V), z.w = Rows<T>::take(room, s.V);
+      z.gy = Rows<T>::take(room, s.V), z.error = Rows<T>::take(room, s.V);
+      z.w = Rows<T>::take(room, s.V);
       z.dq = Rows<T>::take(room, s.F), z.dk = Rows<T>::take(room, s.F);
       const auto each = [&](int64_t j, const auto& part) { narrow.each(panels + j * both, part); };
       const auto each_wide = [&](int64_t j, const auto& part) {
@@ -293,6 +301,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_rule_backward(
         z.error.get(E(b, h), t, z.walk.n), get_numbers(Beta(b, h), t, z.walk.n, z.beta);
       };
       const int64_t blocks = (s.T + groups.tokens - 1) / groups.tokens;
+      // the gradient of W, backwards: dv, dbeta and half of dk
       for (int64_t n = blocks; n-- > 0;) {
         const int64_t t = n * groups.tokens;
         z.walk = {std::min(groups.tokens, s.T - t), true};
@@ -318,9 +327,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_rule_backward(
           if (computed != type_in) z.w.put(Dv(b, h), t, z.walk.n);
           const Lane<T> out = Dbeta(b, h);
           for (int64_t m = 0; m < z.walk.n; ++m) out.put(t + m, 0, 1, z.dbeta + m);
-          if (t == 0) each(j, [&](auto p, int64_t c) { store_state(p, dstate, matrix(s, head, c)); });
+          if (t == 0)
+            each(j, [&](auto p, int64_t c) { store_state(p, dstate, matrix(s, head, c)); });
         }
       }
+      // W itself, forwards: dq and the other half of dk
       for (int64_t t = 0; t < s.T; t += groups.tokens) {
         z.walk = {std::min(groups.tokens, s.T - t)};
         ahead.start(heads, t + z.walk.n, std::min(s.T, t + z.walk.n + groups.tokens),
@@ -330,7 +341,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_rule_backward(
         if (normalise) ahead.add(Q, b, h0, s.F);
         for (int64_t j = 0; j < heads; ++j) {
           const int64_t h = h0 + j, head = b * s.H + h;
-          if (t == 0) each_wide(j, [&](auto p, int64_t c) { load_state(p, state, transposed(s, head, c)); });
+          if (t == 0)
+            each_wide(j, [&](auto p, int64_t c) { load_state(p, state, transposed(s, head, c)); });
           get(h, t), z.w.get(W(b, h), t, z.walk.n), z.dk.get(HalfDk(b, h), t, z.walk.n);
           if (normalise) z.q.get(Q(b, h), t, z.walk.n);
           multiply(z.gy, z.error, z.walk, true, z.zeros, z.first);
@@ -342,8 +354,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_rule_backward(
       }
     };
     const int64_t rows = 4 * by_f + 3 * by_v + (normalise ? 4 : 2);
-    share_out<T>(s.B * groups.per_sequence, groups.heads * both + std::max(by_f, by_v) + kMostTokens * rows,
-                 s.T * 18 * groups.heads * s.F * s.V, work);
+    const int64_t numbers = groups.heads * both + std::max(by_f, by_v) + kMostTokens * rows;
+    share_out<T>(s.B * groups.per_sequence, numbers, s.T * 18 * groups.heads * s.F * s.V, work);
   });
   return {dq, dk, dv, dbeta, dstate};
 }

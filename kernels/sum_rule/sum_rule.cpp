@@ -18,8 +18,8 @@ constexpr int C = 3;
 // how many a panel takes for a block of some heads
 int64_t passes(int64_t heads, const Walk& walk) { return heads * ((walk.n + C - 1) / C); }
 
-// Over a block of tokens, in the order of the walk: S += a x^T, out = S^T b, over panels of the width
-// of x and out. Forward, and each part of the backward pass, is one call for a panel.
+// Over a block of tokens, in the order of the walk: S += a x^T, out = S^T b, over panels of the
+// width of x and out. Forward, and each part of the backward pass, is one call for a panel.
 template <class T, class Panel>
 void scan(const Walk& walk, const T* zeros, const Rows<T>& a, const Rows<T>& x, const Rows<T>& b,
           const Rows<T>& out, Ahead& ahead, Panel panel, int64_t c) {
@@ -69,8 +69,8 @@ void forward(const Sizes& s, const Tensor& q, const Tensor& k, const Tensor& v, 
     }
   };
   const int64_t rows = 2 * by_f + 2 * by_v + (normalise ? 2 : 0);
-  share_out<T>(s.B * groups.per_sequence, groups.heads * cut.all() + std::max(by_f, by_v) + kMostTokens * rows,
-               s.T * 4 * groups.heads * cut.all(), work);
+  const int64_t numbers = groups.heads * cut.all() + std::max(by_f, by_v) + kMostTokens * rows;
+  share_out<T>(s.B * groups.per_sequence, numbers, s.T * 4 * groups.heads * cut.all(), work);
 }
 
 template <class T>
@@ -140,8 +140,8 @@ void backward(const Sizes& s, const Tensor& gy, const Tensor& glast, const Tenso
     }
   };
   const int64_t rows = 3 * by_f + 3 * by_v + (normalise ? 2 : 0);
-  share_out<T>(s.B * groups.per_sequence, groups.heads * both + std::max(by_f, by_v) + kMostTokens * rows,
-               s.T * 12 * groups.heads * s.F * s.V, work);
+  const int64_t numbers = groups.heads * both + std::max(by_f, by_v) + kMostTokens * rows;
+  share_out<T>(s.B * groups.per_sequence, numbers, s.T * 12 * groups.heads * s.F * s.V, work);
 }
 
 std::tuple<Tensor, Tensor> sum_rule_forward(const Tensor& q_in, const Tensor& k_in,
