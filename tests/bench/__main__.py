@@ -104,15 +104,18 @@ def in_order(args: argparse.Namespace, device: torch.device) -> list[Case]:
     return sorted(chosen, key=lambda case: (not fits(case, device), not case.targets))
 
 
+def unmeasured(case: Case, note: str) -> list[Row]:
+    """A row that says why for every target of a case, at least one."""
+    rows = [blank(case, "", peer, note) | {"target": x} for peer, x in case.targets.items()]
+    return rows or [blank(case, "", None, note)]
+
+
 def left_out(case: Case, device: torch.device, late: bool) -> list[Row]:
     """Rows that say why a case is not measured; none where it is."""
     if not fits(case, device):
-        return [
-            blank(case, "", peer, "needs an NVIDIA GPU") | {"target": target}
-            for peer, target in case.targets.items()
-        ]
+        return unmeasured(case, "needs an NVIDIA GPU")
     if late and not case.targets:
-        return [blank(case, "", None, "left out, the time was spent: --minutes")]
+        return unmeasured(case, "left out, the time was spent: --minutes")
     return []
 
 
@@ -125,7 +128,7 @@ def tried(case: Case, device: torch.device, limits: Limits, effort: Effort) -> l
         if device.type == "cuda":
             torch.cuda.empty_cache()
         note = f"FAILED: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        return [blank(case, "", None, note) | {"failed": True}]
+        return [row | {"failed": True} for row in unmeasured(case, note)]
 
 
 def save(

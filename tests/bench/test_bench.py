@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench import configurations, limits, peers, report, run, timing
-from bench.__main__ import main
+from bench.__main__ import main, tried
 from bench.case import BOTH, FWD, PEAK, Case, Ways, apart, together
 from bench.cases import GROUPS, fast_weights, models
 from bench.configurations import CONFIGURATIONS, ENWIK8, Configuration
@@ -302,6 +302,18 @@ def test_targets_come_first_and_late_only_they(
     assert "asked T1 fwd against b" in told and "recurrent" in told
     if not torch.cuda.is_available():
         assert rows[2]["target"] == 2.0 and rows[2]["note"] == "needs an NVIDIA GPU"
+
+
+def test_a_case_that_fails_keeps_its_targets() -> None:
+    def broken(device: torch.device) -> Ways:
+        raise RuntimeError("no memory")
+
+    case = replace(case_of(Ways({}), targets={"b": 2.0, "c": 3.0}), make=broken)
+    rows = tried(case, CPU, machine(), TINY)
+    assert [(row["peer"], row["target"], row["failed"]) for row in rows] == [
+        ("b", 2.0, True),
+        ("c", 3.0, True),
+    ]
 
 
 def test_the_step_in_half_precision_runs() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -29,8 +28,7 @@ def training(config: Configuration, device: torch.device, precision: Precision =
     text = zipf(config.vocab, 4000 * config.B)
     batches = Segments(text, config.B, config.T, reader=Reader(device))
     model = config.model().to(device)
-    told = replace(config.train_config(), precision=precision)
-    trainer = Trainer(model, batches, told, config.name)
+    trainer = Trainer(model, batches, config.train_config(precision), config.name)
 
     def step() -> Results:
         trainer.update()
