@@ -68,7 +68,7 @@ struct Words {
   typedef U type __attribute__((vector_size(4 * n)));
 };
 
-// Where dropout takes its numbers from; the same function as `kept` in attention.py.
+// Where dropout takes its numbers from; the same function as `kept` in dropout.py.
 struct Dice {
   typedef uint32_t U;
   U low, high, threshold;
@@ -135,12 +135,13 @@ struct Work {
   int64_t last(int64_t b, int64_t h, int64_t t) const {
     if (!span.defined() || !c.banded) return c.farthest;
     const T z = end(b, h, t);
-    return z >= T(c.farthest) ? c.farthest : z >= T(0) ? int64_t(z) : -1;
+    // a span that is not a number takes part in everything, so that all results say so
+    return z < T(0) ? -1 : z < T(c.farthest) ? int64_t(z) : c.farthest;
   }
 
   void pack_codes(bool backward) {
     const Tensor r = c.r->contiguous();
-    const int64_t heads = r.size(1), unused = *std::max_element(reach.begin(), reach.end());
+    const int64_t heads = r.size(1), unused = c.H ? *std::max_element(reach.begin(), reach.end()) : -1;
     Tensor bias;
     if (c.bias) bias = c.bias->contiguous();
     columns.resize(heads), codes.resize(heads), top.resize(heads);
@@ -317,7 +318,8 @@ struct Head {
       return (end - d) / ramp;
     }
     bool soft(int64_t j) const { return on && j < ramped; }
-    V clamped(V x) const { return L::min(L::max(x, V{}), L::all(T(1))); }
+    // in this order: both hand on what is not a number if it comes second
+    V clamped(V x) const { return L::min(L::all(T(1)), L::max(V{}, x)); }
   };
   Mask mask(const Keys<T>& tile, int64_t i) const {
     if (!w.span.defined() || !tile.text || i >= rows) return {0, 1, 0, 0, false};
@@ -325,7 +327,7 @@ struct Head {
     const int64_t own = c.past() + t0 + i - tile.first;
     // distances from z + 1 on, where the mask is 1 but has a slope
     const T full = end - T(c.ramp);
-    const int64_t ramped = full > T(own) ? 0 : full < T(0) ? kKeys : own - int64_t(full) + 1;
+    const int64_t ramped = full > T(own) ? 0 : full >= T(0) ? own - int64_t(full) + 1 : kKeys;
     return {end, T(c.ramp), T(own), ramped, true};
   }
 
@@ -376,11 +378,12 @@ struct Forward : Head<T> {
     for (int64_t i = 0; i < rows; ++i) {
       const T norm = (c.span ? mass[i] : sum[i]) + extra * sum[i];
       // a query that sees nothing: zeros, and no weight for anything in the backward pass
-      const T scale = norm > 0 ? 1 / norm : T(0);
+      const bool blind = norm <= 0;
+      const T scale = blind ? T(0) : 1 / norm;
       T* to = y + ((b * c.T + t0 + i) * c.H + h) * c.V;
       for (int64_t x = 0; x < c.V; ++x) to[x] = Y[i * w.Vp + x] * scale;
       log_norm[(b * c.H + h) * c.T + t0 + i] =
-          norm > 0 ? most[i] + std::log(norm) : std::numeric_limits<T>::infinity();
+          blind ? std::numeric_limits<T>::infinity() : most[i] + std::log(norm);
     }
   }
 
@@ -388,10 +391,13 @@ struct Forward : Head<T> {
   void weigh(const Keys<T>& tile, int64_t i, int64_t i0, Range r, int64_t start) {
     T* s = S + (i - i0) * kKeys;
     V high = L::all(-std::numeric_limits<T>::infinity());
+    typename L::I wrong{};  // where a score is not a number, which no maximum would show
     this->for_each_score(tile, i, i0, r, start, [&](int64_t j, V x) {
       L::store(s + j, x);
       high = L::max(high, x);
+      wrong |= x != x;
     });
+    if (any(wrong)) sum[i] = mass[i] = std::numeric_limits<T>::quiet_NaN();
     const T highest = L::largest(high);
     if (highest > most[i]) rescale(i, highest);
     if (most[i] == -std::numeric_limits<T>::infinity()) {
@@ -416,6 +422,12 @@ struct Forward : Head<T> {
       const auto drop = this->drop(tile, i);
       for (int64_t j = r.from; j < r.to; j += L::n) L::store(s + j, L::load(s + j) * drop(j));
     }
+  }
+
+  static bool any(typename L::I x) {
+    typename L::Int all = 0;
+    for (int64_t l = 0; l < L::n; ++l) all |= x[l];
+    return all != 0;
   }
 
   void rescale(int64_t i, T highest) {

@@ -94,10 +94,12 @@ __global__ void __launch_bounds__(C::THREADS, 1) forward(const Problem<T> z, T* 
         const int i = i0 + 16 * warp + row_of(lane, 2 * r);
         const float norm = row_sum(left[r]) + z.epsilon() * row_sum(total[r]);
         if (i >= z.T_) continue;
-        const float scale = norm > 0 ? 1 / norm : 0;
+        // a query that sees nothing: zeros, and no weight for anything in the backward pass
+        const bool blind = norm <= 0;
+        const float scale = blind ? 0 : 1 / norm;
         write(out, r, scale, y + ((static_cast<int64_t>(at.b) * z.T_ + i) * z.H + at.h) * z.V, at.slice * C::OUT, z.V);
         if (at.slice == 0 && lane % 4 == 0)
-            log_norm[z.row(at.b, at.h, i)] = norm > 0 ? top[r] + logf(norm) : INFINITY;
+            log_norm[z.row(at.b, at.h, i)] = blind ? INFINITY : top[r] + logf(norm);
     }
 }
 

@@ -43,16 +43,17 @@ template <class T> struct Problem {
     }
     // the farthest distance that counts for a span: the first one whose mask is 0 has a gradient
     __device__ int reach(float span_tokens) const {
-        if (span_kind == NO_SPAN || !banded) return farthest;
+        // a span that is not a number takes part in everything, so that all results say so
+        if (span_kind == NO_SPAN || !banded || span_tokens != span_tokens) return farthest;
         return static_cast<int>(fminf(fmaxf(floorf(ramp + 1 + span_tokens), -1.0f), static_cast<float>(farthest)));
     }
     // the farthest of `ROWS` queries from i0 on; every lane of the warp gets it
     template <int ROWS> __device__ int reach_of_tile(int b, int h, int i0) const {
         if (span_kind != OF_QUERIES) return reach(span_kind == NO_SPAN ? 0.0f : span[h]);
-        float most = -1e30f;
+        float most = -1.0f;
         for (int i = i0 + static_cast<int>(threadIdx.x % 32); i < min(i0 + ROWS, T_); i += 32)
-            most = fmaxf(most, span_of(b, h, i));
-        return reach(warp_max(most));
+            most = fmaxf(most, static_cast<float>(reach(span_of(b, h, i))));
+        return static_cast<int>(warp_max(most));
     }
 };
 
@@ -149,7 +150,9 @@ struct Keys {
     }
 };
 
-__device__ __forceinline__ float soft_mask(float room, float ramp) { return fminf(fmaxf(room / ramp, 0.0f), 1.0f); }
+__device__ __forceinline__ float soft_mask(float room, float ramp) {
+    return room != room ? room : fminf(fmaxf(room / ramp, 0.0f), 1.0f);
+}
 
 // A warp's scores: its 16 queries (rows of q, p) against TILE keys. For distances it multiplies p with
 // the codes of all distances that this can have, 16 x (TILE + 16), and reads the result back askew:

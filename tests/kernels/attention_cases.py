@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from workbench.kernels.attention import (
-    Dropout,
+    Call,
     Persistent,
     Positions,
     SoftSpan,
     Window,
-    kept,
     reference,
 )
-
-
-class Call(NamedTuple):
-    """The arguments of `attention`."""
-
-    q_BTHK: Tensor
-    k_BSHK: Tensor
-    v_BSHV: Tensor
-    window: Window
-    positions: Positions | None = None
-    span: SoftSpan | None = None
-    persistent: Persistent | None = None
-    dropout: Dropout | None = None
-
+from workbench.kernels.dropout import Dropout, kept
 
 FLOATS = ("q", "k", "v", "p", "codes", "bias", "span", "persistent_k", "persistent_v", "extra")
 

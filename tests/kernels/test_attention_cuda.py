@@ -89,6 +89,20 @@ def test_every_option(device, name, dtype):
     assert_computes(device, CALLS[name](), dtype)
 
 
+@pytest.mark.parametrize("spans", ["dynamic", [2.0, 30.0]], ids=str)
+def test_what_is_not_a_number_shows(device, spans):
+    call = make(T=6, S=90, rows=12, bias=True, spans=spans, N=3, extra=True)
+    for name, x in floats(call).items():
+        # of the last key, which every query of its own token sees
+        spoilt = x.clone()
+        spoilt.view(-1)[0 if name in ("codes", "bias") else -1] = float("nan")
+        worse = rebuilt(call, floats(call) | {name: spoilt})
+        got, want = run(device, Launched(worse, torch.float32)), expected(worse)
+        for result in ("y", "dq"):
+            assert want[result].isnan().any()
+            assert torch.equal(got[result].isnan(), want[result].isnan()), (name, result)
+
+
 # more than one tile each way, nothing a multiple of one; keys and values of different widths
 LONG = {
     "table": lambda K, V: make(

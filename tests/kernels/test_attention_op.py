@@ -22,16 +22,15 @@ from cases import scattered
 
 from workbench import kernels
 from workbench.kernels.attention import (
-    Dropout,
     Persistent,
     Positions,
     SoftSpan,
     Window,
     flat,
-    kept,
     reference,
 )
-from workbench.models.mixers.attention import ANY_DISTANCE, AttentionConfig
+from workbench.kernels.dropout import Dropout
+from workbench.models.mixers.attention import AttentionConfig
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -67,46 +66,6 @@ def test_the_span_feels_the_first_key_that_it_does_not_see():
     assert not torch.isclose(torch.autograd.grad(reference(*nearer).sum(), span)[0], full)
     nearer = call._replace(window=Window(0, 4))
     torch.testing.assert_close(torch.autograd.grad(reference(*nearer).sum(), span)[0], full)
-
-
-def test_dropout_is_a_function_of_seed_and_place():
-    drop = Dropout(0.3, torch.tensor(7))
-    first = kept(drop, torch.Size((3, 4, 50)), 200)
-    assert torch.equal(first, kept(drop, torch.Size((3, 4, 50)), 200))
-    # rows are numbered, so other rows of a batch change nothing; nor do more columns
-    assert torch.equal(first[:2], kept(drop, torch.Size((2, 4, 50)), 200))
-    assert torch.equal(first[..., :90], kept(drop, torch.Size((3, 4, 50)), 90))
-    n = first.numel()
-    assert abs(float(first.double().mean()) - 0.7) < 5 * math.sqrt(0.3 * 0.7 / n)
-    others = [Dropout(0.3, torch.tensor(s)) for s in (8, 7 + 2**32, -7)]
-    for other in others:
-        same = float((first == kept(other, torch.Size((3, 4, 50)), 200)).double().mean())
-        assert abs(same - (0.49 + 0.09)) < 0.01
-    # neighbours along each axis are independent
-    for axis in range(4):
-        size = first.shape[axis]
-        pair = first.narrow(axis, 1, size - 1) & first.narrow(axis, 0, size - 1)
-        assert abs(float(pair.double().mean()) - 0.49) < 0.012
-
-
-def test_dropout_hash_is_what_its_docstring_says():
-    word = 0xFFFFFFFF
-
-    def mixed(x: int) -> int:
-        x = (x ^ x >> 16) * 0x7FEB352D & word
-        x = (x ^ x >> 15) * 0x846CA68B & word
-        return x ^ x >> 16
-
-    seed = 0x0123456789ABCDEF
-    got = kept(Dropout(0.5, torch.tensor(seed)), torch.Size((1, 2, 3)), 4)
-    for r in range(6):
-        first = mixed(r ^ seed & word)
-        second = mixed(r + (seed >> 32) + 0x9E3779B9 & word)
-        for c in range(4):
-            x = c * 0x9E3779B1 + first & word
-            x = (x ^ x >> 16) * 0x7FEB352D & word
-            x = ((x ^ x >> 15) + second & word) * 0x846CA68B & word
-            assert bool(got[0, r // 3, r % 3, c]) == ((x ^ x >> 16) >= 2**31)
 
 
 def test_dropout_scales_what_it_keeps():
@@ -149,55 +108,65 @@ def test_refuses_what_does_not_fit(name):
 @pytest.mark.parametrize("index", range(len(AttentionConfig.tiny())))
 @pytest.mark.parametrize("past", [0, 7])
 def test_a_mixers_numbers_are_these(index, past):
-    """Weights of its own, memory or none: the mixer without its last projection."""
+    """From its parameters by the papers' formulas, one query and one key at a time."""
     torch.manual_seed(index)
     config = AttentionConfig.tiny()[index]
     H, K = config.n_heads, config.d_head
     mixer = config.build(6).double().eval()
     for parameter in mixer.parameters():
         torch.nn.init.uniform_(parameter, 0.1, 0.9)
-    mixer.out = torch.nn.Identity()
-    x = torch.randn(2, 5, 6).double()
+    W = {name: x.detach() for name, x in mixer.named_parameters()}
+    before, x = torch.randn(2, past, 6).double(), torch.randn(2, 5, 6).double()
     state = mixer.initial_state(2)
     if past:
-        _, state = mixer(torch.randn(2, past, 6).double(), state)
+        _, state = mixer(before, state)
     y, _ = mixer(x, state)
-    seen = torch.cat([state.hidden_BMD, x], dim=1)
-    S = seen.shape[1]
+
+    zeros = torch.zeros(2, config.memory_len if config.memory_start == "zeros" else 0, 6).double()
+    seen = torch.cat([torch.cat([zeros, before], 1)[:, -config.memory_len :], x], 1)
     q, k, v = (
-        f(z).view(2, -1, H, K)
-        for f, z in ((mixer.query, x), (mixer.key, seen), (mixer.value, seen))
+        (z @ W[f"{name}.weight"].T).unflatten(-1, (H, K))
+        for name, z in (("query", x), ("key", seen), ("value", seen))
     )
-    content, by_code = (
-        f(q) / math.sqrt(K) for f in (mixer.positions.content_query, mixer.positions.position_query)
+    root = math.sqrt(K)
+    u, v_bias = (
+        W.get(f"positions.{name}", torch.zeros(H, K).double()) for name in ("u_HK", "v_HK")
     )
-    bounds = [S, *(b for b in (config.limit, state.window) if b not in (None, ANY_DISTANCE))]
-    window = Window(0 if config.attend_self else 1, min(bounds))
-    call = Call(content, k, v, window, positions_of(mixer, by_code, S))
-    if mixer.span:
-        share = mixer.span.shares(x)
-        call = call._replace(span=SoftSpan(share * mixer.span.limit, mixer.span.ramp))
+    farthest = [6] if config.span or config.positions.kind == "relative_learned" else []
+    farthest += [config.memory_len] if config.same_length == "beyond_self" else []
+    window = Window(0 if config.attend_self else 1, min([seen.shape[1], *farthest]))
+    positions = codes_of(config.positions.kind, W, (q + v_bias) / root, seen.shape[1])
+    call = Call((q + u) / root, k, v, window, positions)
+    if config.span:
+        shares = W.get("span.share_H")
+        if shares is None:
+            shares = (x @ W["span.v_HD"].T + W["span.b_H"]).sigmoid().transpose(1, 2)
+        call = call._replace(span=SoftSpan(shares * config.span.limit, config.span.ramp))
     if config.persistent:
-        key = mixer.persistent_key_HKN.mT * math.sqrt(K)
-        value = mixer.persistent_value_HNK * math.sqrt(config.persistent.n_vectors)
-        u_HK = getattr(mixer.positions, "u_HK", torch.zeros(H, K).double())
-        raw = torch.einsum("hk,hnk->hn", -u_HK / math.sqrt(K), key)
-        call = call._replace(persistent=Persistent(key, value, raw))
-    torch.testing.assert_close(kernels.attention(*call).flatten(2), y, rtol=1e-12, atol=1e-13)
+        key = W["persistent_key_HKN"].mT * root
+        value = W["persistent_value_HNK"] * math.sqrt(config.persistent.n_vectors)
+        # a token's query meets persistent keys without u
+        extra = -torch.einsum("hk,hnk->hn", u / root, key)
+        call = call._replace(persistent=Persistent(key, value, extra))
+    read = by_hand(call).flatten(2) @ W["out.weight"].T
+    torch.testing.assert_close(y, read, rtol=1e-10, atol=1e-12)
 
 
-def positions_of(mixer, query, S):
+def codes_of(kind, W, query, S):
     """Codes row by row of distance, from each kind's own tables."""
-    kind, own = mixer.config.positions.kind, mixer.positions
-    H, K = mixer.config.n_heads, mixer.config.d_head
+    H, K = query.shape[2:]
     if kind == "none":
         return None
     if kind == "relative_sinusoid":
-        codes = own.project(own.sinusoid(torch.arange(S)).double()).view(S, H, K)
-        return Positions(query, codes)
+        frequencies = (10000.0 ** (-torch.arange(0, 6, 2).double() / 6)).float().double()
+        angles = torch.arange(S)[:, None] * frequencies
+        sinusoid = torch.cat([angles.sin(), angles.cos()], dim=1)
+        return Positions(query, (sinusoid @ W["positions.project.weight"].T).view(S, H, K))
     if kind == "relative_table":
-        return Positions(query, own.key_RHK, own.bias_RH / math.sqrt(K))
-    return Positions(query, torch.cat([torch.zeros(1, K).double(), own.key_KL.T.flip(0)])[:, None])
+        return Positions(query, W["positions.key_RHK"], W["positions.bias_RH"] / math.sqrt(K))
+    # the column of distance d is L - d; a token's own has none
+    nearest_first = W["positions.key_KL"].T.flip(0)
+    return Positions(query, torch.cat([torch.zeros(1, K).double(), nearest_first])[:, None])
 
 
 NEEDS_CPP = pytest.mark.skipif(
@@ -209,6 +178,41 @@ NEEDS_CPP = pytest.mark.skipif(
 def cpp(*call):
     with kernels.use("cpp"):
         return kernels.attention(*call)
+
+
+WITH_ALL = {"T": 6, "rows": 12, "bias": True, "N": 3, "extra": True}
+
+
+@NEEDS_CPP
+@pytest.mark.parametrize("spans", ["dynamic", [2.0, 30.0]], ids=str)
+@pytest.mark.parametrize("S", [19, 200])
+def test_what_is_not_a_number_shows(S, spans):
+    """A model that has diverged must not read zeros; S 200 goes through bands of keys."""
+    call = make(S=S, spans=spans, **WITH_ALL)
+    for name, x in floats(call).items():
+        # of the last key, which every query of its own token sees
+        spoilt = x.float().clone()
+        spoilt.view(-1)[0 if name in ("codes", "bias") else -1] = float("nan")
+        held = {n: y.float() for n, y in floats(call).items()} | {name: spoilt}
+        found = []
+        for backend in ("cpp", "reference"):
+            leaves = {n: y.clone().requires_grad_() for n, y in held.items()}
+            with kernels.use(backend):
+                y = kernels.attention(*rebuilt(call, leaves))
+            dq = torch.autograd.grad(y.sum(), leaves["q"])[0]
+            found.append((y.isnan(), dq.isnan()))
+        (y, dq), (y_want, dq_want) = found
+        assert y_want.any() and dq_want.any()
+        assert torch.equal(y, y_want) and torch.equal(dq, dq_want), name
+
+
+@NEEDS_CPP
+@pytest.mark.parametrize("sizes", [(0, 2, 4, 3), (2, 0, 4, 3), (2, 2, 4, 0)], ids=str)
+def test_no_rows_no_heads_no_width(sizes):
+    call = make(sizes=sizes, rows=4, bias=True, spans=[2.0] * sizes[1], N=2)
+    got, want = outcome(cpp, call), expected(call)
+    for name, x in want.items():
+        torch.testing.assert_close(got[name], x)
 
 
 def assert_close(got, want, relative):
@@ -242,7 +246,7 @@ def test_cpp_passes_over_keys_beyond_the_mask(name):
     names = list(floats(call))
 
     def banded(*args):
-        return torch.ops.workbench.attention_forward(*flat(*args)[:-1], True)[0]
+        return torch.ops.workbench.attention_forward(*flat(Call(*args)), True)[0]
 
     got = outcome(banded, call)
     for h, tokens in enumerate(call.span.tokens.tolist()):
@@ -320,8 +324,8 @@ def test_cpp_gradcheck(name):
 def test_cpp_registration(name):
     call = CALLS[name]()
     call = rebuilt(call, {n: x.detach().requires_grad_() for n, x in floats(call).items()})
-    torch.library.opcheck(torch.ops.workbench.attention_forward.default, flat(*call))
-    plain = flat(*CALLS[name]())
+    torch.library.opcheck(torch.ops.workbench.attention_forward.default, (*flat(call), False))
+    plain = (*flat(CALLS[name]()), False)
     y, log_norm = torch.ops.workbench.attention_forward(*plain)
     saved = (torch.randn_like(y), y, log_norm, *plain)
     torch.library.opcheck(torch.ops.workbench.attention_backward.default, saved)

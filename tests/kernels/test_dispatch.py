@@ -11,7 +11,7 @@ from cases import inputs, usable
 from workbench import kernels
 from workbench.errors import NoBackend, WorkbenchError
 from workbench.kernels import dispatch
-from workbench.kernels.dispatch import Backend, Op
+from workbench.kernels.dispatch import OPS, Backend, Op
 
 CPP = ("delta_rule", "cpp") in usable()
 needs_cpp = pytest.mark.skipif(not CPP, reason="no C++ compiler here")
@@ -83,6 +83,20 @@ def test_use_nests_and_ends_with_its_block(double):
     assert kernels.ran() == {}
 
 
+def test_use_may_end_in_any_order():
+    """As in threads; the block that began last and has not ended decides."""
+    kernels.forget()
+    first, second = kernels.use("reference"), kernels.use("chunked")
+    seen = []
+    for step in (first.__enter__, second.__enter__, lambda: first.__exit__(None, None, None)):
+        step()
+        kernels.sum_rule(*inputs("sum_rule"))
+        seen.append(kernels.ran()["sum_rule"])
+    second.__exit__(None, None, None)
+    assert seen == ["reference", "chunked", "chunked"]
+    assert dispatch._demanded == "auto"
+
+
 def test_explain_is_a_table_of_a_call(double):
     assert double.explain(10) == [
         ("double", "cuda", False, ["no GPU here", "no driver"]),
@@ -123,6 +137,18 @@ def test_wrong_arguments_are_refused_by_name():
         assert said in str(caught.value)
     with pytest.raises(ValueError, match="sum_rule: got state"):
         kernels.sum_rule(q, k, v, state[..., :2])
+    for dtype in (torch.int64, torch.complex64):
+        for op in ("delta_rule", "forget_mult", "fo_pool"):
+            with pytest.raises(ValueError, match=f"{op}: got numbers of type {dtype}, expected a"):
+                getattr(kernels, op)(*(x.to(dtype) for x in inputs(op)))
+
+
+def test_devices_without_numbers_give_shapes():
+    for op in ("delta_rule", "sum_rule", "forget_mult", "fo_pool"):
+        want = OPS[op](*inputs(op))
+        got = OPS[op](*(x.to("meta") for x in inputs(op)))
+        assert [x.shape for x in got] == [x.shape for x in want]
+        assert all(x.is_meta for x in got)
 
 
 @needs_cpp

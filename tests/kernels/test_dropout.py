@@ -9,6 +9,8 @@ import torch
 
 from workbench import kernels
 from workbench.kernels.dispatch import OPS
+from workbench.kernels.dropout import Dropout
+from workbench.kernels.dropout import kept as mask
 from workbench.models.dropout import Element, draw_seed, drop
 
 BACKENDS = [row.backend for row in kernels.explain() if row.op == "dropout" and not row.why_not]
@@ -93,9 +95,9 @@ def test_registration() -> None:
 def test_refuses_what_no_backend_could_take() -> None:
     x = torch.ones(3)
     for p in (-0.1, 1.0, math.nan):
-        with pytest.raises(ValueError, match="got a probability"):
+        with pytest.raises(ValueError, match="got p_drop"):
             kernels.dropout(x, torch.tensor(1), p)
-    for seed in (torch.tensor(1.0), torch.tensor([1, 2]), torch.tensor(1, device="meta")):
+    for seed in (torch.tensor(1.0), torch.tensor([1, 2]), torch.tensor(1, device="meta"), 1):
         with pytest.raises(ValueError, match="got a seed"):
             kernels.dropout(x, seed, 0.5)
 
@@ -124,3 +126,43 @@ def test_compiles_in_one_graph() -> None:
     (grad,) = torch.autograd.grad(y.sum(), x)
     assert 300 < (y == 0).sum() < 700
     assert torch.equal(grad, y.detach())
+
+
+def test_the_mask_is_a_function_of_seed_and_place() -> None:
+    drop = Dropout(0.3, torch.tensor(7))
+    first = mask(drop, torch.Size((3, 4, 50)), 200)
+    assert torch.equal(first, mask(drop, torch.Size((3, 4, 50)), 200))
+    # rows are numbered, so other rows of a batch change nothing; nor do more columns
+    assert torch.equal(first[:2], mask(drop, torch.Size((2, 4, 50)), 200))
+    assert torch.equal(first[..., :90], mask(drop, torch.Size((3, 4, 50)), 90))
+    n = first.numel()
+    assert abs(float(first.double().mean()) - 0.7) < 5 * math.sqrt(0.3 * 0.7 / n)
+    others = [Dropout(0.3, torch.tensor(s)) for s in (8, 7 + 2**32, -7)]
+    for other in others:
+        same = float((first == mask(other, torch.Size((3, 4, 50)), 200)).double().mean())
+        assert abs(same - (0.49 + 0.09)) < 0.01
+    # neighbours along each axis are independent
+    for axis in range(4):
+        size = first.shape[axis]
+        pair = first.narrow(axis, 1, size - 1) & first.narrow(axis, 0, size - 1)
+        assert abs(float(pair.double().mean()) - 0.49) < 0.012
+
+
+def test_the_hash_is_what_its_docstring_says() -> None:
+    word = 0xFFFFFFFF
+
+    def mixed(x: int) -> int:
+        x = (x ^ x >> 16) * 0x7FEB352D & word
+        x = (x ^ x >> 15) * 0x846CA68B & word
+        return x ^ x >> 16
+
+    seed = 0x0123456789ABCDEF
+    got = mask(Dropout(0.5, torch.tensor(seed)), torch.Size((1, 2, 3)), 4)
+    for r in range(6):
+        first = mixed(r ^ seed & word)
+        second = mixed(r + (seed >> 32) + 0x9E3779B9 & word)
+        for c in range(4):
+            x = c * 0x9E3779B1 + first & word
+            x = (x ^ x >> 16) * 0x7FEB352D & word
+            x = ((x ^ x >> 15) + second & word) * 0x846CA68B & word
+            assert bool(got[0, r // 3, r % 3, c]) == ((x ^ x >> 16) >= 2**31)

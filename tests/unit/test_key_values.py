@@ -32,6 +32,9 @@ CONFIGS = {
     "raw queries": XL | {"positions": {"kind": "none"}, "normed_queries": False},
     "swapped": XL | {"ext_memory": "swapped"},
     "zeros": XL | {"memory_start": "zeros"},
+    "zeros, swapped": XL | {"memory_start": "zeros", "ext_memory": "swapped"},
+    "span, swapped": SPAN | {"ext_memory": "swapped", "memory_len": 24, "positions": LEARNED,
+                             "span": LEARNED_SPAN | {"trim_keys": True}},
     "persistent": XL | {"persistent": {"n_vectors": 3}},
     "span": SPAN | {"positions": LEARNED, "span": LEARNED_SPAN},
     "span, keys trimmed": SPAN | {"positions": LEARNED, "span": LEARNED_SPAN | {"trim_keys": True}},
@@ -93,7 +96,9 @@ def test_the_same_numbers_as_from_inputs(name: str, cut: list[int], limits: Limi
         torch.testing.assert_close(last, expected[:, -n_last:], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["xl", "swapped", "beyond self"])
+@pytest.mark.parametrize(
+    "name", ["xl", "swapped", "beyond self", "zeros, swapped", "span, swapped"]
+)
 @pytest.mark.parametrize("ext_len", [1, 3, 5, 7])
 def test_repeated_tokens_are_not_kept(name: str, ext_len: int) -> None:
     mixer, norm = built(name)

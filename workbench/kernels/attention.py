@@ -8,6 +8,7 @@ R rows of codes. The distance of key j from query i is `S - T + i - j`: 0 is its
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.kernels.checks import cpp_reasons
-from workbench.kernels.dispatch import LIBRARY, Backend, Op
+from workbench.kernels.dispatch import LIBRARY, Backend, Op, refuse_second_derivative
+from workbench.kernels.dropout import Dropout, check_dropout, kept
 
 RENORMALISED = 1e-8
 """is added to the mass that a soft mask leaves before it divides, as in the adaptive-span code"""
@@ -57,12 +59,17 @@ class Persistent(NamedTuple):
     """is added to their scores"""
 
 
-class Dropout(NamedTuple):
-    """Dropout of the weights, the same on every backend: see `kept`."""
+class Call(NamedTuple):
+    """The arguments of the op; see `reference`."""
 
-    p_drop: float
-    seed: Tensor
-    """one int64 where the queries are; a tensor, so that no device waits for the host"""
+    q_BTHK: Tensor
+    k_BSHK: Tensor
+    v_BSHV: Tensor
+    window: Window
+    positions: Positions | None = None
+    span: SoftSpan | None = None
+    persistent: Persistent | None = None
+    dropout: Dropout | None = None
 
 
 class Weights(NamedTuple):
@@ -191,51 +198,6 @@ def _by_distance(positions: Positions, S: int) -> Tensor:
     return align_distances(scores_BHTS)
 
 
-WORD = 0xFFFFFFFF
-
-
-def kept(dropout: Dropout, rows_BHT: torch.Size, columns: int) -> Tensor:
-    """Which weights dropout keeps, as a function of the seed and of where they are, and no more.
-
-    All in unsigned 32-bit numbers, with `mix` as below, r = (b H + h) T + t, and c the key's
-    index j, or S + n for persistent vector n; the weight stays where the last line is at least
-    `threshold(p_drop)`:
-
-        first, second = mix(r ^ low word of seed), mix(r + high word of seed + 0x9E3779B9)
-        x = c * 0x9E3779B1 + first;  x ^= x >> 16;  x *= 0x7FEB352D;  x ^= x >> 15
-        x += second;  x *= 0x846CA68B;  x ^= x >> 16
-
-    Returns:
-        booleans of shape (*rows_BHT, columns).
-    """
-    seed, device = dropout.seed.reshape(()), dropout.seed.device
-    row = torch.arange(rows_BHT.numel(), device=device)
-    first = mix(row ^ (seed & WORD))[:, None]
-    second = mix((row + (seed >> 32 & WORD) + 0x9E3779B9) & WORD)[:, None]
-    x = (torch.arange(columns, device=device) * 0x9E3779B1 + first) & WORD
-    x = (x ^ x >> 16) * 0x7FEB352D & WORD
-    x = x ^ x >> 15
-    x = (x + second & WORD) * 0x846CA68B & WORD
-    x = x ^ x >> 16
-    return (x >= threshold(dropout.p_drop)).view(*rows_BHT, columns)
-
-
-def mix(x: Tensor) -> Tensor:
-    """A permutation of 32-bit numbers (held in int64) without a pattern.
-
-    x ^= x >> 16;  x *= 0x7FEB352D;  x ^= x >> 15;  x *= 0x846CA68B;  x ^= x >> 16
-    """
-    x = x & WORD
-    x = (x ^ x >> 16) * 0x7FEB352D & WORD
-    x = (x ^ x >> 15) * 0x846CA68B & WORD
-    return x ^ x >> 16
-
-
-def threshold(p_drop: float) -> int:
-    """Of 2^32 equally likely numbers, how many mean that a weight is dropped."""
-    return min(round(p_drop * 2**32), WORD)
-
-
 LIBRARY.define(
     "attention_forward(Tensor q, Tensor k, Tensor v, Tensor? p, Tensor? r, Tensor? bias,"
     " Tensor? span, Tensor? persistent_k, Tensor? persistent_v, Tensor? persistent_bias,"
@@ -288,18 +250,11 @@ def _backward(ctx: Any, gy: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
 
 
 torch.library.register_autograd("workbench::attention_forward", _backward, setup_context=_remember)
+refuse_second_derivative("attention")
 
 
-def _check(
-    q_BTHK: Tensor,
-    k_BSHK: Tensor,
-    v_BSHV: Tensor,
-    window: Window,
-    positions: Positions | None = None,
-    span: SoftSpan | None = None,
-    persistent: Persistent | None = None,
-    dropout: Dropout | None = None,
-) -> None:
+def _check(*arguments: Any) -> None:
+    q_BTHK, k_BSHK, v_BSHV, window, positions, span, persistent, dropout = Call(*arguments)
     if q_BTHK.dim() != 4 or k_BSHK.dim() != 4 or v_BSHV.dim() != 4:
         raise ValueError(
             f"attention: got queries of shape {tuple(q_BTHK.shape)}, keys {tuple(k_BSHK.shape)} "
@@ -336,7 +291,7 @@ def _check(
     for name, tensor, wanted in parts:
         check_part(name, tensor, wanted, q_BTHK)
     if dropout is not None:
-        check_dropout(dropout, q_BTHK)
+        check_dropout("attention", dropout, q_BTHK)
 
 
 def check_part(name: str, tensor: Tensor, wanted: tuple[int, ...], q_BTHK: Tensor) -> None:
@@ -355,46 +310,28 @@ def check_part(name: str, tensor: Tensor, wanted: tuple[int, ...], q_BTHK: Tenso
         )
 
 
-def check_dropout(dropout: Dropout, q_BTHK: Tensor) -> None:
-    """Refuse a probability out of range, and a seed that is not one int64 beside the queries."""
-    p_drop, seed = dropout
-    if not 0 <= p_drop < 1:
-        raise ValueError(f"attention: got p_drop {p_drop}, expected 0 <= p_drop < 1")
-    if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != q_BTHK.device:
-        raise ValueError(
-            f"attention: got a seed of {seed.numel()} {seed.dtype} on {seed.device}, expected one "
-            f"int64 on {q_BTHK.device}"
-        )
-
-
-def _why_not_cpp(*args: Any) -> list[str]:
-    return cpp_reasons("attention", *args[:1])
-
-
-def flat(
-    q_BTHK: Tensor,
-    k_BSHK: Tensor,
-    v_BSHV: Tensor,
-    window: Window,
-    positions: Positions | None = None,
-    span: SoftSpan | None = None,
-    persistent: Persistent | None = None,
-    dropout: Dropout | None = None,
-) -> tuple[Any, ...]:
-    """The arguments of a call as those of `torch.ops.workbench.attention_forward`."""
+def flat(call: Call) -> tuple[Any, ...]:
+    """A call's arguments as those of `torch.ops.workbench.attention_forward`, but for `banded`."""
+    q_BTHK, k_BSHK, v_BSHV, window, positions, span, persistent, dropout = call
     p, r, bias = positions or (None, None, None)
     persistent_k, persistent_v, persistent_bias = persistent or (None, None, None)
     tokens, ramp = span or (None, 1)
     p_drop, seed = dropout or (0.0, None)
     tensors = (p, r, bias, tokens, persistent_k, persistent_v, persistent_bias, seed)
+    return (q_BTHK, k_BSHK, v_BSHV, *tensors, *window, ramp, p_drop)
+
+
+def _cpp(*arguments: Any) -> Tensor:
+    call = Call(*arguments)
     # every key in float64, and where there are few: there the meaning is the reference's exactly
-    banded = q_BTHK.dtype != torch.float64 and k_BSHK.shape[1] > FEW_KEYS
-    return (q_BTHK, k_BSHK, v_BSHV, *tensors, *window, ramp, p_drop, banded)
-
-
-def _cpp(*args: Any) -> Tensor:
-    y_BTHV, _ = torch.ops.workbench.attention_forward(*flat(*args))
+    banded = call.q_BTHK.dtype != torch.float64 and call.k_BSHK.shape[1] > FEW_KEYS
+    y_BTHV, _ = torch.ops.workbench.attention_forward(*flat(call), banded)
     return y_BTHV
 
 
-attention = Op("attention", reference, [Backend("cpp", _cpp, _why_not_cpp)], check=_check)
+attention = Op(
+    "attention",
+    reference,
+    [Backend("cpp", _cpp, partial(cpp_reasons, "attention"), device="cpu")],
+    check=_check,
+)

@@ -12,29 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.kernels import cuda
-from workbench.kernels.attention import Window, attention, distances
+from workbench.kernels.attention import Call, Window, attention, distances, flat
 from workbench.kernels.dispatch import Backend
 
 WIDEST = {torch.float32: 128, torch.bfloat16: 256}
 """head widths that the CUDA kernel has tiles for"""
 
 
-def _cuda(
-    q_BTHK: Tensor,
-    k_BSHK: Tensor,
-    v_BSHV: Tensor,
-    window: Window,
-    positions: Any = None,
-    span: Any = None,
-    persistent: Any = None,
-    dropout: Any = None,
-) -> Tensor:
-    tokens, ramp = span or (None, 1)
-    p_drop, seed = dropout or (0.0, None)
-    tensors = [*(positions or (None,) * 3), tokens, *(persistent or (None,) * 3), seed]
-    y_BTHV, _ = torch.ops.workbench.attention_forward(
-        q_BTHK, k_BSHK, v_BSHV, *tensors, *window, ramp, p_drop, True
-    )
+def _cuda(*arguments: Any) -> Tensor:
+    y_BTHV, _ = torch.ops.workbench.attention_forward(*flat(Call(*arguments)), True)
     return y_BTHV
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from workbench.kernels import build, cuda
+from workbench.kernels.dispatch import transformed
 
 HALF = (torch.bfloat16, torch.float16)
 """beside these a state may be float32"""
@@ -57,7 +58,7 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 def cpp_reasons(op: str, *tensors: Any) -> list[str]:
     """Why the C++ kernel of an op cannot take these tensors; empty: it can."""
-    reasons = build.missing(op)
+    reasons = build.missing(op) + transformed()
     if tensors:
         first = tensors[0]
         if first.device.type != "cpu":

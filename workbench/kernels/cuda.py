@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from workbench.kernels import build, toolchain
-from workbench.kernels.dispatch import constant_to_compile
+from workbench.kernels.dispatch import constant_to_compile, transformed
 
 FLAGS = ("-O3", "-std=c++20", "-DNDEBUG", "-Xcompiler", "-fPIC")
 OLDEST = (8, 0)
@@ -114,7 +114,7 @@ def reasons(op: str, *arguments: Any) -> list[str]:
     if isinstance(first, torch.Tensor) and first.device.type != "cuda":
         return [f"the CUDA kernels run on a GPU, the tensors are on {first.device.type}"]
     reason = _look_up(op, _turn)
-    return [reason] if reason else []
+    return [reason] if reason else transformed()
 
 
 # a constant to torch.compile, which cannot trace the loading of a library; guarded by `turn`

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.kernels import chunked
 from workbench.kernels.checks import HALF, check_fast_weights, cpp_reasons, cuda_reasons
-from workbench.kernels.dispatch import LIBRARY, Backend, Op
+from workbench.kernels.dispatch import LIBRARY, Backend, Op, refuse_second_derivative
 from workbench.kernels.features import computed_type, sum_normalise, widened
 
 
@@ -128,6 +128,7 @@ def _backward(
 
 
 torch.library.register_autograd("workbench::delta_rule_forward", _backward, setup_context=_remember)
+refuse_second_derivative("delta_rule")
 
 
 def _cpp(

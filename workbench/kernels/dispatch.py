@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch.autograd import forward_ad
 
 from workbench.errors import NoBackend
 
@@ -29,6 +30,8 @@ LIBRARY = torch.library.Library("workbench", "DEF")
 
 # plain globals and no ContextVar: torch.compile guards them instead of breaking the graph
 _demanded = "auto"
+# by every `use` that has not ended, newest last: threads may end theirs in any order
+_demands: list[list[str]] = []
 _warned: set[str] = set()
 
 
@@ -40,6 +43,31 @@ def constant_to_compile(function: Callable[..., T]) -> Callable[..., T]:
     """
     setattr(function, "_dynamo_marked_constant", True)  # noqa: B010  (not a declared attribute)
     return function
+
+
+def transformed(*args: Any) -> list[str]:
+    """Why a backend with a gradient of its own cannot run now; empty: it can.
+
+    PyTorch takes the tangents of what it cannot look into for zeros, without a word.
+    """
+    if torch.compiler.is_compiling():
+        return []
+    functorch = torch._C._functorch.peek_interpreter_stack() is not None
+    if functorch or forward_ad._current_level >= 0:
+        return ["it has gradients alone: nothing for torch.func and forward-mode differentiation"]
+    return []
+
+
+def refuse_second_derivative(op: str) -> None:
+    """Let a gradient of `workbench::<op>_backward` be an error, which PyTorch takes for zero."""
+
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise NoBackend(
+            f"{op}: a gradient was differentiated once more, of which its kernels know nothing. "
+            'Compute it inside `with workbench.kernels.use("reference")`'
+        )
+
+    torch.library.register_autograd(f"workbench::{op}_backward", refuse)
 
 
 def always(*args: Any) -> list[str]:
@@ -109,7 +137,7 @@ class Op:
         return f"<op {self.name}: {', '.join(b.name for b in self.backends)}>"
 
     def __call__(self, *args: Any) -> Any:
-        if not torch.is_autocast_enabled(device := _device(args)):
+        if not _autocast(device := _device(args)):
             return self._run(*args)
         with torch.autocast(device, enabled=False):
             return self._run(*self._without_autocast(args))
@@ -122,10 +150,20 @@ class Op:
         return [*args[:n], *(_widened(x) for x in args[n:])]
 
     def _run(self, *args: Any) -> Any:
+        self._check_numbers(args)
         self.check(*args)
         backend = self.choose(*args)
         self.ran_on = backend.name
         return backend.run(*args)
+
+    def _check_numbers(self, args: tuple[Any, ...] | list[Any]) -> None:
+        """Refuse what has no gradient, of which some backends would make wrong numbers."""
+        first = next((x for x in args if isinstance(x, torch.Tensor)), None)
+        if first is not None and not first.is_floating_point():
+            raise ValueError(
+                f"{self.name}: got numbers of type {first.dtype}, expected a float type such as "
+                "torch.float32. Convert before the call"
+            )
 
     def choose(self, *args: Any) -> Backend:
         """The backend that a call with these arguments runs on.
@@ -173,6 +211,11 @@ def _device(args: tuple[Any, ...]) -> str:
     return "cpu" if first is None else first.device.type
 
 
+def _autocast(device: str) -> bool:
+    """Whether PyTorch's autocast is on; devices without numbers have none."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def _widened(x: Any) -> Any:
     if isinstance(x, torch.Tensor):
         return x.float() if x.dtype in HALF else x
@@ -193,7 +236,7 @@ def in_float32(function: Callable[..., T]) -> Callable[..., T]:
 
     @functools.wraps(function)
     def careful(*args: Any) -> T:
-        if not torch.is_autocast_enabled(device := _device(args)):
+        if not _autocast(device := _device(args)):
             return function(*args)
         with torch.autocast(device, enabled=False):
             return function(*(_widened(x) for x in args))
@@ -219,7 +262,7 @@ def warn_once(what: str, reason: str) -> None:
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """Run every op inside the `with` block on one backend.
+    """Run every op on one backend until the `with` block ends, in all threads of the process.
 
     Args:
         name: "auto" (the first backend that can), or the name of one.
@@ -233,11 +276,14 @@ def use(name: str) -> Iterator[None]:
     if name != "auto" and name not in known:
         choices = ", ".join(["auto", *sorted(known)])
         raise NoBackend(f"no operation has a backend {name!r}. Choose one of: {choices}")
-    before, _demanded = _demanded, name
+    demand = [name]
+    _demands.append(demand)
+    _demanded = name
     try:
         yield
     finally:
-        _demanded = before
+        _demands[:] = [one for one in _demands if one is not demand]
+        _demanded = _demands[-1][0] if _demands else "auto"
 
 
 def explain() -> list[Row]:

@@ -7,16 +7,14 @@ Shapes: B batch, T segment, U units, X = 2 U or 3 U: what one projection makes s
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench.kernels import build
-from workbench.kernels.dispatch import LIBRARY, Backend, Op
-
-# bfloat16 is how numbers are stored; sums are in float32
-STORED = (torch.float32, torch.float64, torch.bfloat16)
+from workbench.kernels.checks import cpp_reasons
+from workbench.kernels.dispatch import LIBRARY, Backend, Op, refuse_second_derivative
 
 
 def reference(f_BTU: Tensor, z_BTU: Tensor, state_BU: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,6 +133,8 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "workbench::fo_pool_forward", _backward_pool, setup_context=_remember_pool
 )
+refuse_second_derivative("forget_mult")
+refuse_second_derivative("fo_pool")
 
 
 def _cpp(f: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,19 +146,6 @@ def _cpp_pool(
 ) -> tuple[Tensor, Tensor]:
     mask = None if mask is None else mask.to(gates.dtype)
     return torch.ops.workbench.fo_pool_forward(gates, state, mask, share)
-
-
-def _cpp_reasons(*arguments: Any) -> list[str]:
-    reasons = build.missing("forget_mult")
-    if arguments:
-        first = arguments[0]
-        if first.device.type != "cpu":
-            reasons.append(f"the C++ kernels run on a CPU, the tensors are on {first.device.type}")
-        if first.dtype not in STORED:
-            reasons.append(
-                f"this kernel takes float32, float64 and bfloat16, the tensors hold {first.dtype}"
-            )
-    return reasons
 
 
 def _check(f_BTU: Tensor, z_BTU: Tensor, state_BU: Tensor) -> None:
@@ -215,12 +202,16 @@ def _check_like(
 
 
 forget_mult = Op(
-    "forget_mult", reference, [Backend("cpp", _cpp, _cpp_reasons)], check=_check, takes_half=2
+    "forget_mult",
+    reference,
+    [Backend("cpp", _cpp, partial(cpp_reasons, "forget_mult"), device="cpu")],
+    check=_check,
+    takes_half=2,
 )
 fo_pool = Op(
     "fo_pool",
     pool_reference,
-    [Backend("cpp", _cpp_pool, _cpp_reasons)],
+    [Backend("cpp", _cpp_pool, partial(cpp_reasons, "forget_mult"), device="cpu")],
     check=_check_pool,
     takes_half=1,
 )

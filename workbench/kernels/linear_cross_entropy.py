@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workbench.kernels.dispatch import LIBRARY, Backend, Op
+from workbench.kernels.dispatch import LIBRARY, Backend, Op, refuse_second_derivative, transformed
 
 BLOCK = 1 << 22
 """Logits that are held at a time. They stay in the cache for all that is done to them, which on a
@@ -165,6 +165,7 @@ def _differentiate(ctx: Any, gnll: Tensor, _: Tensor) -> tuple[Tensor | None, ..
 torch.library.register_autograd(
     "workbench::linear_cross_entropy_forward", _differentiate, setup_context=_remember
 )
+refuse_second_derivative("linear_cross_entropy")
 
 
 def in_blocks(
@@ -208,5 +209,5 @@ class LinearOp(Op):
 
 
 linear_cross_entropy = LinearOp(
-    "linear_cross_entropy", reference, [Backend("chunked", _chunked)], check=_check
+    "linear_cross_entropy", reference, [Backend("chunked", _chunked, transformed)], check=_check
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench.kernels import chunked
 from workbench.kernels.checks import check_fast_weights, cpp_reasons, cuda_reasons
-from workbench.kernels.dispatch import LIBRARY, Backend, Op
+from workbench.kernels.dispatch import LIBRARY, Backend, Op, refuse_second_derivative
 from workbench.kernels.features import sum_normalise, widened
 
 
@@ -87,6 +87,7 @@ def _backward(ctx: Any, gy: Tensor | None, glast: Tensor | None) -> tuple[Tensor
 
 
 torch.library.register_autograd("workbench::sum_rule_forward", _backward, setup_context=_remember)
+refuse_second_derivative("sum_rule")
 
 
 def _cpp(

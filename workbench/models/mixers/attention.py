@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from workbench.config import CarryMode, Config, Positive, Probability, SameLength, slot
 from workbench.inspect import tap, wanted
-from workbench.kernels.attention import Dropout, Persistent, Positions, Window, attention, weigh
+from workbench.kernels.attention import Persistent, Positions, Window, attention, weigh
+from workbench.kernels.dropout import Dropout
 from workbench.models.mixers.base import (
     CONFIGURED,
     Limits,
@@ -314,22 +315,26 @@ class Attention(SequenceMixer):
         self, x_BTD: Tensor, state: KeyValues, n_last: int, norm: Norm, visible: int | None
     ) -> tuple[Tensor, Tensor, Tensor, KeyValues]:
         """As `_reread`, with keys and values that were computed when their inputs came."""
-        T, D = x_BTD.shape[1:]
-        trims = visible is not None and self.span is not None and self.span.trims_keys
-        if self.config.memory_start == "zeros":
-            wanted_len = visible if trims and visible is not None else state.memory_len
-            missing = wanted_len - state.key_BMHK.shape[1]
-            if missing > 0:
-                key, value = self._keys_values(norm(x_BTD.new_zeros(1, 1, D)))
-                state = state.preceded(key, value, missing)
+        T = x_BTD.shape[1]
+        zeros = self.config.memory_start == "zeros"
+        if zeros and state.memory_len and state.key_BMHK.shape[1] == 0:
+            state = self._after_zeros(x_BTD, state, norm, state.memory_len)
         normed_BTD = norm(x_BTD)
         state = state.extended(*self._keys_values(normed_BTD))
-        key_BSHK, value_BSHK = state.key_BMHK, state.value_BMHK
-        state = state.kept(*self._remembered(state, key_BSHK.shape[1], T))
-        if trims and visible is not None:
-            seen = slice(-(visible + n_last), None)
-            key_BSHK, value_BSHK = key_BSHK[:, seen], value_BSHK[:, seen]
-        return normed_BTD, key_BSHK, value_BSHK, state
+        seen, S = state, state.key_BMHK.shape[1]
+        state = state.kept(*self._remembered(state, S, T))
+        if visible is not None and self.span and self.span.trims_keys:
+            missing = visible + n_last - S
+            if missing < 0:
+                seen = seen.kept(-missing, S)
+            elif missing and zeros:
+                seen = self._after_zeros(x_BTD, seen, norm, missing)
+        return normed_BTD, seen.key_BMHK, seen.value_BMHK, state
+
+    def _after_zeros(self, x_BTD: Tensor, state: KeyValues, norm: Norm, n: int) -> KeyValues:
+        """The state with keys and values of n inputs of zeros before all others."""
+        zero_11D = x_BTD.new_zeros(1, 1, x_BTD.shape[2])
+        return state.preceded(*self._keys_values(norm(zero_11D)), n)
 
     def _keys_values(self, seen_BSD: Tensor) -> tuple[Tensor, Tensor]:
         shape = (self.config.n_heads, self.config.d_head)
