@@ -61,7 +61,7 @@ lab: setup  ## JupyterLab in notebooks/
 	@GOMP_SPINCOUNT=$${GOMP_SPINCOUNT:-2000} JUPYTER_PREFER_ENV_PATH=1 JUPYTER_PATH="$(ENV)/share/jupyter:$$JUPYTER_PATH" \
 	  $(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
-bench: setup ## ops and models beside their peers, some 20 minutes; QUICK=1: less; PEERS=0: fetch none
+bench: setup ## ops and models beside their peers: targets, the rest up to 9 minutes; QUICK=1: 1; PEERS=0: fetch none
 	@[ "$(PEERS)" = 0 ] || $(RUN) tests/bench/install_peers.py
 	@PYTHONPATH=tests $(RUN) -m bench $(if $(QUICK),--quick) $(if $(MODELS),--models) $(ARGS)
 

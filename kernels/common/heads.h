@@ -6,17 +6,22 @@
 
 #include <bit>
 
-#if defined(__linux__)
-#include <sys/mman.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
 #endif
 
 #include "panel.h"
 
 namespace workbench {
 
-// How many tokens ahead of its work a kernel asks for rows: heads lie far apart in memory, so no
-// processor guesses what comes next.
-constexpr int64_t kAhead = 4;
+// Tokens of a block, a multiple of what every pass takes together; how many bytes its rows of all
+// heads of a group may fill, and the matrices of the group: two blocks and the matrices fit into a
+// second-level cache.
+constexpr int64_t kMostTokens = 48, kPassesDivide = 6;
+constexpr int64_t kBlockBytes = 256 * 1024, kGroupBytes = 512 * 1024;
+
+// A tensor so large has left the caches before it is read as a whole again.
+constexpr size_t kLargeBytes = 8 << 20;
 
 // --- numbers of the type computed with, T, or bfloat16 that are widened to it --------------------
 
@@ -44,7 +49,7 @@ template <class T>
 struct Lane {
   char* base;
   int64_t stride, size;  // bytes from token to token, and of a number
-  bool followed_by_zeros = false;  // each row, as far as a panel reaches
+  bool large = false;  // the tensor is
 
   bool as_it_is() const { return size == int64_t(sizeof(T)); }
   char* at(int64_t t, int64_t c) const { return base + t * stride + c * size; }
@@ -57,24 +62,6 @@ struct Lane {
     if (as_it_is()) std::memcpy(at(t, c), from, n * sizeof(T));
     else if constexpr (std::is_same_v<T, float>) narrow(from, n, at(t, c));
   }
-  template <int P>
-  void put(int64_t t, int64_t c, int64_t n, const Row<T, P>& row) const {
-    if (as_it_is() && n == Row<T, P>::width) std::memcpy(at(t, c), &row, sizeof(row));
-    else put(t, c, n, reinterpret_cast<const T*>(&row));
-  }
-  T number(int64_t t) const {
-    T x;
-    get(t, 0, 1, &x);
-    return x;
-  }
-  // 1: to be written, 0: to be read. Inlined by force: to GCC a function that does nothing else has
-  // no effect, and its calls go
-  template <int kWrite>
-  WORKBENCH_INLINE void prefetch(int64_t t, int64_t c, int64_t n) const {
-    if (followed_by_zeros) return;  // side by side: the processor sees what comes next
-    const char* from = at(t, c);
-    for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(from + i, kWrite, 3);
-  }
 };
 
 template <class T>
@@ -82,17 +69,20 @@ class Heads {
  public:
   explicit Heads(const at::Tensor& x)
       : base_(static_cast<char*>(const_cast<void*>(x.const_data_ptr()))), size_(x.element_size()),
-        batch_(x.stride(0) * size_), time_(x.stride(1) * size_), head_(x.stride(2) * size_) {}
+        batch_(x.stride(0) * size_), time_(x.stride(1) * size_), head_(x.stride(2) * size_),
+        large_(x.nbytes() >= kLargeBytes) {}
   Lane<T> operator()(int64_t b, int64_t h) const {
-    return {base_ + b * batch_ + h * head_, time_, size_};
+    return {base_ + b * batch_ + h * head_, time_, size_, large_};
   }
+  int64_t next_head() const { return head_; }
 
  private:
   char* base_;
   int64_t size_, batch_, time_, head_;
+  bool large_;
 };
 
-// --- rows of some tokens at a time ---------------------------------------------------------------
+// --- blocks of tokens ----------------------------------------------------------------------------
 
 // 1 / the sum of a row; 0 stands for a sum of 0, by which nothing is divided
 template <class T>
@@ -102,106 +92,155 @@ T inverse_of_sum(const T* row, int64_t n) {
   return total == 0 ? T(0) : T(1) / total;
 }
 
-// A head's rows in a thread's own memory: numbers of type T side by side, where the strides of the
-// tensors would leave most of a cache unused, and zeros after each row as far as a panel reaches.
+// A block of a head's rows in a thread's own memory: numbers of type T side by side, with zeros
+// after each row as far as a panel reaches. The strides of the tensors would leave most of a cache
+// unused.
 template <class T>
-Lane<T> kept_rows(T*& room, int64_t tokens, int64_t width) {
-  constexpr int64_t panel = Row<T, kMaxVectors>::width;
-  const int64_t padded = (width + panel - 1) / panel * panel;
-  T* rows = room;
-  room += tokens * padded;
-  return {reinterpret_cast<char*>(rows), padded * int64_t(sizeof(T)), sizeof(T), true};
-}
-template <class T>
-int64_t numbers_of_kept_rows(int64_t tokens, int64_t width) {
-  T* none = nullptr;
-  kept_rows(none, tokens, width);
-  return none - static_cast<T*>(nullptr);
-}
+struct Rows {
+  T* base = nullptr;
+  int64_t width = 0, padded = 0;
+  T* inverse = nullptr;  // 1 / sum of each row that was divided by its sum
 
-// Columns first to first + n of a head's tokens, C of them at a time, as numbers of type T: where
-// they lie, or in other rows where they must be converted, divided by their sum, or followed by
-// zeros up to `padded`. Tokens beyond the segment are rows of zeros.
-template <class T, int C>
-class Feed {
- public:
-  std::array<const T*, C> now, before;
+  static int64_t numbers(int64_t width) {
+    constexpr int64_t panel = Row<T, kMaxVectors>::width;
+    return (width + panel - 1) / panel * panel;
+  }
+  static Rows take(T*& room, int64_t width, bool normalised = false) {
+    Rows rows{room, width, numbers(width)};
+    room += kMostTokens * rows.padded;
+    if (normalised) rows.inverse = std::exchange(room, room + kMostTokens);
+    return rows;
+  }
+  T* operator[](int64_t t) const { return base + t * padded; }
 
-  Feed(const Lane<T>& lane, int64_t tokens, int64_t first, int64_t n, int64_t padded,
-       const T* zeros)
-      : lane_(lane), tokens_(tokens), first_(first), n_(n), padded_(padded), zeros_(zeros) {
-    now.fill(zeros);
-    before.fill(zeros);
-  }
-  // Divide rows, whole ones, by their sums, and leave 1 / sum in inverse; null: as they are.
-  Feed& normalised(T* inverse) {
-    inverse_ = inverse;
-    return *this;
-  }
-  // Leave the rows that come by in those of another lane.
-  Feed& kept_in(const Lane<T>& rows) {
-    kept_ = rows.base;
-    kept_stride_ = rows.stride;
-    return *this;
-  }
-  // on to the tokens t, t + step, ...; `before` are those that were `now`
-  void move(int64_t t, int64_t step) {
-    before = now;
-    side_ ^= 1;
-    for (int i = 0; i < C; ++i) {
-      const int64_t token = t + i * step, soon = token + kAhead * step;
-      if (inside(soon)) lane_.template prefetch<0>(soon, first_, n_);
-      now[i] = inside(token) ? fetch(token, i) : zeros_;
+  // tokens first to first + n - 1 of a head; divided by their sums where there is room for them
+  void get(const Lane<T>& lane, int64_t first, int64_t n) const {
+    for (int64_t t = 0; t < n; ++t) {
+      T* row = (*this)[t];
+      lane.get(first + t, 0, width, row);
+      std::fill(row + width, row + padded, T(0));
+      if (!inverse) continue;
+      inverse[t] = inverse_of_sum(row, width);
+      if (const T scale = inverse[t]; scale != 0)
+        for (int64_t c = 0; c < width; ++c) row[c] *= scale;
     }
+  }
+  void put(const Lane<T>& lane, int64_t first, int64_t n) const {
+    for (int64_t t = 0; t < n; ++t) lane.put(first + t, 0, width, (*this)[t]);
+  }
+  // As `put`, for results too large to stay in a cache until someone reads them: whole lines go to
+  // memory past the caches, which need not fetch them first.
+  void pass_on(const Lane<T>& lane, int64_t first, int64_t n) const {
+#if defined(__AVX512F__)
+    const bool whole = lane.as_it_is() && width % Vector<T>::lanes == 0 &&
+                       (reinterpret_cast<uintptr_t>(lane.base) | lane.stride) % kVectorBytes == 0;
+    if (lane.large && whole) {
+      for (int64_t t = 0; t < n; ++t) {
+        const T* from = (*this)[t];
+        char* to = lane.at(first + t, 0);
+        for (int64_t c = 0; c < width; c += Vector<T>::lanes)
+          _mm512_stream_si512(reinterpret_cast<__m512i*>(to + c * sizeof(T)),
+                              _mm512_load_si512(from + c));
+      }
+      return;
+    }
+#endif
+    put(lane, first, n);
+  }
+  // The rows, gradients of features / sum(features) = x, become those of the features.
+  void undo_normalise(const Rows& x, int64_t n) const {
+    if (!x.inverse) return;
+    for (int64_t t = 0; t < n; ++t) {
+      T* g = (*this)[t];
+      const T scale = x.inverse[t];
+      if (scale == 0) continue;
+      const T along = dot(g, x[t], width);
+      for (int64_t c = 0; c < width; ++c) g[c] = (g[c] - along) * scale;
+    }
+  }
+};
+
+// A row of zeros.
+template <class T>
+const T* zeros(T*& room, int64_t n) {
+  std::fill(room, room + n, T(0));
+  return std::exchange(room, room + n);
+}
+
+// One number of each token.
+template <class T>
+void get_numbers(const Lane<T>& lane, int64_t first, int64_t n, T* to) {
+  for (int64_t t = 0; t < n; ++t) lane.get(first + t, 0, 1, to + t);
+}
+
+// The tokens of a block in the order of a recurrence, C at a time.
+struct Walk {
+  int64_t n;
+  bool reversed = false;
+  int64_t token(int64_t i) const { return reversed ? n - 1 - i : i; }
+};
+
+// Rows i to i + C - 1 of a walk; zeros beyond its end.
+template <int C, class T>
+WORKBENCH_INLINE inline std::array<const T*, C> rows_at(const Rows<T>& rows, const Walk& walk,
+                                                        int64_t i, int64_t first, const T* zeros) {
+  std::array<const T*, C> at;
+  for (int j = 0; j < C; ++j) at[j] = i + j < walk.n ? rows[walk.token(i + j)] + first : zeros;
+  return at;
+}
+
+// The rows that a group's next block needs, for passes to ask for while they work on this one: in
+// the order in which they lie in memory, so that the processor guesses what comes next, and a little
+// at a time, because a queue of requests holds up everything else.
+class Ahead {
+ public:
+  // begin to end - 1: the tokens; passes: how many there will be
+  void start(int64_t heads, int64_t begin, int64_t end, int64_t passes) {
+    heads_ = heads, begin_ = begin, tokens_ = end - begin, passes_ = std::max<int64_t>(1, passes);
+    n_ = 0, stream_ = range_ = bytes_ = left_ = 0;
+  }
+  template <class T>
+  void add(const Heads<T>& x, int64_t b, int64_t h, int64_t width, bool passed_on = false) {
+    const Lane<T> lane = x(b, h);
+    if (tokens_ <= 0 || (passed_on && lane.large)) return;
+    const int64_t bytes = width * lane.size;
+    Stream s{lane.base + begin_ * lane.stride, lane.stride, x.next_head(), bytes, heads_};
+    bytes_ += tokens_ * heads_ * s.bytes;
+    // neighbours make one range
+    if (s.heads == 1 || s.head == s.bytes) s.bytes *= std::exchange(s.heads, 1);
+    s.ranges = tokens_ * s.heads;
+    if (s.heads == 1 && s.time == s.bytes) s.bytes *= std::exchange(s.ranges, 1);
+    streams_[n_++] = s;
+  }
+  // The part of a pass over so many rows.
+  Run next(int64_t rows) {
+    int64_t wanted = (bytes_ + passes_ - 1) / passes_;
+    while (left_ < wanted || wanted > 64 * rows) {  // at once what does not fit
+      const int64_t some = std::min(left_, wanted);
+      for (int64_t i = 0; i < some; i += 64) __builtin_prefetch(at_ + i, 0, 2);
+      at_ += some, left_ -= some, wanted -= some;
+      if (left_ > 0) break;
+      if (stream_ == n_) return {zero_, 0};
+      const Stream& s = streams_[stream_];
+      at_ = s.base + range_ / s.heads * s.time + range_ % s.heads * s.head;
+      left_ = s.bytes;
+      if (++range_ == s.ranges) range_ = 0, ++stream_;
+    }
+    const char* from = std::exchange(at_, at_ + wanted);
+    left_ -= wanted;
+    return {from, (wanted + rows - 1) / rows};
   }
 
  private:
-  bool inside(int64_t t) const { return t >= 0 && t < tokens_; }
-  const T* fetch(int64_t t, int i) {
-    const bool ready = lane_.as_it_is() && (n_ == padded_ || lane_.followed_by_zeros);
-    if (ready && !inverse_ && !kept_) return reinterpret_cast<const T*>(lane_.at(t, first_));
-    T* row;
-    if (kept_) {
-      row = reinterpret_cast<T*>(kept_ + t * kept_stride_) + first_;
-    } else {
-      if (buffer_.empty()) buffer_ = Scratch<T>(2 * C * padded_);
-      row = buffer_.get() + (side_ * C + i) * padded_;
-    }
-    lane_.get(t, first_, n_, row);
-    for (int64_t c = n_; c < padded_; ++c) row[c] = T(0);
-    if (inverse_) {
-      inverse_[t] = inverse_of_sum(row, n_);
-      if (const T scale = inverse_[t]; scale != 0)
-        for (int64_t c = 0; c < n_; ++c) row[c] *= scale;
-    }
-    return row;
-  }
-
-  Lane<T> lane_;
-  int64_t tokens_, first_, n_, padded_;
-  const T* zeros_;
-  T* inverse_ = nullptr;
-  char* kept_ = nullptr;
-  int64_t kept_stride_ = 0;
-  int side_ = 0;
-  Scratch<T> buffer_;
+  struct Stream {
+    const char* base;
+    int64_t time, head, bytes, heads, ranges = 0;
+  };
+  std::array<Stream, 8> streams_;
+  int64_t n_, stream_, range_, heads_, begin_, tokens_, passes_, bytes_, left_;
+  const char* at_;
+  const char zero_[1] = {};
 };
-
-// The gradient g of x = features / sum(features) becomes that of the features, for a head's tokens.
-template <class T>
-void backward_of_normalise(const Lane<T>& g, const Lane<T>& x, const T* inverse, int64_t tokens,
-                           int64_t n, T* room, const Lane<T>& out) {
-  T *g_ = room, *x_ = room + n;
-  for (int64_t t = 0; t < tokens; ++t) {
-    g.get(t, 0, n, g_);
-    if (const T scale = inverse[t]; scale != 0) {
-      x.get(t, 0, n, x_);
-      const T along = dot(g_, x_, n);
-      for (int64_t i = 0; i < n; ++i) g_[i] = (g_[i] - along) * scale;
-    }
-    out.put(t, 0, n, g_);
-  }
-}
 
 // --- tensors -------------------------------------------------------------------------------------
 
@@ -211,18 +250,6 @@ inline at::Tensor with_contiguous_width(const at::Tensor& x) {
 
 inline at::ScalarType computed_type(const at::Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-// Ask for large pages behind fresh memory: writing it first costs several times as much in small
-// ones.
-inline at::Tensor in_large_pages(at::Tensor x) {
-#if defined(MADV_HUGEPAGE)
-  constexpr uintptr_t page = uintptr_t(2) << 20;
-  const auto begin = reinterpret_cast<uintptr_t>(x.const_data_ptr());
-  const uintptr_t first = (begin + page - 1) / page * page, end = (begin + x.nbytes()) / page * page;
-  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
-#endif
-  return x;
 }
 
 struct Sizes {
@@ -265,16 +292,17 @@ auto for_type(const at::Tensor& x, const Work& work) {
 
 // --- work on heads -------------------------------------------------------------------------------
 
-// What a thread has for a head: the panel, zeros as wide as a row, and numbers of the caller's.
-template <class T>
-struct Bench {
-  T *panel, *zeros, *own;
-};
-
 // A matrix of a state as a panel's columns: number first of the F x V matrix, its strides.
 struct Matrix {
   int64_t first, row, column;
 };
+
+inline Matrix matrix(const Sizes& s, int64_t head, int64_t c) {
+  return {head * s.F * s.V + c, s.V, 1};
+}
+inline Matrix transposed(const Sizes& s, int64_t head, int64_t c) {
+  return {(head * s.F + c) * s.V, 1, s.V};
+}
 
 template <class Panel>
 void load_state(Panel& panel, const at::Tensor& state, const Matrix& m) {
@@ -298,20 +326,39 @@ void store_state(const Panel& panel, const at::Tensor& state, const Matrix& m) {
   }
 }
 
-// Call work(i, bench) for i from 0 to n - 1; `numbers` says how many the panel and the caller need,
+// How the work on B x H heads is cut: a thread takes some heads of one sequence through the segment
+// together, block after block, each head's matrices waiting in the second-level cache meanwhile.
+struct Groups {
+  int64_t heads, per_sequence, tokens;
+
+  // bytes: of a head's matrices, and of its rows of one token. Only which heads go together depends
+  // on the number of threads, and no number that is computed depends on that.
+  Groups(const Sizes& s, int64_t matrix_bytes, int64_t row_bytes) {
+    const int64_t most = std::clamp<int64_t>(kGroupBytes / matrix_bytes, 1, 8);
+    tokens = kBlockBytes / (most * row_bytes) / kPassesDivide * kPassesDivide;
+    tokens = std::clamp<int64_t>(tokens, 2 * kPassesDivide, kMostTokens);
+    const int64_t threads = at::get_num_threads();
+    for (heads = s.T > tokens ? std::min(most, s.H) : 1; heads > 1; --heads) {
+      const int64_t groups = s.B * ((s.H + heads - 1) / heads);
+      // no thread has much more to do than its part
+      if ((groups + threads - 1) / threads * threads * heads * 10 <= s.B * s.H * 11) break;
+    }
+    per_sequence = (s.H + heads - 1) / heads;
+  }
+};
+
+// Call work(i, scratch) for i from 0 to n - 1; `numbers` says how many the scratch is to hold,
 // `cost` how many operations each i takes.
 template <class T, class Work>
-void share_out(int64_t n, int64_t panel, int64_t widest, int64_t own, int64_t cost,
-               const Work& work) {
+void share_out(int64_t n, int64_t numbers, int64_t cost, const Work& work) {
   // below some 20 microseconds of work a second thread costs more than it brings
   const int64_t grain = 1 + (1 << 20) / (1 + cost);
   at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
-    constexpr int64_t lanes = 64 / sizeof(T);
-    const int64_t zeros = (widest + Row<T, kMaxVectors>::width + lanes - 1) / lanes * lanes;
-    const Scratch<T> scratch(panel + zeros + own);
-    const Bench<T> bench{scratch.get(), scratch.get() + panel, scratch.get() + panel + zeros};
-    std::fill(bench.zeros, bench.zeros + zeros, T(0));
-    for (int64_t i = begin; i < end; ++i) work(i, bench);
+    const Scratch<T> scratch(numbers);
+    for (int64_t i = begin; i < end; ++i) work(i, scratch.get());
+#if defined(__AVX512F__)
+    _mm_sfence();  // what went past the caches is there before another thread is told so
+#endif
   });
 }
 

@@ -154,6 +154,12 @@ class Scratch {
   T* data_ = nullptr;
 };
 
+// Memory that a pass asks for on its way: `step` bytes for each row.
+struct Run {
+  const char* from;
+  int64_t step;
+};
+
 // When a pass over the rows reads: after all of its writes, or each read after the write beside it.
 enum class Reads { last, alternate };
 
@@ -162,7 +168,8 @@ enum class Reads { last, alternate };
 template <class T, int P, int W, int R, Reads kReads>
 [[gnu::noinline]] void pass(typename Vector<T>::type* __restrict__ S, int64_t rows,
                             const std::array<const T*, W>& a, const std::array<Row<T, P>, W>& x_in,
-                            const std::array<const T*, R>& b, std::array<Row<T, P>, R>& y) {
+                            const std::array<const T*, R>& b, std::array<Row<T, P>, R>& y,
+                            Run ahead) {
   using V = typename Vector<T>::type;
   constexpr int together = R ? std::max(1, kChains / (P * R)) : 1;
   V x[W][P], sum[together][R + 1][P];
@@ -175,6 +182,7 @@ template <class T, int P, int W, int R, Reads kReads>
     });
   });
   const auto touch = [&](int64_t r, auto u) WORKBENCH_INLINE {
+    if constexpr (R > 0) __builtin_prefetch(ahead.from + r * ahead.step, 0, 2);
     V s[P];
     unroll<P>([&](auto p) WORKBENCH_INLINE { s[p] = S[r * P + p]; });
     const auto read = [&](auto i) WORKBENCH_INLINE {
@@ -235,18 +243,19 @@ struct Panel {
   template <size_t W>
   void write(const std::array<const T*, W>& a, const std::array<R, W>& x) {
     RowsOf<0> none;
-    pass<T, P, int(W), 0, Reads::last>(S, rows, a, x, {}, none);
+    pass<T, P, int(W), 0, Reads::last>(S, rows, a, x, {}, none, {});
   }
   template <size_t W, size_t N>
   void write_then_read(const std::array<const T*, W>& a, const std::array<R, W>& x,
-                       const std::array<const T*, N>& b, std::array<R, N>& y) {
-    pass<T, P, int(W), int(N), Reads::last>(S, rows, a, x, b, y);
+                       const std::array<const T*, N>& b, std::array<R, N>& y,
+                       Run ahead) {
+    pass<T, P, int(W), int(N), Reads::last>(S, rows, a, x, b, y, ahead);
   }
   // token by token: write, read
   template <size_t W>
   void alternate(const std::array<const T*, W>& a, const std::array<R, W>& x,
-                 const std::array<const T*, W>& b, std::array<R, W>& y) {
-    pass<T, P, int(W), int(W), Reads::alternate>(S, rows, a, x, b, y);
+                 const std::array<const T*, W>& b, std::array<R, W>& y, Run ahead) {
+    pass<T, P, int(W), int(W), Reads::alternate>(S, rows, a, x, b, y, ahead);
   }
 };
 
@@ -262,19 +271,24 @@ struct Cut {
   int64_t width() const { return int64_t(vectors) * Vector<T>::lanes; }
   int64_t panels() const { return (columns + width() - 1) / width(); }
   int64_t numbers() const { return rows * width(); }
-};
+  int64_t all() const { return panels() * numbers(); }
 
-// Call work(panel, first column) with the narrowest panel that holds the columns of number `index`.
-template <class T, class Work>
-void with_panel(const Cut<T>& cut, int64_t index, T* scratch, const Work& work) {
-  const int64_t first = index * cut.width();
-  const int64_t n = std::min(cut.width(), cut.columns - first);
-  auto* S = reinterpret_cast<typename Vector<T>::type*>(scratch);
-  if constexpr (kMaxVectors >= 4) {
-    if (n > 2 * Vector<T>::lanes) return work(Panel<T, 4>{S, cut.rows, n}, first);
+  // Call work(panel, first column) for all panels, which lie in `room` one after the other; each is
+  // the narrowest that holds its columns.
+  template <class Work>
+  void each(T* room, const Work& work) const {
+    for (int64_t first = 0; first < columns; first += width(), room += numbers()) {
+      const int64_t n = std::min(width(), columns - first);
+      auto* S = reinterpret_cast<typename Vector<T>::type*>(room);
+      if (kMaxVectors >= 4 && n > 2 * Vector<T>::lanes) {
+        if constexpr (kMaxVectors >= 4) work(Panel<T, 4>{S, rows, n}, first);
+      } else if (n > Vector<T>::lanes) {
+        work(Panel<T, 2>{S, rows, n}, first);
+      } else {
+        work(Panel<T, 1>{S, rows, n}, first);
+      }
+    }
   }
-  if (n > Vector<T>::lanes) return work(Panel<T, 2>{S, cut.rows, n}, first);
-  work(Panel<T, 1>{S, cut.rows, n}, first);
-}
+};
 
 }  // namespace workbench

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "heads.h"
+#include "pool.h"
 
 namespace workbench {
 namespace {
@@ -22,169 +23,158 @@ std::array<const T*, 2 * C> side_by_side(const Pair<T>& a, const Pair<T>& b) {
   return {a[0], a[1], b[0], b[1]};
 }
 
-// products[i][j] = a_i . b_j for j <= i, or for j < i
+// how many a panel takes for a block of some heads
+int64_t passes(int64_t heads, const Walk& walk) { return heads * ((walk.n + C - 1) / C); }
+
+// at[i][j] = a_i . b_j of a block's tokens, for j <= i, or for j < i
 template <class T>
 struct Products {
   T at[C][C];
-  Products(const Pair<T>& a, const Pair<T>& b, int64_t n, bool of_itself) {
-    for (int i = 0; i < C; ++i)
-      for (int j = 0; j < i + of_itself; ++j) at[i][j] = dot(a[i], b[j], n);
-  }
   const T* operator[](int i) const { return at[i]; }
 };
-
-// Everything that the parts of a call share. Lanes of one head.
 template <class T>
-struct Head {
-  Sizes s;
-  int64_t head;
-  const T* zeros;
-  T *inverse_q, *inverse_k;  // null where queries and keys are taken as they are
-  Lane<T> q, k, v, beta, error, y, gy;
+using AllProducts = std::array<Products<T>, kMostTokens / C>;
 
-  bool inside(int64_t t) const { return t >= 0 && t < s.T; }
-  // rows that will be written soon are fetched like those that will be read
-  WORKBENCH_INLINE void expect(const Lane<T>& out, int64_t t, int64_t c, int64_t n) const {
-    if (inside(t)) out.template prefetch<1>(t, c, n);
+template <class T>
+void multiply(const Rows<T>& a, const Rows<T>& b, const Walk& walk, bool of_itself, const T* zeros,
+              AllProducts<T>& out) {
+  // whole vectors, as far as every panel writes
+  const int64_t n = (a.width + Vector<T>::lanes - 1) / Vector<T>::lanes * Vector<T>::lanes;
+  for (int64_t i = 0; i < walk.n; i += C) {
+    const Pair<T> a_ = rows_at<C>(a, walk, i, 0, zeros), b_ = rows_at<C>(b, walk, i, 0, zeros);
+    for (int r = 0; r < C; ++r)
+      for (int j = 0; j < r + of_itself; ++j) out[i / C].at[r][j] = dot(a_[r], b_[j], n);
   }
-  T strength(int64_t t) const { return inside(t) ? beta.number(t) : T(0); }
-  Feed<T, C> rows(const Lane<T>& lane, int64_t width) const {
-    return {lane, s.T, 0, width, width, zeros};
+}
+
+// Some tokens of a head, and what the parts of a call leave to each other: rows of a thread's own.
+template <class T>
+struct Block {
+  Walk walk;
+  const T* zeros;
+  Ahead* ahead;
+  T *beta, *dbeta;
+  Rows<T> q, k, v, gy, error, y, w, dq, dk;
+  AllProducts<T> first, second;
+
+  bool inside(int64_t i) const { return i < walk.n; }
+  T strength(int64_t i) const { return inside(i) ? beta[walk.token(i)] : T(0); }
+  Pair<T> at(const Rows<T>& rows, int64_t i, int64_t c = 0) const {
+    return rows_at<C>(rows, walk, i, c, zeros);
   }
-  template <class Panel>
-  Feed<T, C> part(const Lane<T>& lane, const Panel& panel, int64_t c) const {
-    return {lane, s.T, c, panel.n, Panel::R::width, zeros};
-  }
-  Matrix matrix(int64_t c) const { return {head * s.F * s.V + c, s.V, 1}; }
-  Matrix transposed(int64_t c) const { return {(head * s.F + c) * s.V, 1, s.V}; }
+  T* row(const Rows<T>& rows, int64_t i, int64_t c) const { return rows[walk.token(i)] + c; }
 };
 
+template <class T, int P>
+WORKBENCH_INLINE inline void store(T* to, const Row<T, P>& row) {
+  std::memcpy(to, &row, sizeof(row));
+}
+
 template <class T, class Panel>
-void forward(const Head<T>& o, const Tensor& state, const Tensor& last, bool keep, Panel panel,
-             int64_t c) {
+void forward(const Block<T>& z, bool keep, Panel panel, int64_t c) {
   using R = typename Panel::R;
-  load_state(panel, state, o.matrix(c));
-  auto q = o.rows(o.q, o.s.F), k = o.rows(o.k, o.s.F), v = o.part(o.v, panel, c);
-  q.normalised(o.inverse_q), k.normalised(o.inverse_k);
+  Pair<T> k, before{z.zeros, z.zeros};
   std::array<R, C> x{R::zero(), R::zero()};
   std::array<R, 2 * C> found;
-  for (int64_t t = 0; t < o.s.T; t += C) {
-    q.move(t, 1), k.move(t, 1), v.move(t, 1);
-    const Products<T> kk(k.now, k.now, o.s.F, false), qk(q.now, k.now, o.s.F, true);
-    panel.write_then_read(k.before, x, side_by_side<T>(k.now, q.now), found);
-    for (int i = 0; i < C && o.inside(t + i); ++i) {
-      o.expect(o.y, t + i + C, c, panel.n);
-      if (keep) o.expect(o.error, t + i + C, c, panel.n);
-      R e = R::from(v.now[i]) - found[i];
+  for (int64_t t = 0; t < z.walk.n; t += C) {
+    k = z.at(z.k, t);
+    panel.write_then_read(before, x, side_by_side<T>(k, z.at(z.q, t)), found,
+                          z.ahead->next(panel.rows));
+    before = k;
+    const Pair<T> v = z.at(z.v, t, c);
+    const Products<T>&kk = z.first[t / C], &qk = z.second[t / C];
+    for (int i = 0; i < C && z.inside(t + i); ++i) {
+      R e = R::from(v[i]) - found[i];
       for (int j = 0; j < i; ++j) e = e.plus(-kk[i][j], x[j]);
-      if (keep) o.error.put(t + i, c, panel.n, e);
-      x[i] = e * o.strength(t + i);
+      if (keep) store(z.row(z.error, t + i, c), e);
+      x[i] = e * z.strength(t + i);
       R y = found[C + i];
       for (int j = 0; j <= i; ++j) y = y.plus(qk[i][j], x[j]);
-      o.y.put(t + i, c, panel.n, y);
+      store(z.row(z.y, t + i, c), y);
     }
   }
-  // a token beyond the segment has a key of zeros, whatever it would write
-  panel.write(k.now, x);
-  store_state(panel, last, o.matrix(c));
+  // a token beyond the block has a key of zeros, whatever it would write
+  panel.write(k, x);
 }
 
-// What the parts of the backward pass leave to each other, in rows of the thread's own: their
-// inputs as numbers of type T, queries and keys normalised; w = dv; what dk has to give back.
-template <class T>
-struct Between {
-  Lane<T> q, k, gy, error, w, before, dq, dk, dbeta;
-};
-
-// Backwards over tokens: the gradient of W, and from it w, dbeta and the first state's.
+// Backwards over tokens: the gradient of W, and from it w = dv and dbeta.
 template <class T, class Panel>
-void backward_values(const Head<T>& o, const Between<T>& z, const Tensor& glast,
-                     const Tensor& dstate, const Lane<T>& dv, Panel panel, int64_t c) {
+void backward_values(const Block<T>& z, Panel panel, int64_t c) {
   using R = typename Panel::R;
-  load_state(panel, glast, o.matrix(c));
-  // the first panel brings the rows, the others find them
-  auto q = o.rows(c ? z.q : o.q, o.s.F), k = o.rows(c ? z.k : o.k, o.s.F);
-  if (c == 0) q.normalised(o.inverse_q).kept_in(z.q), k.normalised(o.inverse_k).kept_in(z.k);
-  auto gy = o.part(o.gy, panel, c), error = o.part(o.error, panel, c);
-  gy.kept_in(z.gy), error.kept_in(z.error);
-  std::array<R, 2 * C> x;  // gy and -w of a block
+  Pair<T> q{z.zeros, z.zeros}, k = q;
+  std::array<R, 2 * C> x;  // gy and -w of two tokens
   x.fill(R::zero());
   std::array<R, C> du;
-  for (int64_t t = o.s.T - 1; t >= 0; t -= C) {
-    q.move(t, -1), k.move(t, -1), gy.move(t, -1), error.move(t, -1);
-    const Products<T> kq(k.now, q.now, o.s.F, true), kk(k.now, k.now, o.s.F, false);
-    panel.write_then_read(side_by_side<T>(q.before, k.before), x, k.now, du);
-    for (int i = 0; i < C && o.inside(t - i); ++i) {
-      o.expect(dv, t - i - C, c, panel.n);
-      x[i] = R::from(gy.now[i]);
+  for (int64_t t = 0; t < z.walk.n; t += C) {
+    const auto before = side_by_side<T>(q, k);
+    q = z.at(z.q, t), k = z.at(z.k, t);
+    panel.write_then_read(before, x, k, du, z.ahead->next(panel.rows));
+    const Products<T>&kq = z.first[t / C], &kk = z.second[t / C];
+    const Pair<T> gy = z.at(z.gy, t, c), error = z.at(z.error, t, c);
+    for (int i = 0; i < C && z.inside(t + i); ++i) {
+      x[i] = R::from(gy[i]);
       for (int j = 0; j <= i; ++j) du[i] = du[i].plus(kq[i][j], x[j]);
       for (int j = 0; j < i; ++j) du[i] = du[i].plus(kk[i][j], x[C + j]);
-      const R w = du[i] * o.strength(t - i);
+      const R w = du[i] * z.strength(t + i);
       x[C + i] = R::zero() - w;
-      z.w.put(t - i, c, R::width, w);
-      dv.put(t - i, c, panel.n, w);
+      store(z.row(z.w, t + i, c), w);
       // a sum over columns, of which each panel has some
-      const T here = du[i].dot(R::from(error.now[i]));
-      const T sum = c == 0 ? here : z.dbeta.number(t - i) + here;
-      z.dbeta.put(t - i, 0, 1, &sum);
+      z.dbeta[z.walk.token(t + i)] += du[i].dot(R::from(error[i]));
     }
   }
-  panel.write(side_by_side<T>(q.now, k.now), x);
-  store_state(panel, dstate, o.matrix(c));
+  panel.write(side_by_side<T>(q, k), x);
 }
 
-// With every write known, the transposed matrix forwards: dq, and what dk has to give back.
+// The transposed gradient backwards: dk but for what the matrix itself has to give back.
 template <class T, class Panel>
-void backward_queries(const Head<T>& o, const Between<T>& z, const Tensor& state, Panel panel,
-                      int64_t c) {
+void backward_keys(const Block<T>& z, Panel panel, int64_t c) {
   using R = typename Panel::R;
-  load_state(panel, state, o.transposed(c));
-  auto error = o.rows(z.error, o.s.V), gy = o.rows(z.gy, o.s.V), w = o.rows(z.w, o.s.V);
-  auto k = o.part(z.k, panel, c);
-  std::array<R, C> x{R::zero(), R::zero()};
-  std::array<R, 2 * C> found;
-  for (int64_t t = 0; t < o.s.T; t += C) {
-    error.move(t, 1), gy.move(t, 1), w.move(t, 1), k.move(t, 1);
-    const Products<T> ge(gy.now, error.now, o.s.V, true), we(w.now, error.now, o.s.V, false);
-    panel.write_then_read(error.before, x, side_by_side<T>(gy.now, w.now), found);
-    for (int i = 0; i < C && o.inside(t + i); ++i) {
-      o.expect(z.dq, t + i + C, c, panel.n);
-      x[i] = R::from(k.now[i]) * o.strength(t + i);
-      R dq = found[i], before = found[C + i];
-      for (int j = 0; j <= i; ++j) dq = dq.plus(ge[i][j], x[j]);
-      for (int j = 0; j < i; ++j) before = before.plus(we[i][j], x[j]);
-      z.dq.put(t + i, c, panel.n, dq);
-      z.before.put(t + i, c, R::width, before);
-    }
-  }
-}
-
-// Its gradient backwards: the rest of dk.
-template <class T, class Panel>
-void backward_keys(const Head<T>& o, const Between<T>& z, const Tensor& glast, Panel panel,
-                   int64_t c) {
-  using R = typename Panel::R;
-  load_state(panel, glast, o.transposed(c));
-  auto error = o.rows(z.error, o.s.V), gy = o.rows(z.gy, o.s.V), w = o.rows(z.w, o.s.V);
-  auto q = o.part(z.q, panel, c), k = o.part(z.k, panel, c), before = o.part(z.before, panel, c);
-  std::array<R, 2 * C> x;  // q and -k of a block
+  Pair<T> gy{z.zeros, z.zeros}, w = gy;
+  std::array<R, 2 * C> x;  // q and -k of two tokens
   x.fill(R::zero());
   std::array<R, C> g;
-  for (int64_t t = o.s.T - 1; t >= 0; t -= C) {
-    error.move(t, -1), gy.move(t, -1), w.move(t, -1);
-    q.move(t, -1), k.move(t, -1), before.move(t, -1);
-    const Products<T> eg(error.now, gy.now, o.s.V, true), ew(error.now, w.now, o.s.V, false);
-    panel.write_then_read(side_by_side<T>(gy.before, w.before), x, error.now, g);
-    for (int i = 0; i < C && o.inside(t - i); ++i) {
-      o.expect(z.dk, t - i - C, c, panel.n);
-      x[i] = R::from(q.now[i]);
-      x[C + i] = R::zero() - R::from(k.now[i]);
+  for (int64_t t = 0; t < z.walk.n; t += C) {
+    const auto before = side_by_side<T>(gy, w);
+    gy = z.at(z.gy, t), w = z.at(z.w, t);
+    panel.write_then_read(before, x, z.at(z.error, t), g, z.ahead->next(panel.rows));
+    const Products<T>&eg = z.first[t / C], &ew = z.second[t / C];
+    const Pair<T> q = z.at(z.q, t, c), k = z.at(z.k, t, c);
+    for (int i = 0; i < C && z.inside(t + i); ++i) {
+      x[i] = R::from(q[i]);
+      x[C + i] = R::zero() - R::from(k[i]);
       for (int j = 0; j <= i; ++j) g[i] = g[i].plus(eg[i][j], x[j]);
       for (int j = 0; j < i; ++j) g[i] = g[i].plus(ew[i][j], x[C + j]);
-      const R dk = g[i] * o.strength(t - i) - R::from(before.now[i]);
-      z.dk.put(t - i, c, panel.n, dk);
+      store(z.row(z.dk, t + i, c), g[i] * z.strength(t + i));
     }
   }
+  panel.write(side_by_side<T>(gy, w), x);
+}
+
+// The transposed matrix forwards, every write being known: dq, and the rest of dk.
+template <class T, class Panel>
+void backward_queries(const Block<T>& z, Panel panel, int64_t c) {
+  using R = typename Panel::R;
+  Pair<T> error, before{z.zeros, z.zeros};
+  std::array<R, C> x{R::zero(), R::zero()};
+  std::array<R, 2 * C> found;
+  for (int64_t t = 0; t < z.walk.n; t += C) {
+    error = z.at(z.error, t);
+    panel.write_then_read(before, x, side_by_side<T>(z.at(z.gy, t), z.at(z.w, t)), found,
+                          z.ahead->next(panel.rows));
+    before = error;
+    const Products<T>&ge = z.first[t / C], &we = z.second[t / C];
+    const Pair<T> k = z.at(z.k, t, c);
+    for (int i = 0; i < C && z.inside(t + i); ++i) {
+      x[i] = R::from(k[i]) * z.strength(t + i);
+      R dq = found[i], rest = found[C + i];
+      for (int j = 0; j <= i; ++j) dq = dq.plus(ge[i][j], x[j]);
+      for (int j = 0; j < i; ++j) rest = rest.plus(we[i][j], x[j]);
+      store(z.row(z.dq, t + i, c), dq);
+      T* dk = z.row(z.dk, t + i, c);
+      store(dk, R::from(dk) - rest);
+    }
+  }
+  panel.write(error, x);
 }
 
 // (B, T, H) as rows of one number
@@ -204,27 +194,57 @@ std::tuple<Tensor, Tensor, Tensor> delta_rule_forward(const Tensor& q_in, const 
   check_state(state_in, q_in, s, "state");
   const Tensor q = with_contiguous_width(q_in), k = with_contiguous_width(k_in);
   const Tensor v = with_contiguous_width(v_in), state = state_in.contiguous();
-  const Tensor y = in_large_pages(at::empty({s.B, s.T, s.H, s.V}, v.options()));
+  const Tensor y = pooled({s.B, s.T, s.H, s.V}, v.scalar_type());
   const Tensor last = at::empty(state.sizes(), state.options());
-  const auto computed = v.options().dtype(computed_type(v));
-  const Tensor error = keep_error ? in_large_pages(at::empty(y.sizes(), computed))
-                                  : at::empty({0}, computed);
+  const Tensor error = keep_error ? pooled(y.sizes(), computed_type(v))
+                                  : at::empty({0}, v.options().dtype(computed_type(v)));
   for_type(q, [&](auto type) {
     using T = decltype(type);
     const Heads<T> Q(q), K(k), V(v), Beta = of_one<T>(beta), Y(y), E(keep_error ? error : y);
     const Cut<T> cut(s.F, s.V);
-    const int64_t panels = cut.panels(), cost = s.T * 6 * cut.numbers();
-    const auto work = [&](int64_t i, const Bench<T>& bench) {
-      const int64_t head = i / panels, b = head / s.H, h = head % s.H;
-      T* inverse = normalise ? bench.own : nullptr;
-      Head<T> o{s, head, bench.zeros, inverse, normalise ? inverse + s.T : nullptr};
-      o.q = Q(b, h), o.k = K(b, h), o.v = V(b, h), o.beta = Beta(b, h), o.y = Y(b, h);
-      o.error = E(b, h);
-      with_panel(cut, i % panels, bench.panel, [&](auto panel, int64_t c) {
-        forward(o, state, last, keep_error, panel, c);
-      });
+    const Groups groups(s, cut.all() * sizeof(T), (2 * s.F + 2 * s.V) * sizeof(T));
+    const int64_t by_f = Rows<T>::numbers(s.F), by_v = Rows<T>::numbers(s.V);
+    const auto work = [&](int64_t i, T* room) {
+      const int64_t b = i / groups.per_sequence, h0 = i % groups.per_sequence * groups.heads;
+      const int64_t heads = std::min(groups.heads, s.H - h0);
+      Ahead ahead;
+      Block<T> z;
+      z.ahead = &ahead;
+      T* panels = std::exchange(room, room + groups.heads * cut.all());
+      z.zeros = zeros(room, std::max(by_f, by_v));
+      z.beta = std::exchange(room, room + kMostTokens);
+      z.q = Rows<T>::take(room, s.F, normalise), z.k = Rows<T>::take(room, s.F, normalise);
+      z.v = Rows<T>::take(room, s.V), z.y = Rows<T>::take(room, s.V);
+      z.error = Rows<T>::take(room, s.V);
+      const auto each = [&](int64_t j, const auto& part) {
+        cut.each(panels + j * cut.all(), part);
+      };
+      for (int64_t t = 0; t < s.T; t += groups.tokens) {
+        z.walk = {std::min(groups.tokens, s.T - t)};
+        ahead.start(heads, t + z.walk.n, std::min(s.T, t + z.walk.n + groups.tokens),
+                    passes(heads, z.walk) * cut.panels());
+        ahead.add(Q, b, h0, s.F), ahead.add(K, b, h0, s.F), ahead.add(V, b, h0, s.V);
+        ahead.add(Y, b, h0, s.V, true);
+        if (keep_error) ahead.add(E, b, h0, s.V, true);
+        for (int64_t j = 0; j < heads; ++j) {
+          const int64_t h = h0 + j, head = b * s.H + h;
+          if (t == 0) each(j, [&](auto p, int64_t c) { load_state(p, state, matrix(s, head, c)); });
+          z.q.get(Q(b, h), t, z.walk.n), z.k.get(K(b, h), t, z.walk.n);
+          z.v.get(V(b, h), t, z.walk.n);
+          get_numbers(Beta(b, h), t, z.walk.n, z.beta);
+          multiply(z.k, z.k, z.walk, false, z.zeros, z.first);
+          multiply(z.q, z.k, z.walk, true, z.zeros, z.second);
+          each(j, [&](auto p, int64_t c) { forward(z, keep_error, p, c); });
+          z.y.pass_on(Y(b, h), t, z.walk.n);
+          if (keep_error) z.error.pass_on(E(b, h), t, z.walk.n);
+          if (t + z.walk.n == s.T)
+            each(j, [&](auto p, int64_t c) { store_state(p, last, matrix(s, head, c)); });
+        }
+      }
     };
-    share_out<T>(s.B * s.H * panels, cut.numbers(), s.F, normalise ? 2 * s.T : 0, cost, work);
+    const int64_t rows = 2 * by_f + 3 * by_v + (normalise ? 3 : 1);
+    const int64_t numbers = groups.heads * cut.all() + std::max(by_f, by_v) + kMostTokens * rows;
+    share_out<T>(s.B * groups.per_sequence, numbers, s.T * 6 * groups.heads * cut.all(), work);
   });
   return {y, last, error};
 }
@@ -240,43 +260,102 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_rule_backward(
   const Tensor gy = with_contiguous_width(gy_in), q = with_contiguous_width(q_in);
   const Tensor k = with_contiguous_width(k_in), error = with_contiguous_width(error_in);
   const Tensor glast = glast_in.contiguous(), state = state_in.contiguous();
-  const auto fresh = [&](int64_t width) {
-    return in_large_pages(at::empty({s.B, s.T, s.H, width}, q.options()));
+  const auto fresh = [&](int64_t width, at::ScalarType type) {
+    return pooled({s.B, s.T, s.H, width}, type);
   };
-  const Tensor dq = fresh(s.F), dk = fresh(s.F), dv = fresh(s.V);
+  const at::ScalarType type_in = q.scalar_type(), computed = computed_type(q);
+  const Tensor dq = fresh(s.F, type_in), dk = fresh(s.F, type_in), dv = fresh(s.V, type_in);
+  // between the two ways through the segment nothing is rounded
+  const Tensor half_dk = computed == type_in ? dk : fresh(s.F, computed);
+  const Tensor w = computed == type_in ? dv : fresh(s.V, computed);
   const Tensor dstate = at::empty(state.sizes(), state.options());
   const Tensor dbeta = at::empty(beta.sizes(), beta.options());
   for_type(q, [&](auto type) {
     using T = decltype(type);
     const Heads<T> Gy(gy), Q(q), K(k), Beta = of_one<T>(beta), E(error);
-    const Heads<T> Dq(dq), Dk(dk), Dv(dv), Dbeta = of_one<T>(dbeta);
+    const Heads<T> Dq(dq), Dk(dk), Dv(dv), Dbeta = of_one<T>(dbeta), HalfDk(half_dk), W(w);
     const Cut<T> narrow(s.F, s.V), wide(s.V, s.F);
-    const int64_t panel = std::max(narrow.numbers(), wide.numbers());
-    const int64_t by_f = numbers_of_kept_rows<T>(s.T, s.F), by_v = numbers_of_kept_rows<T>(s.T, s.V);
-    // with its sums and dbeta; and room for two rows
-    const int64_t own = 3 * by_v + (normalise ? 4 : 3) * by_f + 3 * s.T + 2 * s.F;
-    const auto work = [&](int64_t head, const Bench<T>& bench) {
-      const int64_t b = head / s.H, h = head % s.H;
-      const Lane<T> dq_ = Dq(b, h), dk_ = Dk(b, h), dv_ = Dv(b, h), dbeta_ = Dbeta(b, h);
-      T* room = bench.own;
-      const auto by = [&](int64_t width) { return kept_rows(room, s.T, width); };
-      Between<T> z{by(s.F), by(s.F), by(s.V), by(s.V), by(s.V), by(s.F), dq_, dk_};
-      if (normalise) z.dq = z.dk = by(s.F);
-      T *sums = room, *strengths = room + 2 * s.T, *two_rows = room + 3 * s.T;
-      z.dbeta = {reinterpret_cast<char*>(strengths), sizeof(T), sizeof(T)};
-      Head<T> o{s, head, bench.zeros, normalise ? sums : nullptr, normalise ? sums + s.T : nullptr};
-      o.q = Q(b, h), o.k = K(b, h), o.beta = Beta(b, h), o.error = E(b, h), o.gy = Gy(b, h);
-      const auto each_panel = [&](const Cut<T>& cut, const auto& part) {
-        for (int64_t i = 0; i < cut.panels(); ++i) with_panel(cut, i, bench.panel, part);
+    const int64_t both = narrow.all() + wide.all();
+    const Groups groups(s, both * sizeof(T), (3 * s.F + 3 * s.V) * sizeof(T));
+    const int64_t by_f = Rows<T>::numbers(s.F), by_v = Rows<T>::numbers(s.V);
+    const auto work = [&](int64_t i, T* room) {
+      const int64_t b = i / groups.per_sequence, h0 = i % groups.per_sequence * groups.heads;
+      const int64_t heads = std::min(groups.heads, s.H - h0);
+      Ahead ahead;
+      Block<T> z;
+      z.ahead = &ahead;
+      T* panels = std::exchange(room, room + groups.heads * both);
+      z.zeros = zeros(room, std::max(by_f, by_v));
+      z.beta = std::exchange(room, room + kMostTokens);
+      z.dbeta = std::exchange(room, room + kMostTokens);
+      z.q = Rows<T>::take(room, s.F, normalise), z.k = Rows<T>::take(room, s.F, normalise);
+      z.gy = Rows<T>::take(room, s.V), z.error = Rows<T>::take(room, s.V);
+      z.w = Rows<T>::take(room, s.V);
+      z.dq = Rows<T>::take(room, s.F), z.dk = Rows<T>::take(room, s.F);
+      const auto each = [&](int64_t j, const auto& part) { narrow.each(panels + j * both, part); };
+      const auto each_wide = [&](int64_t j, const auto& part) {
+        wide.each(panels + j * both + narrow.all(), part);
       };
-      each_panel(narrow, [&](auto p, int64_t c) { backward_values(o, z, glast, dstate, dv_, p, c); });
-      for (int64_t t = 0; t < s.T; ++t) dbeta_.put(t, 0, 1, strengths + t);
-      each_panel(wide, [&](auto p, int64_t c) { backward_queries(o, z, state, p, c); });
-      if (normalise) backward_of_normalise(z.dq, z.q, o.inverse_q, s.T, s.F, two_rows, dq_);
-      each_panel(wide, [&](auto p, int64_t c) { backward_keys(o, z, glast, p, c); });
-      if (normalise) backward_of_normalise(z.dk, z.k, o.inverse_k, s.T, s.F, two_rows, dk_);
+      const auto get = [&](int64_t h, int64_t t) {
+        z.k.get(K(b, h), t, z.walk.n), z.gy.get(Gy(b, h), t, z.walk.n);
+        z.error.get(E(b, h), t, z.walk.n), get_numbers(Beta(b, h), t, z.walk.n, z.beta);
+      };
+      const int64_t blocks = (s.T + groups.tokens - 1) / groups.tokens;
+      // the gradient of W, backwards: dv, dbeta and half of dk
+      for (int64_t n = blocks; n-- > 0;) {
+        const int64_t t = n * groups.tokens;
+        z.walk = {std::min(groups.tokens, s.T - t), true};
+        ahead.start(heads, std::max<int64_t>(0, t - groups.tokens), t,
+                    passes(heads, z.walk) * (narrow.panels() + wide.panels()));
+        ahead.add(Q, b, h0, s.F), ahead.add(K, b, h0, s.F), ahead.add(Gy, b, h0, s.V);
+        ahead.add(E, b, h0, s.V), ahead.add(HalfDk, b, h0, s.F), ahead.add(W, b, h0, s.V);
+        for (int64_t j = 0; j < heads; ++j) {
+          const int64_t h = h0 + j, head = b * s.H + h;
+          if (n == blocks - 1) {
+            each(j, [&](auto p, int64_t c) { load_state(p, glast, matrix(s, head, c)); });
+            each_wide(j, [&](auto p, int64_t c) { load_state(p, glast, transposed(s, head, c)); });
+          }
+          get(h, t), z.q.get(Q(b, h), t, z.walk.n);
+          std::fill(z.dbeta, z.dbeta + z.walk.n, T(0));
+          multiply(z.k, z.q, z.walk, true, z.zeros, z.first);
+          multiply(z.k, z.k, z.walk, false, z.zeros, z.second);
+          each(j, [&](auto p, int64_t c) { backward_values(z, p, c); });
+          multiply(z.error, z.gy, z.walk, true, z.zeros, z.first);
+          multiply(z.error, z.w, z.walk, false, z.zeros, z.second);
+          each_wide(j, [&](auto p, int64_t c) { backward_keys(z, p, c); });
+          z.w.put(W(b, h), t, z.walk.n), z.dk.put(HalfDk(b, h), t, z.walk.n);
+          if (computed != type_in) z.w.put(Dv(b, h), t, z.walk.n);
+          const Lane<T> out = Dbeta(b, h);
+          for (int64_t m = 0; m < z.walk.n; ++m) out.put(t + m, 0, 1, z.dbeta + m);
+          if (t == 0)
+            each(j, [&](auto p, int64_t c) { store_state(p, dstate, matrix(s, head, c)); });
+        }
+      }
+      // W itself, forwards: dq and the other half of dk
+      for (int64_t t = 0; t < s.T; t += groups.tokens) {
+        z.walk = {std::min(groups.tokens, s.T - t)};
+        ahead.start(heads, t + z.walk.n, std::min(s.T, t + z.walk.n + groups.tokens),
+                    passes(heads, z.walk) * wide.panels());
+        ahead.add(K, b, h0, s.F), ahead.add(Gy, b, h0, s.V), ahead.add(E, b, h0, s.V);
+        ahead.add(W, b, h0, s.V), ahead.add(HalfDk, b, h0, s.F), ahead.add(Dq, b, h0, s.F, true);
+        if (normalise) ahead.add(Q, b, h0, s.F);
+        for (int64_t j = 0; j < heads; ++j) {
+          const int64_t h = h0 + j, head = b * s.H + h;
+          if (t == 0)
+            each_wide(j, [&](auto p, int64_t c) { load_state(p, state, transposed(s, head, c)); });
+          get(h, t), z.w.get(W(b, h), t, z.walk.n), z.dk.get(HalfDk(b, h), t, z.walk.n);
+          if (normalise) z.q.get(Q(b, h), t, z.walk.n);
+          multiply(z.gy, z.error, z.walk, true, z.zeros, z.first);
+          multiply(z.w, z.error, z.walk, false, z.zeros, z.second);
+          each_wide(j, [&](auto p, int64_t c) { backward_queries(z, p, c); });
+          z.dq.undo_normalise(z.q, z.walk.n), z.dk.undo_normalise(z.k, z.walk.n);
+          z.dq.pass_on(Dq(b, h), t, z.walk.n), z.dk.put(Dk(b, h), t, z.walk.n);
+        }
+      }
     };
-    share_out<T>(s.B * s.H, panel, std::max(s.F, s.V), own, s.T * 18 * s.F * s.V, work);
+    const int64_t rows = 4 * by_f + 3 * by_v + (normalise ? 4 : 2);
+    const int64_t numbers = groups.heads * both + std::max(by_f, by_v) + kMostTokens * rows;
+    share_out<T>(s.B * groups.per_sequence, numbers, s.T * 18 * groups.heads * s.F * s.V, work);
   });
   return {dq, dk, dv, dbeta, dstate};
 }

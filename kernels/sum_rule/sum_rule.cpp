@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "heads.h"
+#include "pool.h"
 
 namespace workbench {
 namespace {
@@ -14,52 +15,24 @@ using at::Tensor;
 // tokens that share a pass: their writes and reads fill the registers
 constexpr int C = 3;
 
-// From the first token or from the last: S += a x^T, out = S^T b, over panels of the width of x.
-// Forward, and each part of the backward pass, is one call for a panel; `transposed` says that a
-// has the values' width and x the keys'.
-template <class T>
-struct Scan {
-  struct Operand {
-    Lane<T> rows;
-    const Lane<T>* kept = nullptr;  // where to leave them, if anywhere
-    T* inverse = nullptr;           // where to leave the inverse of the sums they are divided by
-  };
-  Operand a, x, b;
-  Lane<T> out;
-  const Tensor* start;
-  const Tensor* end;  // null where the last matrix is not asked for
-  bool transposed, reversed;
-};
+// how many a panel takes for a block of some heads
+int64_t passes(int64_t heads, const Walk& walk) { return heads * ((walk.n + C - 1) / C); }
 
+// Over a block of tokens, in the order of the walk: S += a x^T, out = S^T b, over panels of the
+// width of x and out. Forward, and each part of the backward pass, is one call for a panel.
 template <class T, class Panel>
-void scan(const Sizes& s, int64_t head, const Scan<T>& o, const T* zeros, Panel panel, int64_t c) {
+void scan(const Walk& walk, const T* zeros, const Rows<T>& a, const Rows<T>& x, const Rows<T>& b,
+          const Rows<T>& out, Ahead& ahead, Panel panel, int64_t c) {
   using R = typename Panel::R;
-  const Matrix matrix = o.transposed ? Matrix{(head * s.F + c) * s.V, 1, s.V}
-                                     : Matrix{head * s.F * s.V + c, s.V, 1};
-  load_state(panel, *o.start, matrix);
-  const auto feed = [&](const typename Scan<T>::Operand& from, int64_t first, int64_t n,
-                        int64_t padded, bool whole) {
-    // whole rows are brought by the first panel, the others find them
-    const bool found = whole && c && from.kept;
-    Feed<T, C> rows(found ? *from.kept : from.rows, s.T, first, n, padded, zeros);
-    if (!found) rows.normalised(from.inverse);
-    if (!found && from.kept) rows.kept_in(*from.kept);
-    return rows;
-  };
-  auto a = feed(o.a, 0, panel.rows, panel.rows, true), b = feed(o.b, 0, panel.rows, panel.rows, true);
-  auto x = feed(o.x, c, panel.n, R::width, false);
-  const int64_t step = o.reversed ? -1 : 1;
-  for (int64_t i = 0; i < s.T; i += C) {
-    const int64_t t = o.reversed ? s.T - 1 - i : i;
-    a.move(t, step), b.move(t, step), x.move(t, step);
+  for (int64_t i = 0; i < walk.n; i += C) {
+    const auto x_ = rows_at<C>(x, walk, i, c, zeros);
     std::array<R, C> written, y;
-    for (int j = 0; j < C; ++j) written[j] = R::from(x.now[j]);
-    for (int j = 0; j < C && i + C + j < s.T; ++j)
-      o.out.template prefetch<1>(t + (C + j) * step, c, panel.n);
-    panel.alternate(a.now, written, b.now, y);
-    for (int j = 0; j < C && i + j < s.T; ++j) o.out.put(t + j * step, c, panel.n, y[j]);
+    for (int j = 0; j < C; ++j) written[j] = R::from(x_[j]);
+    panel.alternate(rows_at<C>(a, walk, i, 0, zeros), written, rows_at<C>(b, walk, i, 0, zeros), y,
+                    ahead.next(panel.rows));
+    for (int j = 0; j < C && i + j < walk.n; ++j)
+      std::memcpy(out[walk.token(i + j)] + c, &y[j], sizeof(R));
   }
-  if (o.end) store_state(panel, *o.end, matrix);
 }
 
 template <class T>
@@ -67,17 +40,37 @@ void forward(const Sizes& s, const Tensor& q, const Tensor& k, const Tensor& v, 
              bool normalise, const Tensor& y, const Tensor& last) {
   const Heads<T> Q(q), K(k), V(v), Y(y);
   const Cut<T> cut(s.F, s.V);
-  const int64_t panels = cut.panels(), cost = s.T * 4 * cut.numbers();
-  const auto work = [&](int64_t i, const Bench<T>& bench) {
-    const int64_t head = i / panels, b = head / s.H, h = head % s.H;
-    T *iq = normalise ? bench.own : nullptr, *ik = normalise ? iq + s.T : nullptr;
-    const Scan<T> o{{K(b, h), nullptr, ik}, {V(b, h)}, {Q(b, h), nullptr, iq}, Y(b, h),
-                    &state, &last, false, false};
-    with_panel(cut, i % panels, bench.panel,
-               [&](auto panel, int64_t c) { scan(s, head, o, bench.zeros, panel, c); });
+  const Groups groups(s, cut.all() * sizeof(T), (2 * s.F + 2 * s.V) * sizeof(T));
+  const int64_t by_f = Rows<T>::numbers(s.F), by_v = Rows<T>::numbers(s.V);
+  const auto work = [&](int64_t i, T* room) {
+    const int64_t b = i / groups.per_sequence, h0 = i % groups.per_sequence * groups.heads;
+    const int64_t heads = std::min(groups.heads, s.H - h0);
+    Ahead ahead;
+    T* panels = std::exchange(room, room + groups.heads * cut.all());
+    const T* none = zeros(room, std::max(by_f, by_v));
+    const auto q_ = Rows<T>::take(room, s.F, normalise), k_ = Rows<T>::take(room, s.F, normalise);
+    const auto v_ = Rows<T>::take(room, s.V), y_ = Rows<T>::take(room, s.V);
+    const auto each = [&](int64_t j, const auto& part) { cut.each(panels + j * cut.all(), part); };
+    for (int64_t t = 0; t < s.T; t += groups.tokens) {
+      const Walk walk{std::min(groups.tokens, s.T - t)};
+      ahead.start(heads, t + walk.n, std::min(s.T, t + walk.n + groups.tokens),
+                  passes(heads, walk) * cut.panels());
+      ahead.add(Q, b, h0, s.F), ahead.add(K, b, h0, s.F);
+      ahead.add(V, b, h0, s.V), ahead.add(Y, b, h0, s.V, true);
+      for (int64_t j = 0; j < heads; ++j) {
+        const int64_t h = h0 + j, head = b * s.H + h;
+        if (t == 0) each(j, [&](auto p, int64_t c) { load_state(p, state, matrix(s, head, c)); });
+        q_.get(Q(b, h), t, walk.n), k_.get(K(b, h), t, walk.n), v_.get(V(b, h), t, walk.n);
+        each(j, [&](auto p, int64_t c) { scan(walk, none, k_, v_, q_, y_, ahead, p, c); });
+        y_.pass_on(Y(b, h), t, walk.n);
+        if (t + walk.n == s.T)
+          each(j, [&](auto p, int64_t c) { store_state(p, last, matrix(s, head, c)); });
+      }
+    }
   };
-  const int64_t own = normalise ? 2 * s.T : 0;
-  share_out<T>(s.B * s.H * panels, cut.numbers(), s.F, own, cost, work);
+  const int64_t rows = 2 * by_f + 2 * by_v + (normalise ? 2 : 0);
+  const int64_t numbers = groups.heads * cut.all() + std::max(by_f, by_v) + kMostTokens * rows;
+  share_out<T>(s.B * groups.per_sequence, numbers, s.T * 4 * groups.heads * cut.all(), work);
 }
 
 template <class T>
@@ -86,33 +79,69 @@ void backward(const Sizes& s, const Tensor& gy, const Tensor& glast, const Tenso
               const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dstate) {
   const Heads<T> Gy(gy), Q(q), K(k), V(v), Dq(dq), Dk(dk), Dv(dv);
   const Cut<T> narrow(s.F, s.V), wide(s.V, s.F);
-  const int64_t panel = std::max(narrow.numbers(), wide.numbers());
-  const int64_t by_f = numbers_of_kept_rows<T>(s.T, s.F), by_v = numbers_of_kept_rows<T>(s.T, s.V);
-  const auto work = [&](int64_t head, const Bench<T>& bench) {
-    const int64_t b = head / s.H, h = head % s.H;
-    const Lane<T> dq_ = Dq(b, h), dk_ = Dk(b, h);
-    T* room = bench.own;
-    const auto by = [&](int64_t width) { return kept_rows(room, s.T, width); };
-    const Lane<T> kept_q = by(s.F), kept_k = by(s.F), kept_v = by(s.V), kept_gy = by(s.V);
-    const Lane<T> g = normalise ? by(s.F) : dq_;
-    T *iq = normalise ? room : nullptr, *ik = normalise ? room + s.T : nullptr;
-    T* two_rows = room + 2 * s.T;
-    const auto run = [&](const Cut<T>& cut, const Scan<T>& o) {
-      for (int64_t i = 0; i < cut.panels(); ++i)
-        with_panel(cut, i, bench.panel,
-                   [&](auto p, int64_t c) { scan(s, head, o, bench.zeros, p, c); });
+  const int64_t both = narrow.all() + wide.all();
+  const Groups groups(s, both * sizeof(T), (3 * s.F + 3 * s.V) * sizeof(T));
+  const int64_t by_f = Rows<T>::numbers(s.F), by_v = Rows<T>::numbers(s.V);
+  const auto work = [&](int64_t i, T* room) {
+    const int64_t b = i / groups.per_sequence, h0 = i % groups.per_sequence * groups.heads;
+    const int64_t heads = std::min(groups.heads, s.H - h0);
+    Ahead ahead;
+    T* panels = std::exchange(room, room + groups.heads * both);
+    const T* none = zeros(room, std::max(by_f, by_v));
+    const auto q_ = Rows<T>::take(room, s.F, normalise), k_ = Rows<T>::take(room, s.F, normalise);
+    const auto v_ = Rows<T>::take(room, s.V), gy_ = Rows<T>::take(room, s.V);
+    const auto g = Rows<T>::take(room, s.F), dv_ = Rows<T>::take(room, s.V);
+    const auto each = [&](int64_t j, const auto& part) { narrow.each(panels + j * both, part); };
+    const auto each_wide = [&](int64_t j, const auto& part) {
+      wide.each(panels + j * both + narrow.all(), part);
     };
-    // G, the gradient of W: backwards in W's own shape for dv, transposed for dk
-    run(narrow, {{Q(b, h), &kept_q, iq}, {Gy(b, h), &kept_gy}, {K(b, h), &kept_k, ik}, Dv(b, h),
-                 &glast, &dstate, false, true});
-    run(wide, {{kept_gy}, {kept_q}, {V(b, h), &kept_v}, normalise ? g : dk_, &glast, nullptr, true,
-               true});
-    if (normalise) backward_of_normalise(g, kept_k, ik, s.T, s.F, two_rows, dk_);
-    run(wide, {{kept_v}, {kept_k}, {kept_gy}, g, &state, nullptr, true, false});
-    if (normalise) backward_of_normalise(g, kept_q, iq, s.T, s.F, two_rows, dq_);
+    // the gradient of W backwards: in W's own shape for dv, transposed for dk
+    const int64_t blocks = (s.T + groups.tokens - 1) / groups.tokens;
+    for (int64_t n = blocks; n-- > 0;) {
+      const int64_t t = n * groups.tokens;
+      const Walk walk{std::min(groups.tokens, s.T - t), true};
+      ahead.start(heads, std::max<int64_t>(0, t - groups.tokens), t,
+                  passes(heads, walk) * (narrow.panels() + wide.panels()));
+      ahead.add(Q, b, h0, s.F), ahead.add(K, b, h0, s.F), ahead.add(V, b, h0, s.V);
+      ahead.add(Gy, b, h0, s.V), ahead.add(Dk, b, h0, s.F, true), ahead.add(Dv, b, h0, s.V, true);
+      for (int64_t j = 0; j < heads; ++j) {
+        const int64_t h = h0 + j, head = b * s.H + h;
+        if (n == blocks - 1) {
+          each(j, [&](auto p, int64_t c) { load_state(p, glast, matrix(s, head, c)); });
+          each_wide(j, [&](auto p, int64_t c) { load_state(p, glast, transposed(s, head, c)); });
+        }
+        q_.get(Q(b, h), t, walk.n), k_.get(K(b, h), t, walk.n);
+        v_.get(V(b, h), t, walk.n), gy_.get(Gy(b, h), t, walk.n);
+        each(j, [&](auto p, int64_t c) { scan(walk, none, q_, gy_, k_, dv_, ahead, p, c); });
+        each_wide(j, [&](auto p, int64_t c) { scan(walk, none, gy_, q_, v_, g, ahead, p, c); });
+        g.undo_normalise(k_, walk.n);
+        dv_.pass_on(Dv(b, h), t, walk.n), g.pass_on(Dk(b, h), t, walk.n);
+        if (t == 0) each(j, [&](auto p, int64_t c) { store_state(p, dstate, matrix(s, head, c)); });
+      }
+    }
+    // W itself forwards, transposed, for dq
+    for (int64_t t = 0; t < s.T; t += groups.tokens) {
+      const Walk walk{std::min(groups.tokens, s.T - t)};
+      ahead.start(heads, t + walk.n, std::min(s.T, t + walk.n + groups.tokens),
+                  passes(heads, walk) * wide.panels());
+      ahead.add(K, b, h0, s.F), ahead.add(V, b, h0, s.V);
+      ahead.add(Gy, b, h0, s.V), ahead.add(Dq, b, h0, s.F, true);
+      if (normalise) ahead.add(Q, b, h0, s.F);
+      for (int64_t j = 0; j < heads; ++j) {
+        const int64_t h = h0 + j, head = b * s.H + h;
+        if (t == 0)
+          each_wide(j, [&](auto p, int64_t c) { load_state(p, state, transposed(s, head, c)); });
+        k_.get(K(b, h), t, walk.n), v_.get(V(b, h), t, walk.n), gy_.get(Gy(b, h), t, walk.n);
+        if (normalise) q_.get(Q(b, h), t, walk.n);
+        each_wide(j, [&](auto p, int64_t c) { scan(walk, none, v_, k_, gy_, g, ahead, p, c); });
+        g.undo_normalise(q_, walk.n);
+        g.pass_on(Dq(b, h), t, walk.n);
+      }
+    }
   };
-  const int64_t own = 2 * by_v + (normalise ? 3 : 2) * by_f + 2 * s.T + 2 * s.F;
-  share_out<T>(s.B * s.H, panel, std::max(s.F, s.V), own, s.T * 12 * s.F * s.V, work);
+  const int64_t rows = 3 * by_f + 3 * by_v + (normalise ? 2 : 0);
+  const int64_t numbers = groups.heads * both + std::max(by_f, by_v) + kMostTokens * rows;
+  share_out<T>(s.B * groups.per_sequence, numbers, s.T * 12 * groups.heads * s.F * s.V, work);
 }
 
 std::tuple<Tensor, Tensor> sum_rule_forward(const Tensor& q_in, const Tensor& k_in,
@@ -124,7 +153,7 @@ std::tuple<Tensor, Tensor> sum_rule_forward(const Tensor& q_in, const Tensor& k_
   check_state(state_in, q_in, s, "state");
   const Tensor q = with_contiguous_width(q_in), k = with_contiguous_width(k_in);
   const Tensor v = with_contiguous_width(v_in), state = state_in.contiguous();
-  const Tensor y = in_large_pages(at::empty({s.B, s.T, s.H, s.V}, v.options()));
+  const Tensor y = pooled({s.B, s.T, s.H, s.V}, v.scalar_type());
   const Tensor last = at::empty(state.sizes(), state.options());
   for_type(q, [&](auto type) { forward<decltype(type)>(s, q, k, v, state, normalise, y, last); });
   return {y, last};
@@ -142,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sum_rule_backward(
   const Tensor k = with_contiguous_width(k_in), v = with_contiguous_width(v_in);
   const Tensor glast = glast_in.contiguous(), state = state_in.contiguous();
   const auto fresh = [&](int64_t width) {
-    return in_large_pages(at::empty({s.B, s.T, s.H, width}, q.options()));
+    return pooled({s.B, s.T, s.H, width}, q.scalar_type());
   };
   const Tensor dq = fresh(s.F), dk = fresh(s.F), dv = fresh(s.V);
   const Tensor dstate = at::empty(state.sizes(), state.options());

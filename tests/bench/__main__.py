@@ -39,9 +39,17 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", help="only cases whose name, size and way hold this text")
     parser.add_argument("--keep", action="store_true", help="keep what is not measured again")
     parser.add_argument("--threads", type=int, help="of the CPU; default: PyTorch's choice")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="after so long only what a target is set for; default: 9, with --quick 1; 0: no end",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench")
     args = parser.parse_args(words)
     args.groups = args.groups or [g for g in GROUPS if args.models or g != "more_models"]
+    if args.minutes is None:
+        chosen = args.models or args.tiny or "more_models" in args.groups
+        args.minutes = 0.0 if chosen else 1.0 if args.quick else 9.0
     return args
 
 
@@ -78,9 +86,37 @@ def where(device: torch.device) -> dict[str, object]:
 
 def wanted(case: Case, args: argparse.Namespace, device: torch.device) -> bool:
     told = f"{case.name} {case.size} {case.way}"
-    fits = case.cuda is None or case.cuda == (device.type == "cuda")
     in_this_run = case.tiny if args.tiny else case.quick if args.quick else case.full
-    return fits and in_this_run and (not args.only or args.only in told)
+    asked_for = in_this_run and (not args.only or args.only in told)
+    # a target that this machine cannot meet or miss has its row all the same
+    return asked_for and (fits(case, device) or bool(case.cuda and case.targets))
+
+
+def fits(case: Case, device: torch.device) -> bool:
+    """Whether a case is for such a device."""
+    return case.cuda is None or case.cuda == (device.type == "cuda")
+
+
+def in_order(args: argparse.Namespace, device: torch.device) -> list[Case]:
+    """The cases of this run: first those that a target is set for, then by groups."""
+    cases = [case for group in args.groups for case in GROUPS[group]()]
+    chosen = [case for case in cases if wanted(case, args, device)]
+    return sorted(chosen, key=lambda case: (not fits(case, device), not case.targets))
+
+
+def unmeasured(case: Case, note: str) -> list[Row]:
+    """A row that says why for every target of a case, at least one."""
+    rows = [blank(case, "", peer, note) | {"target": x} for peer, x in case.targets.items()]
+    return rows or [blank(case, "", None, note)]
+
+
+def left_out(case: Case, device: torch.device, late: bool) -> list[Row]:
+    """Rows that say why a case is not measured; none where it is."""
+    if not fits(case, device):
+        return unmeasured(case, "needs an NVIDIA GPU")
+    if late and not case.targets:
+        return unmeasured(case, "left out, the time was spent: --minutes")
+    return []
 
 
 def tried(case: Case, device: torch.device, limits: Limits, effort: Effort) -> list[Row]:
@@ -92,7 +128,7 @@ def tried(case: Case, device: torch.device, limits: Limits, effort: Effort) -> l
         if device.type == "cuda":
             torch.cuda.empty_cache()
         note = f"FAILED: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        return [blank(case, "", None, note) | {"failed": True}]
+        return [row | {"failed": True} for row in unmeasured(case, note)]
 
 
 def save(
@@ -120,21 +156,28 @@ def main(words: list[str] | None = None) -> int:
     rows: list[Row] = []
     for row in limit_rows(limits):
         printer.show(row)
-    failed = 0
-    for group in args.groups:
-        if not args.tiny:
+    failed, group, seconds = 0, "", dict[str, float]()
+    prepared = time.perf_counter()
+    for case in in_order(args, device):
+        start = time.perf_counter()
+        late = 0 < 60 * args.minutes < start - prepared
+        found = left_out(case, device, late)
+        if not found and case.group != group and not args.tiny:
             # machines have better minutes and worse ones: the best is the limit
-            limits = limits.best(machine.measure(device, effort))
-        for case in GROUPS[group]():
-            if wanted(case, args, device):
-                for row in tried(case, device, limits, effort):
-                    rows.append(row | common)
-                    printer.show(rows[-1])
-                    failed += row.get("failed", False)
-                # whatever comes, what was measured is kept
-                save(rows, limits, common, args)
+            limits, group = limits.best(machine.measure(device, effort)), case.group
+        found = found or tried(case, device, limits, effort)
+        taken_s = time.perf_counter() - start
+        seconds[case.group] = seconds.get(case.group, 0.0) + taken_s
+        for row in found:
+            rows.append(row | common | {"case_s": round(taken_s, 2)})
+            printer.show(rows[-1])
+            failed += row.get("failed", False)
+        # whatever comes, what was measured is kept
+        save(rows, limits, common, args)
     written = save(rows, limits, common, args)
+    print("\n".join(report.targets(written)))
     print(report.verdict(written))
+    print("; ".join(f"{name} {taken_s:.0f} s" for name, taken_s in seconds.items()))
     print(f"{time.perf_counter() - begin:.0f} s; written: {args.out / 'bench.json'}, bench.md")
     return int(failed > 0)
 

@@ -44,11 +44,12 @@ class Configuration:
     target: float | None = None
     """the least ratio asked for"""
 
-    def train_config(self) -> TrainConfig:
+    def train_config(self, precision: str = "fp32") -> TrainConfig:
         # rates so small that spans stay where they were put
         schedule = {"kind": "constant", "warmup_steps": 100_000}
         told = {"optimizer": self.optimizer, "schedule": schedule, "clip_norm": self.clip_norm}
-        return load(TrainConfig, told | {"steps": 1_000_000, "carry": self.carry}, "train")
+        told |= {"steps": 1_000_000, "carry": self.carry, "precision": precision}
+        return load(TrainConfig, told, "train")
 
 
 def build(config: dict[str, Any], vocab: int) -> LanguageModel:

@@ -82,6 +82,22 @@ def verdict(rows: Sequence[Row]) -> str:
     return f"targets: {len(met)} of {len(asked)} met, {len(open_)} not measured"
 
 
+def targets(rows: Sequence[Row]) -> list[str]:
+    """A line for each row that a target is set for: what, ratio, target, met or missed."""
+    lines = ["targets"]
+    for row in rows:
+        if row["target"] is None:
+            continue
+        what = f"{cells(row)['what']} against {row['peer']}"
+        if row["ratio"] is None:
+            end = row["note"] or "not measured"
+        else:
+            end = "met" if row["ratio"] >= row["target"] else "missed"
+            end += ", disturbed" * bool(row.get("disturbed"))
+        lines.append(f"{what:<82} {number(row['ratio']):>6} {row['target']:>5g}  {end}")
+    return lines
+
+
 def markdown(rows: Sequence[Row]) -> str:
     """The table with its run on top, as a record to commit."""
     last = rows[-1]
@@ -102,6 +118,7 @@ def markdown(rows: Sequence[Row]) -> str:
         _line("---" if name in LEFT else "---:" for name in WIDTHS),
     ]
     lines += [_line(cells(row).values()) for row in rows]
+    lines += ["", "```", *targets(rows), "```"]
     return "\n".join(lines) + "\n"
 
 

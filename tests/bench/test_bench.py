@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench import configurations, limits, peers, report, run, timing
-from bench.__main__ import main
+from bench.__main__ import main, tried
 from bench.case import BOTH, FWD, PEAK, Case, Ways, apart, together
 from bench.cases import GROUPS, fast_weights, models
 from bench.configurations import CONFIGURATIONS, ENWIK8, Configuration
@@ -84,7 +84,7 @@ def test_a_slow_candidate_and_a_spent_budget_shorten_the_rounds() -> None:
     assert len(times["fast"].quiet_ms) == 5 and len(times["slow"].quiet_ms) == 2
     assert clock.order.count("slow") == 2
     clock = Clock({"a": [(100.0, False)]})
-    assert len(clock.take_turns(Effort(rounds=9, sample_s=0.0, budget_s=0.35))["a"].quiet_ms) == 2
+    assert len(clock.take_turns(Effort(rounds=9, sample_s=0.0, budget_s=0.35))["a"].quiet_ms) == 3
 
 
 def test_short_calls_are_repeated() -> None:
@@ -282,6 +282,38 @@ def test_a_case_that_fails_costs_no_other(
     *_, failed, measured = json.loads((tmp_path / "bench.json").read_text())
     assert failed["note"] == "FAILED: RuntimeError: no memory" and failed["ratio"] is None
     assert measured["ours_ms"] > 0 and "FAILED" in capsys.readouterr().out
+
+
+def test_targets_come_first_and_late_only_they(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ways = Ways({"cpp": lambda: (torch.ones(1),)}, {"b": lambda: (torch.ones(1),)})
+    plain = replace(case_of(ways, tiny=True), group="recurrent")
+    asked = replace(plain, name="asked", targets={"b": 2.0})
+    gpu = replace(asked, name="gpu", cuda=True)
+    monkeypatch.setitem(GROUPS, "recurrent", lambda: [gpu, plain, asked])
+    words = ["--tiny", "--groups", "recurrent", "--out", str(tmp_path), "--minutes", "1e-9"]
+    assert main(words) == 0
+    rows = [r for r in json.loads((tmp_path / "bench.json").read_text()) if r["group"] != "limits"]
+    assert [row["name"] for row in rows][:2] == ["asked", "op"]
+    assert rows[0]["ratio"] > 0 and rows[0]["case_s"] > 0
+    assert rows[1]["ratio"] is None and "--minutes" in rows[1]["note"]
+    told = capsys.readouterr().out
+    assert "asked T1 fwd against b" in told and "recurrent" in told
+    if not torch.cuda.is_available():
+        assert rows[2]["target"] == 2.0 and rows[2]["note"] == "needs an NVIDIA GPU"
+
+
+def test_a_case_that_fails_keeps_its_targets() -> None:
+    def broken(device: torch.device) -> Ways:
+        raise RuntimeError("no memory")
+
+    case = replace(case_of(Ways({}), targets={"b": 2.0, "c": 3.0}), make=broken)
+    rows = tried(case, CPU, machine(), TINY)
+    assert [(row["peer"], row["target"], row["failed"]) for row in rows] == [
+        ("b", 2.0, True),
+        ("c", 3.0, True),
+    ]
 
 
 def test_the_step_in_half_precision_runs() -> None:

@@ -90,8 +90,8 @@ class Effort:
     """turns of each candidate"""
     sample_s: float = 0.06
     """a shorter call is repeated until a sample takes so long"""
-    budget_s: float = 6.0
-    """of a case: from then on no further round, and no sample is taken again; but two rounds"""
+    budget_s: float = 4.0
+    """of a case: from then on no further round, and no sample is taken again; but three rounds"""
     slow_s: float = 2.0
     """a candidate whose call takes longer is called twice in all"""
     all_backends: bool = True
@@ -148,7 +148,7 @@ def take_turns(
         repeats[name] = max(1, round(1e3 * effort.sample_s / max(ms, 1e-3)))
     for round_ in range(effort.rounds):
         late = clock() - begin > effort.budget_s
-        if late and round_ >= 2:
+        if late and round_ >= 3:
             break
         for name, call in candidates.items():
             if name in slow and round_ >= 1:

@@ -52,7 +52,7 @@ def positive(op: str, arguments: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("sizes", [(1, 4, 4), (9, 33, 5), (6, 130, 70)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 4, 4), (9, 33, 5), (6, 130, 70), (101, 12, 20)], ids=str)
 @pytest.mark.parametrize(("op", "backend"), BACKENDS)
 def test_normalised_inside(op, backend, sizes, dtype):
     T, F, V = sizes
@@ -117,6 +117,44 @@ def test_long_and_wide(op, backend, sizes):
     want = outcome(op, arguments, "chunked", grads, normalise=False)
     got = outcome(op, [x.float() for x in arguments], backend, grads, normalise=False)
     assert_outcomes_equal(got, want, 2e-5)
+
+
+@pytest.mark.parametrize("T", [48, 49, 131])
+@pytest.mark.parametrize(("op", "backend"), ON_CPU)
+def test_heads_go_through_blocks_of_tokens_together(op, backend, T):
+    arguments = inputs(op, B=2, T=T, H=11, F=24, V=40)
+    # heads side by side with something else between tokens, as parts of one projection lie
+    parts = [torch.cat([x, x + 1], dim=2)[:, :, : x.shape[2]] for x in arguments[:-1]]
+    grads = results_like(op, arguments)
+    want = outcome(op, arguments, "chunked", grads, normalise=False)
+    got = outcome(op, [*parts, arguments[-1]], backend, grads, normalise=False)
+    assert_outcomes_equal(got, want, 1e-10)
+
+
+@pytest.mark.parametrize(("op", "backend"), ON_CPU)
+def test_results_larger_than_caches(op, backend):
+    arguments = inputs(op, B=1, T=4109, H=8, F=64, V=64)
+    grads = results_like(op, arguments)
+    want = outcome(op, arguments, "chunked", grads, normalise=False)
+    got = outcome(op, [x.float() for x in arguments], backend, grads, normalise=False)
+    assert got["y"].nbytes > 8 << 20
+    assert_outcomes_equal(got, want, 2e-5)
+
+
+@pytest.mark.parametrize(("op", "backend"), ON_CPU)
+def test_memory_of_results_is_used_again_when_they_are_gone(op, backend):
+    arguments = [x.float() for x in inputs(op, B=1, T=1200, H=4, F=8, V=64)]
+    with kernels.use(backend), torch.no_grad():
+        first, second = OPS[op](*arguments)[0], OPS[op](*arguments)[0]
+        assert first.data_ptr() != second.data_ptr()
+        assert torch.equal(first, second)
+        kept, place = second.clone(), first.data_ptr()
+        del first
+        third = OPS[op](*[2 * x for x in arguments])[0]
+    assert third.data_ptr() == place
+    assert torch.equal(second, kept) and not torch.equal(third, kept)
+    third.resize_(3, *third.shape)  # as other tensors do
+    assert third.data_ptr() != place
 
 
 PEAK = """

@@ -28,7 +28,7 @@ from workbench.kernels import toolchain
 from workbench.kernels.dispatch import constant_to_compile, warn_once
 from workbench.kernels.toolchain import Toolchain
 
-BUILT_OPS = ("attention", "delta_rule", "dropout", "forget_mult", "sum_rule")
+BUILT_OPS = ("attention", "delta_rule", "dpfp", "dropout", "forget_mult", "sum_rule")
 
 NOT_BUILT = (
     "the C++ kernels have not been built on this machine. "

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workbench import kernels
 from workbench.config import CarryMode, Choice, Positive
 from workbench.errors import ConfigError
 from workbench.kernels.features import sum_normalise
@@ -35,6 +36,10 @@ class FeatureMap(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Features of `x` (..., K)."""
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Features of `x` (..., K), divided by their sum."""
+        return sum_normalise(self(x))
 
 
 class FeatureMapConfig(Choice):
@@ -132,8 +137,12 @@ class Dpfp(FeatureMap):
         self.nu, self.n_features = nu, 2 * d_head * nu
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.cat([x.relu(), (-x).relu()], dim=-1)
-        return torch.cat([y * y.roll(i, dims=-1) for i in range(1, self.nu + 1)], dim=-1)
+        features: Tensor = kernels.dpfp(x, self.nu, False)
+        return features
+
+    def normalised(self, x: Tensor) -> Tensor:
+        features: Tensor = kernels.dpfp(x, self.nu, True)
+        return features
 
 
 class FavorConfig(FeatureMapConfig):
@@ -210,5 +219,7 @@ def orthogonal_vectors(count: int, width: int) -> Tensor:
 
 def features(feature_map: FeatureMap, key_norm: KeyNorm, x: Tensor) -> Tensor:
     """What a key or query (..., K) is written or read with, (..., F)."""
+    if key_norm == "sum":
+        return feature_map.normalised(x)
     mapped: Tensor = feature_map(x)
-    return sum_normalise(mapped) if key_norm == "sum" else mapped
+    return mapped

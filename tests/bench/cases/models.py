@@ -13,6 +13,7 @@ from workbench.data import Segments
 from workbench.data.batches import Reader
 from workbench.models.base import evaluating
 from workbench.models.mixers.base import Limits
+from workbench.train.config import Precision
 from workbench.train.trainer import Trainer
 
 TRAIN, EVAL = "training step", "reading"
@@ -22,16 +23,15 @@ originals_ms: dict[str, float] = {}
 """configuration -> milliseconds of the original's training step on this machine, if told"""
 
 
-def training(config: Configuration, device: torch.device, half: bool = False) -> Work:
+def training(config: Configuration, device: torch.device, precision: Precision = "fp32") -> Work:
     """One step after another, each handing its state to the next."""
     text = zipf(config.vocab, 4000 * config.B)
     batches = Segments(text, config.B, config.T, reader=Reader(device))
     model = config.model().to(device)
-    trainer = Trainer(model, batches, config.train_config(), config.name)
+    trainer = Trainer(model, batches, config.train_config(precision), config.name)
 
     def step() -> Results:
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            trainer.update()
+        trainer.update()
         return ()
 
     # from then on memories are full
@@ -43,7 +43,7 @@ def training(config: Configuration, device: torch.device, half: bool = False) ->
 
 def in_half(config: Configuration, device: torch.device) -> Ways:
     """A training step in bfloat16 against a time that is asked for."""
-    step = training(config, device, half=True)
+    step = training(config, device, precision="bf16")
     return Ways({"auto": step}, measured_ms={f"{config.train_ms:g} ms asked for": config.train_ms})
 
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from bench.case import BOTH, FWD, Case, Ways, on, together
 from bench.configurations import zipf
 from workbench.kernels.dispatch import OPS
-from workbench.models.feature_maps import DpfpConfig
+from workbench.kernels.features import sum_normalise
+from workbench.models.feature_maps import DpfpConfig, features
 
 PLAIN = "PyTorch, plainly"
 
@@ -23,15 +24,15 @@ def dpfp_plainly(x: Tensor, nu: int) -> Tensor:
 
 
 def dpfp(B: int, T: int, way: str, device: torch.device) -> Ways:
-    """The map of the fast-weight mixer, K = 32, nu = 3."""
+    """Features of the fast-weight mixer, divided by their sum, K = 32, nu = 3."""
     H, K, nu = 8, 32, 3
     generator = torch.Generator(device).manual_seed(0)
     x = torch.randn(B, T, H, K, generator=generator, device=device)
     seed = torch.randn(B, T, H, 2 * K * nu, generator=generator, device=device)
-    own = DpfpConfig(nu=nu).build(K)
+    phi = DpfpConfig(nu=nu).build(K)
     return Ways(
-        {"auto": together(own, [x], way, [seed])},
-        {PLAIN: together(partial(dpfp_plainly, nu=nu), [x], way, [seed])},
+        {"auto": together(partial(features, phi, "sum"), [x], way, [seed])},
+        {PLAIN: together(lambda x: sum_normalise(dpfp_plainly(x, nu)), [x], way, [seed])},
     )
 
 
