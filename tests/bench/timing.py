@@ -93,7 +93,7 @@ class Effort:
     budget_s: float = 4.0
     """of a case: from then on no further round, and no sample is taken again; but three rounds"""
     slow_s: float = 2.0
-    """a candidate whose call takes longer is called twice in all"""
+    """a candidate whose call takes longer is sampled twice in all"""
     all_backends: bool = True
     """whether backends of ours that are not preferred are timed too"""
 
@@ -129,22 +129,24 @@ def take_turns(
     Args:
         candidates: name -> what to call.
         effort: how long to go on.
-        first: of a first call of each, where there was one; else one is made to warm up. Of slow
-            candidates it counts.
+        first: of a first call of each, where there was one; else one is made to warm up. It never
+            counts: it may have built something.
         clock, sample: what measures; tests put their own here.
 
     Returns:
         The samples of each. A disturbed one is taken again once, if there is time.
     """
     begin, times = clock(), {name: Times() for name in candidates}
-    first = first or {name: sample(call, 1) for name, call in candidates.items()}
-    slow = {name for name, (ms, _) in first.items() if ms > 1e3 * effort.slow_s}
+    for name, call in candidates.items():
+        if first is None or name not in first:
+            sample(call, 1)
+    slow: set[str] = set()
     repeats: dict[str, int] = {}
     for name, call in candidates.items():
-        if name in slow:
-            times[name].add(*first[name])
-        # the first call may have built something
-        ms = first[name][0] if name in slow else sample(call, 1)[0]
+        ms, disturbed = sample(call, 1)
+        if ms > 1e3 * effort.slow_s:
+            slow.add(name)
+            times[name].add(ms, disturbed)
         repeats[name] = max(1, round(1e3 * effort.sample_s / max(ms, 1e-3)))
     for round_ in range(effort.rounds):
         late = clock() - begin > effort.budget_s
