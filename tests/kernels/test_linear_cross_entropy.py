@@ -18,10 +18,11 @@ MODULE = sys.modules["workbench.kernels.linear_cross_entropy"]
 SIZES = [(1, 1, 1), (63, 1500, 7), (100, 513, 3), (0, 600, 4), (5, 512, 2)]  # N, C, D
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    """Blocks of 512 classes, the narrowest there are."""
+@pytest.fixture(autouse=True, params=[0, 1 << 24], ids=["computed again", "kept"])
+def small_blocks(monkeypatch, request):
+    """Blocks of 512 classes, the narrowest there are, whose logits are or are not kept."""
     monkeypatch.setattr(MODULE, "BLOCK", 512)
+    monkeypatch.setattr(MODULE, "KEPT", request.param)
 
 
 def inputs(N, C, D, bias=True, dtype=torch.float64):
@@ -101,7 +102,8 @@ def test_gradients_and_registration():
         few_bias = None if bias_C is None else bias_C.detach()[:6].requires_grad_()
         assert torch.autograd.gradcheck(in_blocks, (leaves[0], few, few_bias, targets % 6))
         forward = torch.ops.workbench.linear_cross_entropy_forward.default
-        torch.library.opcheck(forward, (*leaves, targets))
+        for keep in (True, False):
+            torch.library.opcheck(forward, (*leaves, targets, keep))
 
 
 def test_every_fresh_number_is_written():
@@ -128,7 +130,7 @@ class Largest(TorchDispatchMode):
 
 def test_the_op_takes_blocks_where_logits_are_many():
     hidden, weight, bias, targets = inputs(64, 4000, 2)
-    assert Blocks(hidden, weight, bias, targets).width == 512
+    assert Blocks(hidden, weight, bias, targets, hidden.new_empty(0)).width == 512
     with Largest() as seen:
         want = kernels.linear_cross_entropy(hidden, weight, bias, targets)
     assert seen.numel < 64 * 4000 and kernels.ran()["linear_cross_entropy"] == "chunked"
@@ -136,6 +138,17 @@ def test_the_op_takes_blocks_where_logits_are_many():
         got = kernels.linear_cross_entropy(hidden, weight, bias, targets)
     assert seen.numel == 64 * 4000
     torch.testing.assert_close(got, want)
+
+
+def test_few_logits_are_kept_where_they_are_differentiated(small_blocks):
+    hidden, weight, bias, targets = inputs(64, 4000, 2)
+    for x in (hidden, weight):
+        x.requires_grad_()
+    nll_N = kernels.linear_cross_entropy(hidden, weight, bias, targets)
+    kept = [x.numel() for x in nll_N.grad_fn.saved_tensors if x.ndim == 1]
+    assert (64 * 4000 in kept) == bool(MODULE.KEPT)
+    first = torch.autograd.grad(nll_N.sum(), hidden, retain_graph=True)
+    assert torch.equal(*first, *torch.autograd.grad(nll_N.sum(), hidden))
 
 
 def test_compiles_in_one_graph():
