@@ -181,9 +181,13 @@ def _(
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(*output[1:], *inputs[:-1])
     ctx.mark_non_differentiable(*output[1:])
+    # no zeros for those
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, gnll: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, gnll: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if gnll is None:
+        return (None,) * 5
     lse, kept, hidden, weight, bias, targets = ctx.saved_tensors
     dhidden, dweight, dbias = torch.ops.workbench.linear_cross_entropy_backward(
         gnll, lse, kept, hidden, weight, bias, targets
