@@ -183,7 +183,7 @@ def test_a_run_learns_stops_and_is_then_done(tmp_path):
     assert records[-1].kind == "done" and records[-1].reason == "loss"
     losses = [r.loss_nats for r in records if r.kind == "eval"]
     assert losses[-1] <= 0.001 < losses[0] and run.step < run.recipe.train.steps
-    assert records[0].backends.keys() == {"delta_rule"}
+    assert records[0].backends.keys() == {"delta_rule", "dpfp"}
     with pytest.raises(ConfigError, match=r"retrieval\.ipynb"):
         _ = run.corpus
     best = run.folder.load_model("best")
