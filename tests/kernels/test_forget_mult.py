@@ -111,6 +111,8 @@ def test_gates_that_do_not_fit_are_refused_by_name():
         ((gates[..., :-1], state), "gates of width 17"),
         ((gates[:, :0], state), "at least one token"),
         ((gates, state[:1]), "state of shape"),
+        ((gates, state[0, 0]), "expected .batch, units."),
+        ((gates[..., :0], state[:, :0]), "at least one unit"),
         ((gates, state, mask[:, :2]), "mask of shape"),
         ((gates, state.float()), "state of type"),
     ):

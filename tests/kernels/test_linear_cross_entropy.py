@@ -177,9 +177,14 @@ def test_what_does_not_fit_is_refused():
         ((hidden, weight[:, :2], bias, targets), "weight of shape"),
         ((hidden, weight, bias[:9], targets), "bias of shape"),
         ((hidden, weight, bias, targets[:2]), "targets of shape"),
+        ((hidden[None], weight, bias, targets), "expected matrices"),
+        ((hidden, weight[0], bias, targets), "expected matrices"),
+        ((hidden, weight, bias, targets.int()), "ids in int64"),
     ):
         with pytest.raises(ValueError, match=said):
             kernels.linear_cross_entropy(*arguments)
-    for wrong in (-1, 600):
+    for wrong in (-100, -1, 600):
         with pytest.raises(IndexError, match="expected 0 to 599"):
             in_blocks(hidden, weight, bias, targets.clone().fill_(wrong))
+        with pytest.raises(IndexError, match="out of bounds"):
+            reference(hidden, weight, bias, targets.clone().fill_(wrong))

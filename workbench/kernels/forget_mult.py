@@ -159,7 +159,12 @@ def _check_pool(
     gates_BTX: Tensor, state_BU: Tensor, mask_BTU: Tensor | None = None, share: float = 1.0
 ) -> None:
     _check_sequence("fo_pool", "gates", gates_BTX)
-    (B, T, X), U = gates_BTX.shape, state_BU.shape[-1]
+    if state_BU.dim() != 2 or not state_BU.shape[1]:
+        raise ValueError(
+            f"fo_pool: got a state of shape {tuple(state_BU.shape)}, expected (batch, units) with "
+            "at least one unit"
+        )
+    (B, T, X), U = gates_BTX.shape, state_BU.shape[1]
     if X not in (2 * U, 3 * U):
         raise ValueError(
             f"fo_pool: got gates of width {X} beside a state of shape {tuple(state_BU.shape)}, "

@@ -42,7 +42,8 @@ def reference(
         (N,) in float32, or in float64 where the arguments are.
     """
     logits_NC = wide(F.linear(hidden_ND, weight_CD, bias_C))
-    return F.cross_entropy(logits_NC, targets_N, reduction="none")
+    # no id is ignored: -100 is as wrong as -1
+    return F.cross_entropy(logits_NC, targets_N, reduction="none", ignore_index=-(2**62))
 
 
 LIBRARY.define(
@@ -221,6 +222,15 @@ def _chunked(
 
 
 def _check(hidden_ND: Tensor, weight_CD: Tensor, bias_C: Tensor | None, targets_N: Tensor) -> None:
+    if hidden_ND.dim() != 2 or weight_CD.dim() != 2:
+        raise ValueError(
+            f"linear_cross_entropy: got {tuple(hidden_ND.shape)} to read and a weight of shape "
+            f"{tuple(weight_CD.shape)}, expected matrices: (tokens, width) and (classes, width)"
+        )
+    if targets_N.dtype != torch.int64:
+        raise ValueError(
+            f"linear_cross_entropy: got targets of type {targets_N.dtype}, expected ids in int64"
+        )
     N, D = hidden_ND.shape
     for name, x, shape in (
         ("weight", weight_CD, (weight_CD.shape[0], D)),
