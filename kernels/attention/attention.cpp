@@ -616,7 +616,7 @@ struct Backward : Head<T> {
       if (mask.soft(j)) {
         const V m = mask.slope(j);
         // clamp hands its gradient on at both ends
-        slopes += (m >= V{}) & (m <= L::all(T(1))) ? e * change : V{};
+        slopes += ((m >= V{}) & (m <= L::all(T(1)))) ? e * change : V{};
         weight *= mask.clamped(m);
       }
       L::store(ds + j, weight * change - e * lost);

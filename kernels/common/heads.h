@@ -345,6 +345,13 @@ struct Groups {
     }
     per_sequence = (s.H + heads - 1) / heads;
   }
+  struct Group {
+    int64_t b, h0, heads;  // the sequence, its first head, how many
+  };
+  Group group(int64_t i, int64_t H) const {
+    const int64_t h0 = i % per_sequence * heads;
+    return {i / per_sequence, h0, std::min(heads, H - h0)};
+  }
 };
 
 // Call work(i, scratch) for i from 0 to n - 1; `numbers` says how many the scratch is to hold,

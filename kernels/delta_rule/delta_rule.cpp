@@ -205,8 +205,8 @@ std::tuple<Tensor, Tensor, Tensor> delta_rule_forward(const Tensor& q_in, const 
     const Groups groups(s, cut.all() * sizeof(T), (2 * s.F + 2 * s.V) * sizeof(T));
     const int64_t by_f = Rows<T>::numbers(s.F), by_v = Rows<T>::numbers(s.V);
     const auto work = [&](int64_t i, T* room) {
-      const int64_t b = i / groups.per_sequence, h0 = i % groups.per_sequence * groups.heads;
-      const int64_t heads = std::min(groups.heads, s.H - h0);
+      const auto group = groups.group(i, s.H);
+      const int64_t b = group.b, h0 = group.h0, heads = group.heads;
       Ahead ahead;
       Block<T> z;
       z.ahead = &ahead;
@@ -279,8 +279,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_rule_backward(
     const Groups groups(s, both * sizeof(T), (3 * s.F + 3 * s.V) * sizeof(T));
     const int64_t by_f = Rows<T>::numbers(s.F), by_v = Rows<T>::numbers(s.V);
     const auto work = [&](int64_t i, T* room) {
-      const int64_t b = i / groups.per_sequence, h0 = i % groups.per_sequence * groups.heads;
-      const int64_t heads = std::min(groups.heads, s.H - h0);
+      const auto group = groups.group(i, s.H);
+      const int64_t b = group.b, h0 = group.h0, heads = group.heads;
       Ahead ahead;
       Block<T> z;
       z.ahead = &ahead;

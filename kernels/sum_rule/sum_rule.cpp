@@ -43,8 +43,8 @@ void forward(const Sizes& s, const Tensor& q, const Tensor& k, const Tensor& v, 
   const Groups groups(s, cut.all() * sizeof(T), (2 * s.F + 2 * s.V) * sizeof(T));
   const int64_t by_f = Rows<T>::numbers(s.F), by_v = Rows<T>::numbers(s.V);
   const auto work = [&](int64_t i, T* room) {
-    const int64_t b = i / groups.per_sequence, h0 = i % groups.per_sequence * groups.heads;
-    const int64_t heads = std::min(groups.heads, s.H - h0);
+    const auto group = groups.group(i, s.H);
+    const int64_t b = group.b, h0 = group.h0, heads = group.heads;
     Ahead ahead;
     T* panels = std::exchange(room, room + groups.heads * cut.all());
     const T* none = zeros(room, std::max(by_f, by_v));
@@ -83,8 +83,8 @@ void backward(const Sizes& s, const Tensor& gy, const Tensor& glast, const Tenso
   const Groups groups(s, both * sizeof(T), (3 * s.F + 3 * s.V) * sizeof(T));
   const int64_t by_f = Rows<T>::numbers(s.F), by_v = Rows<T>::numbers(s.V);
   const auto work = [&](int64_t i, T* room) {
-    const int64_t b = i / groups.per_sequence, h0 = i % groups.per_sequence * groups.heads;
-    const int64_t heads = std::min(groups.heads, s.H - h0);
+    const auto group = groups.group(i, s.H);
+    const int64_t b = group.b, h0 = group.h0, heads = group.heads;
     Ahead ahead;
     T* panels = std::exchange(room, room + groups.heads * both);
     const T* none = zeros(room, std::max(by_f, by_v));
