@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from workbench.scoring import Score, score
     from workbench.train.evaluate import Evaluation, evaluate
     from workbench.train.folder import RunFolder
-    from workbench.train.run import Run, start
+    from workbench.train.run import Run
+    from workbench.train.start import start
 
 __version__ = "0.1.0"
 
@@ -38,7 +39,7 @@ _HOMES = {
     "evaluate": "workbench.train.evaluate",
     "RunFolder": "workbench.train.folder",
     "Run": "workbench.train.run",
-    "start": "workbench.train.run",
+    "start": "workbench.train.start",
 }
 
 __all__ = [

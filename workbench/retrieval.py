@@ -16,7 +16,7 @@ from workbench.errors import ConfigError, NonFiniteLoss
 from workbench.plots.retrieval import loss_by_pairs
 from workbench.recipe import RetrievalRecipe, load_recipe
 from workbench.train.folder import RunFolder
-from workbench.train.run import start
+from workbench.train.start import start
 
 
 class Point(NamedTuple):

@@ -241,7 +241,7 @@ def test_a_run_on_sentences_continues_bit_for_bit_with_and_without_a_thread(
     recipe, stop = sentence_recipe, 12
     whole = workbench.start(recipe, out=tmp_path / "whole")
     rows = [r for r in whole if r.kind == "train"]
-    monkeypatch.setattr("workbench.train.run.ahead", lambda batches, device: Ahead(batches, CPU))
+    monkeypatch.setattr("workbench.train.start.ahead", lambda batches, device: Ahead(batches, CPU))
     for record in workbench.start(recipe, out=tmp_path / "run"):
         if record.kind == "checkpoint" and record.step == stop:
             break

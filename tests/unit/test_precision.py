@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import workbench
 from workbench.carry import map_tensors
 from workbench.config import ConfigError, load
+from workbench.data.batches import Reader
 from workbench.models.language_model import ModelConfig, build_model
 from workbench.models.mixers.base import MixerConfig
 from workbench.train import compiling
@@ -171,7 +172,7 @@ def trainer(text: Path, optimizer: dict[str, Any], device: str = "cpu") -> Train
         TrainConfig, {"steps": 50, "optimizer": optimizer, "clip_norm": 0.5, "carry": "keep"}
     )
     model = build_model(asked.model, task.vocab_size, seed=1).to(device)
-    return Trainer(model, task.batches(torch.device(device)), config, "tiny")
+    return Trainer(model, task.batches(Reader(device)), config, "tiny")
 
 
 @pytest.mark.parametrize(

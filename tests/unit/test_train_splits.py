@@ -28,7 +28,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_split_that_is_too_short_is_refused_before_a_model_is_built(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, said: str
 ) -> None:
-    monkeypatch.setattr("workbench.train.run.build_model", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr("workbench.train.start.build_model", lambda *_, **__: pytest.fail("built"))
     with pytest.raises(DataError, match=said):
         workbench.start(recipe(text), changes, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.config import Config
-from workbench.data.batches import Batch, generator_state, set_generator
+from workbench.data.batches import ALONE, Batch, Reader, generator_state, set_generator
 
 Ids = NDArray[np.int64]
 
@@ -105,13 +105,14 @@ class RetrievalBatches:
 
     ext_len = 0
 
-    def __init__(self, config: RetrievalConfig, seed: int, device: torch.device | str = "cpu"):
+    def __init__(self, config: RetrievalConfig, seed: int, reader: Reader = ALONE):
         self.sequences, self.batch_size = config.sequences(seed), config.batch_size
-        self.device = torch.device(device)
+        self.device, self._rows = torch.device(reader.device), reader.rows(config.batch_size)
 
     def next(self) -> Batch:
         """A batch of new sequences; nothing is carried from one to the next."""
-        samples = [self.sequences.sample() for _ in range(self.batch_size)]
+        # all are drawn in every process: the position is that of all
+        samples = [self.sequences.sample() for _ in range(self.batch_size)][self._rows]
         asked = [(keys, values, np.array([query])) for keys, values, query in samples]
         tokens_BT, targets_BQ = (x.to(self.device) for x in questions(asked))
         return Batch(tokens_BT, targets_BQ, True, 1.0)

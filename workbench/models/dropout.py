@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench import kernels
+from workbench.models.draws import of_weights
 
 Kind = Literal["element", "locked"]
 
@@ -73,7 +74,7 @@ class DroppedSymbols(nn.Module):
 
     def draw(self, x_BTD: Tensor) -> Tensor:
         """The segment's mask, (C, 1)."""
-        return mask(x_BTD, (self.n_classes, 1), self.p)
+        return of_weights(x_BTD.device, lambda: mask(x_BTD, (self.n_classes, 1), self.p))
 
     def forward(self, x_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
         return x_BTD * self.draw(x_BTD)[tokens_BT] if self.training and self.p else x_BTD

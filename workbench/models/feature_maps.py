@@ -20,6 +20,7 @@ from workbench import kernels
 from workbench.config import CarryMode, Choice, Positive
 from workbench.errors import ConfigError
 from workbench.kernels.features import sum_normalise
+from workbench.models.draws import of_weights
 
 KeyNorm = Literal["none", "sum"]
 """sum: features are divided by their sum"""
@@ -197,7 +198,8 @@ class Favor(FeatureMap):
     def begin_segment(self) -> None:
         redraw = self.config.redraw
         if redraw == "each_pass" or (self.training and redraw == "each_step"):
-            self.get_buffer("projection_KM").copy_(self.draw())
+            buffer = self.get_buffer("projection_KM")
+            buffer.copy_(of_weights(buffer.device, self.draw))
 
     def forward(self, x: Tensor) -> Tensor:
         # a copy: the buffer is redrawn in place before this pass's backward may have run

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.config import Config, Positive
+from workbench.models.draws import of_weights
 
 # below every logit, and finite: a row of nothing but accidental hits stays free of NaN
 NEVER = -1e30
@@ -85,7 +86,7 @@ class LogUniform(nn.Module):
     def draw(self, device: torch.device) -> Tensor:
         """(S,) distinct ids, at most `n_draws`."""
         # the distribution's own inverse: no table of C probabilities is searched
-        u = torch.rand(self.n_draws, dtype=torch.float64, device=device)
+        u = of_weights(device, lambda: torch.rand(self.n_draws, dtype=torch.float64, device=device))
         ids = (u * math.log(self.n_classes + 1)).exp().long() - 1
         return ids.clamp(max=self.n_classes - 1).unique()
 

@@ -133,8 +133,8 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _manifest(path: Path) -> Checkpoint:
-    """Read and check a manifest.
+def read(path: Path) -> Checkpoint:
+    """A checkpoint by its manifest alone, which is checked.
 
     Raises:
         CheckpointError: it is missing, torn or altered.
@@ -160,7 +160,7 @@ def verify(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: something is missing, torn or altered; says what.
     """
-    checkpoint = _manifest(path)
+    checkpoint = read(path)
     for name, expected in checkpoint.manifest["files"].items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path.name}: {name} is missing")
@@ -221,7 +221,7 @@ def _readable(folder: Path) -> list[Checkpoint]:
     found = []
     for path in folders(folder):
         try:
-            found.append(_manifest(path))
+            found.append(read(path))
         except CheckpointError as error:
             log.warning("passing over a damaged checkpoint: %s", error)
     return found

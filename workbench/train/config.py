@@ -195,6 +195,9 @@ class TrainConfig(Config):
     """Such as `{kind: cosine, warmup_steps: 100}`."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; null for no clipping."""
+    micro_batches: int = Field(default=1, gt=0)
+    """Pieces that a batch's rows are read in, one after another, where it does not fit into memory
+    at once: the same update up to rounding."""
     carry: CarryMode = "keep"
     """`keep` hands the state from segment to segment, `reset` starts each segment afresh."""
     log_every: int = Field(default=20, gt=0)

@@ -33,15 +33,20 @@ RECIPE, RECORDS, STATUS, ENVIRONMENT = (
     "status.json",
     "environment.json",
 )
-CHANGEABLE = ("train.max_seconds", "train.device")
-"""Fields that a continued run may change: they do not alter what has been learnt."""
+CHANGEABLE = ("train.max_seconds", "train.device", "train.micro_batches")
+"""Fields that a continued run may change: they do not alter what is learnt, but for rounding."""
 
 
 class RunFolder:
-    """A run on disk: what was asked for, what happened, and the weights."""
+    """A run on disk: what was asked for, what happened, and the weights.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    Args:
+        path: the folder.
+        writes: False in a process that trains along but leaves writing to another.
+    """
+
+    def __init__(self, path: str | Path, writes: bool = True) -> None:
+        self.path, self.writes = Path(path), writes
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -171,6 +176,8 @@ class RunFolder:
 
     def begin(self, recipe: AnyRecipe, environment: dict[str, Any]) -> None:
         """Write what was asked for and on what it runs."""
+        if not self.writes:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         # a recipe in place is what makes a folder a run folder: it comes last
         self._write(ENVIRONMENT, json.dumps(environment, indent=2, default=str) + "\n")
@@ -178,6 +185,8 @@ class RunFolder:
 
     def append(self, record: Record) -> None:
         """Add a record; when this returns it is in the file."""
+        if not self.writes:
+            return
         with (self.path / RECORDS).open("ab") as file:
             file.write(f"{to_json(record)}\n".encode())
             file.flush()
@@ -205,6 +214,8 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         """Replace a file so that readers see the old or the new one, never a part."""
+        if not self.writes:
+            return
         partial = self.path / f".{name}.partial"
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, self.path / name)

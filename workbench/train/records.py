@@ -39,6 +39,8 @@ class TrainRecord:
     """Of matrix products: `fp32` or `bf16`."""
     compiled: bool = False
     """Whether `torch.compile`'s code ran."""
+    processes: int = 1
+    """That trained together."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,103 +11,34 @@ and folder goes on from the newest checkpoint, bit for bit on the CPU.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from workbench import kernels
-from workbench.config import dump, load, override
-from workbench.data.ahead import ahead
 from workbench.data.corpus import Corpus
-from workbench.errors import CheckpointError, ConfigError, NonFiniteLoss
+from workbench.errors import CheckpointError, NonFiniteLoss
 from workbench.models.base import Model
-from workbench.models.language_model import build_model
-from workbench.recipe import AnyRecipe, Experiment, load_recipe, of_text
+from workbench.recipe import AnyRecipe, of_text
 from workbench.train import checkpoint
-from workbench.train.environment import choose_device, describe
-from workbench.train.folder import RunFolder, origin_of, recipe_sha256
-from workbench.train.lock import check_owner, hold, release
-from workbench.train.records import CheckpointRecord, DoneRecord, EvalRecord, Record
+from workbench.train.folder import RunFolder, recipe_sha256
+from workbench.train.lock import check_owner, release
+from workbench.train.records import (
+    CheckpointRecord,
+    DoneRecord,
+    EvalRecord,
+    Record,
+    from_json,
+    to_json,
+)
 from workbench.train.signals import StopSignals
-from workbench.train.tasks import Task, TextTask, open_task
+from workbench.train.tasks import Task, TextTask, Validation
 from workbench.train.trainer import Trainer
 
-
-def start(
-    recipe: AnyRecipe | str | Path,
-    overrides: Mapping[str, Any] | None = None,
-    out: str | Path | None = None,
-) -> Run:
-    """Begin a run, or continue the one that `out` holds.
-
-    Everything is checked before anything is written.
-
-    Args:
-        recipe: a recipe, a name, or a path that ends in `.yaml`.
-        overrides: values at dotted paths, such as `{"train.steps": 200}`.
-        out: the run folder; `runs/<name of the recipe>` if not given.
-
-    Raises:
-        ConfigError: a fault in the recipe, or `out` holds something else.
-        DataMissing, DataError: the corpus is not there or cannot be used.
-        CheckpointError: the checkpoints of `out` are damaged or foreign, or those of
-            `train.start_from` are another model's.
-    """
-    if not isinstance(recipe, Experiment):
-        recipe = load_recipe(recipe, overrides)
-    elif overrides:
-        recipe = load(type(recipe), override(dump(recipe), overrides))
-    folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
-    folder.check(recipe)
-    found = _checkpoint_of(folder, recipe)
-    origin = None if found else origin_of(recipe)
-    device = choose_device(recipe.train.device)
-    task = open_task(recipe)
-    _same_corpus(folder, task)
-    batches = ahead(task.batches(device), device)
-    model: Model = build_model(recipe.model, task.vocab_size, seed=recipe.train.seed).to(device)
-    task.check(model)
-    if origin is not None:
-        checkpoint.load_weights(origin, model)
-    trainer = Trainer(model, batches, recipe.train, recipe.name)
-    if origin is not None and recipe.train.start_optimizer == "continued":
-        trainer.adopt(checkpoint.load_state(origin))
-    run = Run(recipe, task, folder, trainer)
-    if found is not None:
-        run._restore(found)
-    kernels.prepare()
-    kernels.forget()
-    hold(folder.path, run)
-    folder.begin(recipe, folder.environment() or describe(device, task.info))
-    run._open(found)
-    return run
-
-
-def _same_corpus(folder: RunFolder, task: Task) -> None:
-    before = folder.environment().get("corpus", {}).get("tokens_sha256")
-    now = task.info.get("tokens_sha256")
-    if before is not None and before != now:
-        raise ConfigError(
-            f"out: the run in {folder.path} was begun on another text: its corpus had sha256 "
-            f"{before}, {task.info['name']} has {now} now. Give another folder, or restore the text"
-        )
-
-
-def _checkpoint_of(folder: RunFolder, recipe: AnyRecipe) -> checkpoint.Checkpoint | None:
-    found = checkpoint.newest(folder.checkpoints)
-    if found is None:
-        return None
-    expected, got = recipe_sha256(recipe), found.manifest["recipe_sha256"]
-    if got != expected:
-        raise CheckpointError(
-            f"{found.path} belongs to another recipe (sha256 {got[:12]}, this one has "
-            f"{expected[:12]}); nothing was written. Take it out of the folder, or give another "
-            "folder to begin anew"
-        )
-    return found
+ECHO_S = 10.0
+"""seconds during which several processes take a second signal for an echo of the first"""
 
 
 class Run:
@@ -121,7 +52,7 @@ class Run:
 
     def __init__(self, recipe: AnyRecipe, task: Task, folder: RunFolder, trainer: Trainer) -> None:
         self.recipe, self.task, self.folder = recipe, task, folder
-        self._trainer = trainer
+        self._trainer, self._world = trainer, trainer.world
         self._pending: deque[Record] = deque()
         self._best_nats: float | None = None
         self._saved_step = 0
@@ -147,13 +78,18 @@ class Run:
         return self.task.corpus
 
     @property
+    def leads(self) -> bool:
+        """Whether this process, of those that train together, writes the folder."""
+        return self._world.leads
+
+    @property
     def step(self) -> int:
         """Updates done."""
         return self._trainer.step
 
     def __iter__(self) -> Iterator[Record]:
         self._clock_zero = time.monotonic() - self._elapsed_s
-        with StopSignals() as signals:
+        with StopSignals(ECHO_S if self._world.size > 1 else 0.0) as signals:
             try:
                 while True:
                     while self._pending:
@@ -173,19 +109,25 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint now: after `break`, before the process ends."""
         if self.step > self._saved_step:
-            check_owner(self.folder.path, self)
+            self._check_owner()
             self._checkpoint(None)
+
+    def _check_owner(self) -> None:
+        if self._world.leads:
+            check_owner(self.folder.path, self)
 
     def _advance(self, signals: StopSignals) -> list[Record]:
         """Train until something is worth telling; it is committed when this returns."""
         config = self.recipe.train
-        check_owner(self.folder.path, self)
+        self._check_owner()
         self._status("running")
         try:
             while True:
-                if signals.caught:
-                    return self._interrupt(signals.caught)
-                if config.max_seconds is not None and self._clock() >= config.max_seconds:
+                # all processes stop at the same update, whichever of them is told to
+                signal_number, late = self._world.highest(signals.number, self._late())
+                if signal_number:
+                    return self._interrupt(signal.Signals(int(signal_number)).name)
+                if late:
                     return self._finish("time", f"max_seconds is {config.max_seconds:g}")
                 with self._trainer.random():
                     self._trainer.update()
@@ -203,6 +145,10 @@ class Run:
         except Exception as error:
             self._status("failed", f"{type(error).__name__}: {error}")
             raise
+
+    def _late(self) -> bool:
+        limit = self.recipe.train.max_seconds
+        return limit is not None and self._clock() >= limit
 
     def _due(self) -> list[Record]:
         """The records of this step, committed; none at most steps."""
@@ -258,7 +204,8 @@ class Run:
         """Nothing more is trained here: the model gets its averaged weights, if there are any."""
         self._finished = True
         self._trainer.swap()
-        release(self.folder.path)
+        if self._world.leads:
+            release(self.folder.path)
 
     def _interrupt(self, signal_name: str) -> list[Record]:
         """Leave quickly: a checkpoint, and the half-filled averages in it."""
@@ -275,6 +222,8 @@ class Run:
         # a model may draw in evaluation too
         with self._trainer.averaged(), self._trainer.random():
             result = self.task.validate(self.model, self.step)
+        # rounding may differ between machines; decisions may not
+        result = Validation(*self._world.from_leader(list(result)))
         self._validated_step = self.step
         self._trainer.validated(result.loss_nats)
         return EvalRecord(
@@ -313,19 +262,28 @@ class Run:
                 "validated_step": self._validated_step,
                 "elapsed_s": self._elapsed_s,
             }
-            written = checkpoint.save(
-                self.folder.checkpoints,
-                self.step,
-                self.model,
-                state,
-                recipe_sha256=recipe_sha256(self.recipe),
-                valid_nats=valid_nats,
-            )
-        checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
+            written = self._write(state, valid_nats) if self._world.leads else None
         self._saved_step = self.step
         return self._commit(self._record_of(written))
 
-    def _record_of(self, written: checkpoint.Checkpoint) -> CheckpointRecord:
+    def _write(self, state: dict[str, Any], valid_nats: float | None) -> checkpoint.Checkpoint:
+        folder = self.folder.checkpoints
+        sha256 = recipe_sha256(self.recipe)
+        written = checkpoint.save(
+            folder, self.step, self.model, state, recipe_sha256=sha256, valid_nats=valid_nats
+        )
+        checkpoint.prune(folder, self.recipe.train.keep_checkpoints)
+        return written
+
+    def _record_of(self, written: checkpoint.Checkpoint | None) -> CheckpointRecord:
+        """The record of what process 0 has written, the same in all."""
+        record = self._describe(written) if written else None
+        said = self._world.from_leader(record and to_json(record))
+        told = record or from_json(said)
+        assert isinstance(told, CheckpointRecord)
+        return told
+
+    def _describe(self, written: checkpoint.Checkpoint) -> CheckpointRecord:
         return CheckpointRecord(
             step=written.step,
             path=written.path.relative_to(self.folder.path).as_posix(),
@@ -371,20 +329,21 @@ class Run:
         if found is None:
             return
         rows = [row for row in self.folder.records() if row["step"] == self.step]
-        kinds = {row["kind"] for row in rows}
-        if "checkpoint" not in kinds:
+        # what process 0 sees: it has just written there
+        told = [(row["kind"], row.get("reason")) for row in rows]
+        told = [tuple(x) for x in self._world.from_leader(told)]
+        if "checkpoint" not in {kind for kind, _ in told}:
             # stopped between the checkpoint and its record
             self._pending.extend(self._commit(self._record_of(found)))
-        limit = self.recipe.train.max_seconds
         if self.step >= self.recipe.train.steps:
             reason: str | None = "steps"
-        elif limit is not None and self._elapsed_s >= limit:
+        elif self._world.highest(self._late())[0]:
             reason = "time"
         else:
             reason = self._enough()
         if reason is None:
             return
-        if any(row["kind"] == "done" and row["reason"] == reason for row in rows):
+        if ("done", reason) in told:
             self._close()
         else:
             self._pending.extend(self._end(reason))

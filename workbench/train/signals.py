@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -21,10 +22,15 @@ class StopSignals:
     """While entered, remembers the first signal instead of dying of it.
 
     Outside the main thread, where Python delivers no signals, it does nothing.
+
+    Args:
+        echo_s: seconds during which a second signal is taken for an echo of the first: `torchrun`
+            and Slurm pass on to each process what a terminal or a node has sent it already.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, echo_s: float = 0.0) -> None:
         self.caught: str | None = None
+        self._echo_s, self._since = echo_s, 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -38,6 +44,11 @@ class StopSignals:
         trace: TracebackType | None,
     ) -> None:
         self.restore()
+
+    @property
+    def number(self) -> int:
+        """The number of the signal that was caught; 0 while there is none."""
+        return int(signal.Signals[self.caught]) if self.caught else 0
 
     def install(self) -> None:
         """Take the signals over; again after someone else (a Jupyter kernel does) took them."""
@@ -61,9 +72,11 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
+        if self.caught and time.monotonic() - self._since < self._echo_s:
+            return
         if self.caught:
             self.restore()
             signal.raise_signal(number)
             return
-        self.caught = name
+        self.caught, self._since = name, time.monotonic()
         log.warning("%s: stopping after this update; once more stops at once", name)

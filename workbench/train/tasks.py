@@ -37,8 +37,12 @@ class Task(ABC):
     """plain data that identifies it, for the run folder"""
 
     @abstractmethod
-    def batches(self, device: torch.device) -> Batches:
-        """A fresh source of training batches."""
+    def batches(self, reader: Reader) -> Batches:
+        """A fresh source of training batches, for one of the processes that share them.
+
+        Raises:
+            ConfigError: the rows cannot be shared evenly.
+        """
 
     @abstractmethod
     def check(self, model: Model) -> None:
@@ -69,9 +73,9 @@ class TextTask(Task):
             check_length(test, recipe.eval, f"{self.corpus.name}, test")
         self.vocab_size, self.info = self.corpus.vocabulary.size, self.corpus.info
 
-    def batches(self, device: torch.device) -> Batches:
+    def batches(self, reader: Reader) -> Batches:
         data, seed = self.recipe.data, self.recipe.train.seed
-        return data.order.batches(self.corpus, data, seed, Reader(device))
+        return data.order.batches(self.corpus, data, seed, reader)
 
     def check(self, model: Model) -> None:
         assert isinstance(model, LanguageModel)
@@ -96,8 +100,8 @@ class RetrievalTask(Task):
         self.recipe, self.vocab_size = recipe, recipe.data.n_symbols
         self.info = {"name": recipe.data.dataset, "n_pairs": recipe.data.n_pairs}
 
-    def batches(self, device: torch.device) -> RetrievalBatches:
-        return RetrievalBatches(self.recipe.data, self.recipe.train.seed, device)
+    def batches(self, reader: Reader) -> RetrievalBatches:
+        return RetrievalBatches(self.recipe.data, self.recipe.train.seed, reader)
 
     def check(self, model: Model) -> None:
         """Every model can be asked."""

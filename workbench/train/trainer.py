@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -24,87 +23,14 @@ from workbench.errors import ConfigError, NonFiniteLoss
 from workbench.models.base import Model
 from workbench.models.mixers.base import Limits
 from workbench.train.averaging import AveragedSGD, non_monotone
-from workbench.train.compiling import Compiled
 from workbench.train.config import TrainConfig
-from workbench.train.objective import objective, total
-from workbench.train.precision import check_precision, computing
+from workbench.train.distributed import ALONE, World, own_seed, state_of, states_of_all
+from workbench.train.gradients import Gradients
+from workbench.train.meters import Meters
+from workbench.train.own_random import OwnRandom
 from workbench.train.records import TrainRecord
 
 log = logging.getLogger("workbench")
-
-
-@dataclass
-class Meters:
-    """Sums since the last training record; the tensors live on the device."""
-
-    loss: Tensor
-    """Nats over all targets."""
-    bad_step: Tensor
-    """First update with a loss or a gradient that is not finite; 0 while there is none."""
-    penalties: dict[str, Tensor] = field(default_factory=dict)
-    tokens: int = 0
-    updates: int = 0
-    seconds: float = 0.0
-
-    @classmethod
-    def fresh(cls, device: torch.device) -> Meters:
-        return cls(
-            loss=torch.zeros((), dtype=torch.float64, device=device),
-            bad_step=torch.zeros((), dtype=torch.int64, device=device),
-        )
-
-    def add(self, terms: dict[str, Tensor], n_targets: int, grad_norm: Tensor, step: int) -> None:
-        """Count one update."""
-        self.loss += terms["nll"].detach().double() * n_targets
-        for name, value in terms.items():
-            if name != "nll":
-                before = self.penalties.get(name, torch.zeros_like(self.loss))
-                self.penalties[name] = before + value.detach().double()
-        finite = total(terms).detach().isfinite() & grad_norm.isfinite()
-        first = (self.bad_step == 0) & ~finite
-        self.bad_step = torch.where(first, step, self.bad_step)
-        self.tokens += n_targets
-        self.updates += 1
-
-
-class OwnRandom:
-    """The run's own random numbers: neither disturbed by its surroundings nor disturbing them."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.device = device
-        with self._borrowed():
-            torch.manual_seed(seed)
-            self.state = self._read()
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Inside, PyTorch's global generators are this run's."""
-        with self._borrowed():
-            self._write(self.state)
-            try:
-                yield
-            finally:
-                self.state = self._read()
-
-    @contextmanager
-    def _borrowed(self) -> Iterator[None]:
-        theirs = self._read()
-        try:
-            yield
-        finally:
-            self._write(theirs)
-
-    def _read(self) -> dict[str, Tensor]:
-        state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
-
-    def _write(self, state: dict[str, Tensor]) -> None:
-        torch.set_rng_state(state["cpu"].cpu())
-        # a run continued on another kind of device keeps the part that it has
-        if self.device.type == "cuda" and "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
 
 
 class Trainer:
@@ -112,16 +38,25 @@ class Trainer:
 
     Args:
         model: on the device where it is to be trained.
-        segments: where batches come from, on the same device.
+        segments: where batches come from, on the same device: this process's rows.
         config: how to train.
         name: the recipe's name, for messages.
+        world: the processes that train together; all of them call every method together.
     """
 
-    def __init__(self, model: Model, segments: Batches, config: TrainConfig, name: str) -> None:
+    def __init__(
+        self,
+        model: Model,
+        segments: Batches,
+        config: TrainConfig,
+        name: str,
+        world: World = ALONE,
+    ) -> None:
         self.model, self.segments, self.config, self.name = model, segments, config, name
+        self.world = world
         self.device = model.device
         self.optimizer = config.optimizer.build(model, config.clip_norm)
-        self.random = OwnRandom(config.seed, self.device)
+        self.random = OwnRandom(own_seed(config.seed, world.rank), self.device)
         self.step = 0
         self.tokens = 0
         self.carry: Carry | None = None
@@ -133,30 +68,25 @@ class Trainer:
         """Updates done when the averaging of weights began; None while there is none."""
         self.grad_norm = torch.zeros((), device=self.device)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        check_precision(config.precision, self.device)
-        self._losses = Compiled(model.losses) if config.compile else model.losses
+        self._gradients = Gradients(model, config, world)
 
     def update(self) -> None:
         """One step of the optimizer on the next segment. Nothing is waited for."""
         begin = time.perf_counter()
         self.model.train()
         batch = self.segments.next()
-        start = self._start_carry(batch)
-        with computing(self.config.precision, self.device):
-            nll_BT, penalties, carry = self._losses(batch.tokens_BT, batch.targets_BT, start)
-        terms = objective(nll_BT, penalties)
         self.optimizer.zero_grad(set_to_none=True)
-        total(terms).backward()
+        terms, self.carry = self._gradients.add(batch, self._start_carry(batch), self.step)
         self.grad_norm = self._clip()
         self._set_lr(batch)
         self.optimizer.step()
         if isinstance(self.optimizer, AveragedSGD):
             self.lr = self.optimizer.rate
         self.model.after_step()
-        self.carry = carries.detach(carry)
         self.step += 1
-        self.tokens += nll_BT.numel()
-        self.meters.add(terms, nll_BT.numel(), self.grad_norm, self.step)
+        n_targets = batch.targets_BT.numel()
+        self.tokens += n_targets * self.world.size
+        self.meters.add(terms, n_targets, self.grad_norm, self.step)
         self.meters.seconds += time.perf_counter() - begin
 
     def _start_carry(self, batch: Batch) -> Carry:
@@ -224,7 +154,7 @@ class Trainer:
             NonFiniteLoss: a loss or a gradient since the last record was not finite.
         """
         begin = time.perf_counter()
-        bad_step = int(self.meters.bad_step)
+        bad_step = int(self.world.highest(int(self.meters.bad_step))[0])
         self.meters.seconds += time.perf_counter() - begin
         if bad_step:
             raise NonFiniteLoss(
@@ -244,7 +174,8 @@ class Trainer:
         begin = time.perf_counter()
         names = list(meters.penalties)
         sums = [meters.loss, self.grad_norm.double(), *(meters.penalties[n] for n in names)]
-        loss, grad_norm, *penalties = torch.stack(sums).tolist()
+        summed = self.world.total(torch.stack(sums)) / self.world.size
+        loss, grad_norm, *penalties = summed.tolist()
         meters.seconds += time.perf_counter() - begin
         return TrainRecord(
             step=self.step,
@@ -253,33 +184,37 @@ class Trainer:
             penalties={n: x / meters.updates for n, x in zip(names, penalties, strict=True)},
             lr=self.lr,
             grad_norm=grad_norm,
-            tokens_per_s=meters.tokens / max(meters.seconds, 1e-9),
+            tokens_per_s=meters.tokens * self.world.size / max(meters.seconds, 1e-9),
             elapsed_s=elapsed_s,
             memory_bytes=carries.nbytes(self.carry or ()),
             readings=self.model.readings(),
             backends=kernels.ran(),
             precision=self.config.precision,
-            compiled=isinstance(self._losses, Compiled) and self._losses.active,
+            compiled=self._gradients.losses.compiled,
+            processes=self.world.size,
         )
 
     def state(self) -> dict[str, Any]:
-        """All but the weights, as tensors and plain values for a checkpoint."""
-        meters = self.meters
+        """All but the weights, as tensors and plain values for a checkpoint: in process 0 that of
+        all processes, which any other number of them can continue from."""
+        meters, world = self.meters, self.world
+        sums = world.total(torch.stack([meters.loss, *meters.penalties.values()]))
+        carry = None if self.carry is None else world.join(_compact(self.carry))
         return {
             "step": self.step,
             "tokens": self.tokens,
             "optimizer": self.optimizer.state_dict(),
-            "carry": None if self.carry is None else carries.flatten(_compact(self.carry)),
+            "carry": None if carry is None else carries.flatten(carry),
             "segments": self.segments.state(),
-            "random": dict(self.random.state),
+            "random": states_of_all(world, self.random.state),
             "lr": self.lr,
             "grad_norm": self.grad_norm,
             "validations": list(self.validations),
             "averaged_from": self.averaged_from,
             "meters": {
-                "loss": meters.loss,
-                "penalties": dict(meters.penalties),
-                "tokens": meters.tokens,
+                "loss": sums[0],
+                "penalties": dict(zip(meters.penalties, sums[1:] / world.size, strict=True)),
+                "tokens": meters.tokens * world.size,
                 "updates": meters.updates,
                 "seconds": meters.seconds,
             },
@@ -309,18 +244,32 @@ class Trainer:
         self.validations = list(state.get("validations", ()))
         self.averaged_from = state.get("averaged_from")
         self.segments.restore(state["segments"])
-        self.random.state = state["random"]
+        self._restore_random(state["random"])
         self.grad_norm = state["grad_norm"].to(self.device)
         self.carry = None
         if state["carry"] is not None:
             like = self.model.initial_carry(1)
-            self.carry = carries.to(carries.unflatten(state["carry"], like), self.device)
+            carry = carries.unflatten(state["carry"], like)
+            self.carry = carries.to(self.world.rows(carry), self.device)
         meters = state["meters"]
         self.meters = Meters.fresh(self.device)
-        self.meters.loss += meters["loss"].to(self.device)
+        self.meters.loss += meters["loss"].to(self.device) / self.world.size
         self.meters.penalties = {n: x.to(self.device) for n, x in meters["penalties"].items()}
-        self.meters.tokens, self.meters.updates = meters["tokens"], meters["updates"]
+        self.meters.tokens = meters["tokens"] // self.world.size
+        self.meters.updates = meters["updates"]
         self.meters.seconds = meters["seconds"]
+
+    def _restore_random(self, states: dict[str, Tensor] | list[dict[str, Tensor]]) -> None:
+        """Each process's own generators; where there are more processes than before, the new ones
+        begin afresh, at numbers that no other process has."""
+        # one dict: from before there were several processes
+        states = [states] if isinstance(states, dict) else states
+        own = state_of(self.world, states)
+        if own is not None:
+            self.random.state = own
+        else:
+            seed = own_seed(self.config.seed + self.step, self.world.rank)
+            self.random = OwnRandom(seed, self.device)
 
 
 def _compact(carry: Carry) -> Carry:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from workbench import kernels
 from workbench.config import Positive, Probability
+from workbench.models.draws import of_weights
 from workbench.models.dropout import drop
 from workbench.models.mixers.base import (
     CONFIGURED,
@@ -93,7 +94,8 @@ class QRNN(SequenceMixer):
 
     def drop_weight(self, weight: Tensor) -> Tensor:
         """The matrix that one segment works with: some entries 0, the others scaled."""
-        return drop(weight, self.config.p_weight, self.training)
+        p = self.config.p_weight
+        return of_weights(weight.device, lambda: drop(weight, p, self.training))
 
     def zoneout(self, gates_BTX: Tensor) -> tuple[Tensor | None, float]:
         """Which gates let new values in, (B, T, U), and how far they all do; nothing is scaled in

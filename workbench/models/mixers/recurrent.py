@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from workbench import kernels
 from workbench.config import Positive, Probability
+from workbench.models.draws import of_weights
 from workbench.models.dropout import Element, drop
 from workbench.models.mixers.base import (
     CONFIGURED,
@@ -156,4 +157,5 @@ class Recurrent(SequenceMixer):
 
     def drop_weight(self, weight: Tensor) -> Tensor:
         """The recurrent matrix that one segment works with: some entries 0, the others scaled."""
-        return drop(weight, self.config.p_weight, self.training)
+        p = self.config.p_weight
+        return of_weights(weight.device, lambda: drop(weight, p, self.training))

@@ -1,0 +1,57 @@
+"""Random numbers that belong to weights and not to rows of a batch.
+
+The directions of random features, the classes that a sampled softmax compares with, the weights
+that DropConnect spares, the symbols that are not read: one draw holds for a whole update. Where an
+update is shared by several processes, or read in several micro-batches, all of them must draw the
+same. So inside `shared` such draws follow from a number alone; elsewhere they come from PyTorch's
+generators, as all others do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_sharing = False
+_seed = 0
+"""of the next draw, while sharing"""
+_apart: Callable[[torch.device, Callable[[], Tensor]], Tensor] | None = None
+"""`_drawn`, outside of compiled graphs"""
+
+
+@contextmanager
+def shared(seed: int) -> Iterator[None]:
+    """Inside, the n-th draw `of_weights` follows from `seed` and n alone."""
+    global _sharing, _seed, _apart
+    # a graph would hold the seed of its first run; made late: it brings the compiler
+    _apart = _apart or torch.compiler.disable(_drawn)
+    _sharing, _seed = True, seed
+    try:
+        yield
+    finally:
+        _sharing = False
+
+
+def of_weights(device: torch.device, draw: Callable[[], Tensor]) -> Tensor:
+    """What `draw` returns, the same for all who share the update.
+
+    Args:
+        device: whose generators it draws from, beside the CPU's.
+        draw: draws from PyTorch's generators.
+    """
+    return _apart(device, draw) if _sharing and _apart is not None else draw()
+
+
+def _drawn(device: torch.device, draw: Callable[[], Tensor]) -> Tensor:
+    global _seed
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(_seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(_seed)
+        _seed = (_seed + 1) % 2**63
+        return draw()

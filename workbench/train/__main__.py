@@ -1,0 +1,101 @@
+"""Training from a shell, in one process or, under `torchrun`, in several.
+
+    python -m workbench.train RECIPE --set train.steps=200 --out runs/mine
+    torchrun --standalone --nproc-per-node 2 -m workbench.train RECIPE --out runs/mine
+
+The same command again continues the run. The exit status is 0 when the run is done or was stopped
+after its checkpoint, 2 where the user can mend something, and is told how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from workbench.errors import ConfigError, WorkbenchError
+from workbench.metrics import bits_per_token
+from workbench.train import distributed
+from workbench.train.records import CheckpointRecord, DoneRecord, EvalRecord, Record, TrainRecord
+from workbench.train.start import start
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m workbench.train",
+        description="Train a recipe, or continue where its folder stands.",
+    )
+    parser.add_argument("recipe", help="a name that `workbench recipes` lists, or a file .yaml")
+    parser.add_argument("--out", help="the run folder (default: runs/<name of the recipe>)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="change the recipe, such as train.steps=200; as often as wanted",
+    )
+    return parser
+
+
+def overrides_of(assignments: Sequence[str]) -> dict[str, Any]:
+    """Values at dotted paths from `path=value`, the values as in YAML.
+
+    Raises:
+        ConfigError: one is none.
+    """
+    found: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not path or not equals:
+            raise ConfigError(f"--set: got '{assignment}', expected path=value: train.steps=200")
+        try:
+            found[path] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {path}: '{text}' is no value of YAML ({error})") from None
+    return found
+
+
+def line(record: Record) -> str:
+    """A record for someone who watches a terminal."""
+    match record:
+        case TrainRecord():
+            return (
+                f"step {record.step:>8}  loss {bits_per_token(record.loss_nats):.4f} bits  "
+                f"lr {record.lr:.3g}  |grad| {record.grad_norm:.3g}  "
+                f"{record.tokens_per_s:,.0f} tokens/s"
+            )
+        case EvalRecord():
+            bits = bits_per_token(record.loss_nats)
+            return f"step {record.step:>8}  {record.split} {bits:.4f} bits"
+        case CheckpointRecord():
+            best = ", the best so far" if record.best else ""
+            return f"step {record.step:>8}  {record.path}{best}"
+        case DoneRecord():
+            return f"step {record.step:>8}  {record.reason} after {record.elapsed_s:.0f} s"
+
+
+@record
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train; returns the exit status."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    given = _parser().parse_args(arguments)
+    try:
+        run = start(given.recipe, overrides_of(given.set), given.out)
+        for told in run:
+            if run.leads:
+                sys.stdout.write(line(told) + "\n")
+                sys.stdout.flush()
+    except WorkbenchError as error:
+        sys.stderr.write(f"workbench: {error}\n")
+        return 2
+    distributed.leave()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
