@@ -6,6 +6,7 @@ Shapes: B rows of this process, T segment.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -56,7 +57,8 @@ def _averaged(losses: Losses, device: torch.device) -> Any:
     # buffers are alike in all processes by themselves; the argument has two names
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(
+    wrapped: Callable[..., Any] = DistributedDataParallel
+    return wrapped(
         losses,
         device_ids=[device] if device.type == "cuda" else None,
         # such as those of a branch that a short segment does not reach
