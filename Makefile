@@ -11,10 +11,10 @@ STRIP  := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
 BOOKS   = $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu sanitize parity lint fix size lab bench clean
+.PHONY: help setup demo test test-slow test-distributed test-gpu sanitize parity lint fix size lab bench clean
 
 help:       ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:      ## make .venv and install into it; nothing to do when nothing changed
 	@TORCH=$(TORCH) $(PYTHON) .ci/setup_env.py $(ENV)
@@ -27,6 +27,10 @@ test: setup ## the tests that need neither a GPU nor minutes each
 
 test-slow: setup ## the long tests, and those that need an NVIDIA GPU where there is one
 	@$(PYTEST) -m "slow or gpu" $(ARGS)
+
+# the first lines are the law's table: what differs between one process and several
+test-distributed: setup ## several processes that train together: laws, restarts, signals
+	@$(PYTEST) -rP -m distributed $(ARGS)
 
 # runs/gpu.txt is the record: device, versions, every error against float64
 test-gpu: setup ## everything that needs an NVIDIA GPU, with its record in runs/gpu.txt

@@ -33,6 +33,10 @@ class NonFiniteLoss(WorkbenchError, ArithmeticError):
     """The loss became NaN or infinite; the message names the step and the recipe."""
 
 
+class ProcessLost(WorkbenchError, RuntimeError):
+    """Another of the processes that train together has ended; the message says which, and why."""
+
+
 class UnknownOriginal(WorkbenchError, ValueError):
     """An original program's model, by its arguments or parameters, is not one that is known."""
 

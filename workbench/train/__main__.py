@@ -25,8 +25,14 @@ from workbench.train.records import CheckpointRecord, DoneRecord, EvalRecord, Re
 from workbench.train.start import start
 
 
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if not distributed.told_elsewhere():
+            super()._print_message(message, file)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m workbench.train",
         description="Train a recipe, or continue where its folder stands.",
     )
@@ -82,8 +88,10 @@ def line(record: Record) -> str:
 @record
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train; returns the exit status."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     given = _parser().parse_args(arguments)
+    # what is worth knowing happens in all processes alike
+    level = logging.ERROR if distributed.told_elsewhere() else logging.INFO
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     try:
         run = start(given.recipe, overrides_of(given.set), given.out)
         for told in run:
@@ -91,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.write(line(told) + "\n")
                 sys.stdout.flush()
     except WorkbenchError as error:
-        sys.stderr.write(f"workbench: {error}\n")
+        if not distributed.told_elsewhere(error):
+            sys.stderr.write(f"workbench: {error}\n")
         return 2
     distributed.leave()
     return 0

@@ -143,8 +143,11 @@ class Run:
                 + ("\n  ".join(rows) or "none yet")
             ) from None
         except Exception as error:
-            self._status("failed", f"{type(error).__name__}: {error}")
-            raise
+            why = self._world.explained(error)
+            self._status("failed", f"{type(why).__name__}: {why}")
+            if why is error:
+                raise
+            raise why from error
 
     def _late(self) -> bool:
         limit = self.recipe.train.max_seconds

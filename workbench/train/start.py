@@ -52,34 +52,66 @@ def start(
         recipe = load(type(recipe), override(dump(recipe), overrides))
     world = distributed.world(recipe.train.device)
     path = Path(out) if out is not None else Path("runs") / recipe.name
-    folder = RunFolder(path, writes=world.leads)
-    folder.check(recipe)
-    found = _checkpoint_of(folder, recipe, world)
-    origin = None if found else origin_of(recipe)
+    with world.listening():
+        return _agreed(recipe, RunFolder(path, writes=world.leads), world)
+
+
+def _agreed(recipe: AnyRecipe, folder: RunFolder, world: World) -> Run:
+    """The run, when all processes agree that it can begin."""
     device = choose_device(recipe.train.device)
-    task = open_task(recipe)
-    _same_corpus(folder, task)
-    batches = ahead(task.batches(Reader(device, world.rank, world.size)), device)
-    check_pieces(recipe.train, recipe.data.batch_size, world)
-    model: Model = build_model(recipe.model, task.vocab_size, seed=recipe.train.seed).to(device)
-    task.check(model)
-    if origin is not None:
-        checkpoint.load_weights(origin, model)
-    trainer = Trainer(model, batches, recipe.train, recipe.name, world)
-    if origin is not None and recipe.train.start_optimizer == "continued":
-        trainer.adopt(checkpoint.load_state(origin))
+    with world.agreeing():
+        # what process 0 finds is what all go on from
+        found, origin = _sources(recipe, folder) if world.leads else (None, None)
+        task = open_task(recipe)
+        _same_corpus(folder, task)
+        batches = ahead(task.batches(Reader(device, world.rank, world.size)), device)
+        check_pieces(recipe.train, recipe.data.batch_size, world)
+        model: Model = build_model(recipe.model, task.vocab_size, seed=recipe.train.seed)
+        task.check(model)
+    _same_everywhere(recipe, task, world)
+    places = world.from_leader([x and str(x.path) for x in (found, origin)])
+    with world.agreeing():
+        found, origin = (x and checkpoint.read(Path(x)) for x in places)
+        if origin is not None:
+            checkpoint.load_weights(origin, model)
+    trainer = Trainer(model.to(device), batches, recipe.train, recipe.name, world)
     run = Run(recipe, task, folder, trainer)
-    if found is not None:
-        run._restore(found)
-    kernels.prepare()
-    kernels.forget()
-    # none of us may be looking at the folder still
-    world.wait()
-    if world.leads:
-        hold(folder.path, run)
-    folder.begin(recipe, folder.environment() or describe(device, task.info))
+    with world.agreeing():
+        if origin is not None and recipe.train.start_optimizer == "continued":
+            trainer.adopt(checkpoint.load_state(origin))
+        if found is not None:
+            run._restore(found)
+        kernels.prepare()
+        kernels.forget()
+    # none of us is looking at the folder any more
+    with world.agreeing():
+        if world.leads:
+            hold(folder.path, run)
+            folder.begin(recipe, folder.environment() or describe(device, task.info))
     run._open(found)
     return run
+
+
+def _sources(
+    recipe: AnyRecipe, folder: RunFolder
+) -> tuple[checkpoint.Checkpoint | None, checkpoint.Checkpoint | None]:
+    """The checkpoint to continue from, and the one of another run to begin from."""
+    folder.check(recipe)
+    found = _checkpoint_of(folder, recipe)
+    return found, None if found else origin_of(recipe)
+
+
+def _same_everywhere(recipe: AnyRecipe, task: Task, world: World) -> None:
+    """Refuse processes that were started with different recipes, or have different texts."""
+    told = [recipe_sha256(recipe), task.info.get("tokens_sha256")]
+    for rank, other in enumerate(heard := world.from_all(told)):
+        for what, here, there in zip(("recipe", "text"), heard[0], other, strict=True):
+            if here != there:
+                raise ConfigError(
+                    f"process {rank} of {world.size} was started with another {what} than process "
+                    f"0: its sha256 is {there}, expected {here}. Give all machines the same "
+                    "command and the same corpus"
+                )
 
 
 def _same_corpus(folder: RunFolder, task: Task) -> None:
@@ -92,15 +124,11 @@ def _same_corpus(folder: RunFolder, task: Task) -> None:
         )
 
 
-def _checkpoint_of(
-    folder: RunFolder, recipe: AnyRecipe, world: World
-) -> checkpoint.Checkpoint | None:
-    """What all processes continue from: what process 0 found whole."""
-    found = checkpoint.newest(folder.checkpoints) if world.leads else None
-    name = world.from_leader(found and found.path.name)
-    if name is None:
+def _checkpoint_of(folder: RunFolder, recipe: AnyRecipe) -> checkpoint.Checkpoint | None:
+    """The newest whole checkpoint of the folder."""
+    found = checkpoint.newest(folder.checkpoints)
+    if found is None:
         return None
-    found = found or checkpoint.read(folder.checkpoints / name)
     expected, got = recipe_sha256(recipe), found.manifest["recipe_sha256"]
     if got != expected:
         raise CheckpointError(
