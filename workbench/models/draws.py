@@ -10,7 +10,7 @@ generators, as all others do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -33,6 +33,23 @@ def shared(seed: int) -> Iterator[None]:
         yield
     finally:
         _sharing = False
+
+
+def twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts for two computations of the same thing: in the second, draws `of_weights` are those
+    of the first again, whatever was drawn between."""
+    return nullcontext(), _as_at(_sharing, _seed)
+
+
+@contextmanager
+def _as_at(sharing: bool, seed: int) -> Iterator[None]:
+    global _sharing, _seed
+    now = _sharing, _seed
+    _sharing, _seed = sharing, seed
+    try:
+        yield
+    finally:
+        _sharing, _seed = now
 
 
 def of_weights(device: torch.device, draw: Callable[[], Tensor]) -> Tensor:

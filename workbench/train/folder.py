@@ -5,6 +5,7 @@ environment.json    versions, device, git commit, corpus
 records.jsonl       one record a line, see `records.py`
 status.json         {state, step, steps, pid, updated_s, message}
 checkpoints/        see `checkpoint.py`
+nonfinite/          batches whose loss or gradient was not finite, see `nonfinite.py`
 figures/ ...        what notebooks add
 """
 
@@ -33,8 +34,15 @@ RECIPE, RECORDS, STATUS, ENVIRONMENT = (
     "status.json",
     "environment.json",
 )
-CHANGEABLE = ("train.max_seconds", "train.device", "train.micro_batches")
-"""Fields that a continued run may change: they do not alter what is learnt, but for rounding."""
+CHANGEABLE = tuple(
+    f"train.{name}"
+    for name in (
+        *("max_seconds", "device", "micro_batches", "recompute", "deterministic"),
+        *("on_nonfinite", "loss_scale"),
+    )
+)
+"""Fields that a continued run may change: they do not alter what is learnt, but for rounding, and
+for updates that would have ended the run."""
 
 
 class RunFolder:

@@ -10,21 +10,23 @@ and folder goes on from the newest checkpoint, bit for bit on the CPU.
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from workbench.data.corpus import Corpus
-from workbench.errors import CheckpointError, NonFiniteLoss
+from workbench.errors import CheckpointError, NonFiniteLoss, WorkbenchError
 from workbench.models.base import Model
 from workbench.recipe import AnyRecipe, of_text
-from workbench.train import checkpoint
+from workbench.train import checkpoint, guard
+from workbench.train.deterministic import deterministic
 from workbench.train.folder import RunFolder, recipe_sha256
 from workbench.train.lock import check_owner, release
+from workbench.train.memory import naming, smaller_update, smaller_validation
 from workbench.train.records import (
     CheckpointRecord,
     DoneRecord,
@@ -60,6 +62,7 @@ class Run:
         self._elapsed_s = 0.0
         self._clock_zero = time.monotonic()
         self._finished = False
+        self._broken = ""
 
     @property
     def model(self) -> Model:
@@ -109,17 +112,33 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint now: after `break`, before the process ends."""
         if self.step > self._saved_step:
-            self._check_owner()
+            self._check_usable()
             self._checkpoint(None)
 
-    def _check_owner(self) -> None:
+    def until(self, step: int) -> None:
+        """Train until so many updates are done, or the run ends; its records are in the folder.
+
+        Raises:
+            NonFiniteLoss, OutOfMemory: as iterating does.
+        """
+        self._check_usable()
+        while self.step < step and not self._finished:
+            self._pending.extend(self._update())
+
+    def _check_usable(self) -> None:
+        if self._broken:
+            raise WorkbenchError(
+                f"this run has failed ({self._broken}), in the middle of an update; what "
+                f"workbench.start(..., out={str(self.folder.path)!r}) returns goes on from its "
+                "last checkpoint"
+            )
         if self._world.leads:
             check_owner(self.folder.path, self)
 
     def _advance(self, signals: StopSignals) -> list[Record]:
         """Train until something is worth telling; it is committed when this returns."""
         config = self.recipe.train
-        self._check_owner()
+        self._check_usable()
         self._status("running")
         try:
             while True:
@@ -129,22 +148,24 @@ class Run:
                     return self._interrupt(signal.Signals(int(signal_number)).name)
                 if late:
                     return self._finish("time", f"max_seconds is {config.max_seconds:g}")
-                with self._trainer.random():
-                    self._trainer.update()
-                if self.step >= config.steps:
-                    return self._finish("steps")
-                if records := self._due():
+                if records := self._update():
                     return records
         except NonFiniteLoss as error:
-            rows = [json.dumps(row) for row in self.folder.records()[-5:]]
             self._status("failed", str(error))
-            raise NonFiniteLoss(
-                f"{error}\nThe last checkpoint is untouched. Last records:\n  "
-                + ("\n  ".join(rows) or "none yet")
-            ) from None
+            evidence = guard.evidence(self.folder, self._trainer.guard.found)
+            raise NonFiniteLoss(f"{error}\n{evidence}") from None
         except Exception as error:
-            self._status("failed", f"{type(error).__name__}: {error}")
+            self._broken = f"{type(error).__name__}: {error}"
+            self._status("failed", self._broken)
             raise
+
+    def _update(self) -> list[Record]:
+        """One update and the records that are due then, committed."""
+        cure = partial(smaller_update, self.recipe, self._world.size)
+        with self._trainer.random(), naming(cure):
+            self._trainer.update()
+        guard.save(self.folder, self._trainer.guard.found)
+        return self._finish("steps") if self.step >= self.recipe.train.steps else self._due()
 
     def _late(self) -> bool:
         limit = self.recipe.train.max_seconds
@@ -154,7 +175,8 @@ class Run:
         """The records of this step, committed; none at most steps."""
         config, step = self.recipe.train, self.step
         records: list[Record] = []
-        if step % config.log_every == 0:
+        # none where all updates since the last one were left out: they have no loss
+        if step % config.log_every == 0 and self._trainer.meters.updates:
             records += self._commit(self._trainer.record(self._clock()))
         valid_nats = None
         if step % config.eval_every == 0:
@@ -220,7 +242,9 @@ class Run:
         self._trainer.check_finite()
         averaged_from = self._trainer.averaged_from
         # a model may draw in evaluation too
-        with self._trainer.averaged(), self._trainer.random():
+        exactly = deterministic(self.recipe.train.deterministic)
+        cure = partial(smaller_validation, self.recipe)
+        with self._trainer.averaged(), self._trainer.random(), exactly, naming(cure):
             result = self.task.validate(self.model, self.step)
         # rounding may differ between machines; decisions may not
         result = Validation(*self._world.from_leader(list(result)))
