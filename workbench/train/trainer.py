@@ -88,7 +88,7 @@ class Trainer:
         self.model.train()
         batch = self.segments.next()
         self.optimizer.zero_grad(set_to_none=True)
-        start = self._start_carry(batch)
+        start = self.start_carry(batch)
         with deterministic(self.config.deterministic):
             terms, carry = self._gradients.add(batch, start, self.step)
             self.scale.unscale(self.optimizer)
@@ -119,7 +119,8 @@ class Trainer:
             grad_norm = torch.where(overflow, self.grad_norm, grad_norm)
         self.grad_norm = grad_norm
 
-    def _start_carry(self, batch: Batch) -> Carry:
+    def start_carry(self, batch: Batch) -> Carry:
+        """What a batch is read from."""
         if self.config.carry == "reset":
             return self.model.initial_carry(len(batch.tokens_BT))
         if self.carry is None or batch.fresh:
