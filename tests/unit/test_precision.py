@@ -1,4 +1,4 @@
-"""Half precision, compiled steps, waits for the device: what makes a step fast and what it keeps."""
+"""Half precision, compiled steps, waits for the device: what makes a step fast, what it keeps."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Where a loss or a gradient stops being finite: a broken update, computed once more.
 
-    from workbench.train import nonfinite
+from workbench.train import nonfinite
 
-    print(nonfinite.replay("runs/mine"))
+print(nonfinite.replay("runs/mine"))
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from workbench.train import checkpoint
 from workbench.train.distributed import ALONE
 from workbench.train.folder import RunFolder
 from workbench.train.gradients import Gradients
+from workbench.train.lock import release
 from workbench.train.run import Run
 from workbench.train.start import start
 
@@ -91,8 +92,11 @@ def replay(folder: str | Path, step: int | None = None) -> Replay:
         copy = Path(place) / "run"
         _copy_checkpoint(source, copy, step)
         run = start(source.recipe(), out=copy)
-        run.until(step - 1)
-        return _look(run, tensors)
+        try:
+            run.until(step - 1)
+            return _look(run, tensors)
+        finally:
+            release(copy)
 
 
 def _saved(source: RunFolder, step: int | None) -> Path:
