@@ -65,6 +65,7 @@ class Run:
         self._clock_zero = time.monotonic()
         self._finished = False
         self._unwritten = ""
+        self._sha256 = ""
 
     @property
     def model(self) -> Model:
@@ -287,13 +288,13 @@ class Run:
 
     def _write(self, state: dict[str, Any], valid_nats: float | None) -> checkpoint.Checkpoint:
         folder = self.folder.checkpoints
-        sha256 = recipe_sha256(self.recipe)
+        self._sha256 = self._sha256 or recipe_sha256(self.recipe)
         written = checkpoint.save(
             folder,
             self.step,
             self.model,
             state,
-            recipe_sha256=sha256,
+            recipe_sha256=self._sha256,
             recipe=dump(self.recipe),
             valid_nats=valid_nats,
         )
@@ -371,6 +372,9 @@ class Run:
         if reason is None:
             return
         if ("done", reason) in told:
+            if self.folder.status().get("state") != "done":
+                # stopped between the last record and the status
+                self._status("done")
             self._close()
         else:
             self._pending.extend(self._end(reason))
