@@ -203,7 +203,7 @@ class RunFolder:
             CannotWrite: the disk is full or read-only; the file is as before.
         """
         if self.writes:
-            with storage.writing(f"a {record.kind} record", self.path):
+            with storage.writing(f"the {record.kind} record", self.path):
                 storage.append(self.path / RECORDS, f"{to_json(record)}\n".encode())
 
     def rewind(self, step: int) -> None:
