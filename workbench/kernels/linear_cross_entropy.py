@@ -155,11 +155,11 @@ def losses(
     total, at_target = torch.zeros_like(top), torch.zeros_like(top)
     for _, logits, free, inside, column in blocks:
         if blocks.is_slope:
-            top, first = free.max(1, keepdim=True)
+            top = free.amax(1, keepdim=True)
             at_target = free.gather(1, column)
             torch.ops.aten._softmax.out(free, 1, False, out=logits)
             # the likeliest class has a probability that is well above zero
-            lse = top - logits.gather(1, first).log()
+            lse = top - logits.amax(1, keepdim=True).log()
             logits.scatter_add_(1, column, torch.full_like(lse, -1.0))
             return (lse - at_target)[:, 0], lse[:, 0]
         at_target = torch.where(inside, logits.gather(1, column)[:, 0], at_target)
