@@ -96,8 +96,7 @@ class Blocks:
         one = len(kept) > 0 and self.width == self.n_classes
         self.is_slope = one and hidden_ND.dtype not in HALF
         """whether what is kept is `softmax - one`, with which the backward pass begins"""
-        # never touched where the slope is known: no memory then, as the system sees it
-        buffer = hidden_ND.new_empty(N * self.width)
+        buffer = hidden_ND.new_empty(0 if self.is_slope and known else N * self.width)
         self.buffer = wide(buffer) if len(kept) else buffer
 
     def parts(self, classes: slice) -> Iterator[tuple[slice, int, slice]]:
@@ -125,7 +124,8 @@ class Blocks:
         for low in range(0, C, self.width):
             classes = slice(low, min(C, low + self.width))
             n = classes.stop - low
-            free_Nc = logits_Nc = self.buffer[: N * n].view(N, n)
+            memory = self.kept if self.is_slope and self.known else self.buffer
+            free_Nc = logits_Nc = memory[: N * n].view(N, n)
             if len(self.kept):
                 logits_Nc = self.kept[N * low : N * classes.stop].view(N, n)
             if not self.known:
