@@ -10,7 +10,7 @@ from workbench.kernels.attention_gpu import attention
 from workbench.kernels.build import BuildReport, prepare
 from workbench.kernels.clustered_cross_entropy import clustered_cross_entropy
 from workbench.kernels.delta_rule import delta_rule, delta_step, read
-from workbench.kernels.dispatch import explain, forget, in_float32, ran, use
+from workbench.kernels.dispatch import Account, explain, forget, in_float32, ran, use
 from workbench.kernels.dpfp import dpfp
 from workbench.kernels.dropout import dropout
 from workbench.kernels.forget_mult import fo_pool, forget_mult
@@ -18,6 +18,7 @@ from workbench.kernels.linear_cross_entropy import linear_cross_entropy
 from workbench.kernels.sum_rule import sum_rule
 
 __all__ = [
+    "Account",
     "BuildReport",
     "NoBackend",
     "attention",
