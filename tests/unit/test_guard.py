@@ -301,6 +301,7 @@ def test_micro_batches_have_one_scale_and_one_overflow(text: Path, tmp_path: Pat
     for a, b in zip(*(run.model.parameters() for run in runs), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-3)
     trainer = workbench.start(asked, out=tmp_path / "bad")._trainer
+    trainer.update()
     before, calls = everything(trainer), []
 
     def once(g: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +21,7 @@ from torch import Tensor
 from workbench.carry import Carry
 from workbench.data.batches import Batch
 from workbench.errors import NonFiniteLoss
+from workbench.train import storage
 from workbench.train.config import TrainConfig
 from workbench.train.distributed import World
 from workbench.train.objective import total
@@ -185,9 +185,7 @@ def save(folder: RunFolder, found: list[BadBatch]) -> list[Path]:
         tensors = {name: x.contiguous().clone() for name, x in tensors.items()}
         try:
             path = folder.artefact(f"nonfinite/step-{it.step:07d}.safetensors")
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_bytes(safetensors.torch.save(tensors, {"step": str(it.step)}))
-            os.replace(partial, path)
+            storage.replace(path, safetensors.torch.save(tensors, {"step": str(it.step)}))
         except OSError as error:
             log.warning("the batch of update %d could not be saved: %s", it.step, error)
             continue

@@ -126,7 +126,7 @@ def _copy_checkpoint(source: RunFolder, copy: Path, step: int) -> None:
         except CheckpointError:
             continue
         if found.step < step:
-            shutil.copytree(path, copy / "checkpoints" / path.name)
+            shutil.copytree(path, copy / "checkpoints" / f"step-{found.step:07d}")
             RunFolder(copy).begin(source.recipe(), source.environment())
             return
 

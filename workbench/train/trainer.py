@@ -30,6 +30,7 @@ from workbench.train.gradients import Gradients
 from workbench.train.guard import Guard
 from workbench.train.memory import peak_bytes
 from workbench.train.meters import Meters
+from workbench.train.optim import take_over
 from workbench.train.own_random import OwnRandom
 from workbench.train.records import TrainRecord
 
@@ -72,6 +73,7 @@ class Trainer:
         self.averaged_from = 0 if self._averages else None
         """Updates done when the averaging of weights began; None while there is none."""
         self.grad_norm = torch.zeros((), device=self.device)
+        self._ran_before: dict[str, str] = {}
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._gradients = Gradients(model, config, world)
         self.scale = self._gradients.scale
@@ -228,7 +230,7 @@ class Trainer:
             elapsed_s=elapsed_s,
             memory_bytes=carries.nbytes(self.carry or ()),
             readings=self.model.readings(),
-            backends=kernels.ran(),
+            backends=self._backends(),
             precision=self.config.precision,
             compiled=self._gradients.losses.compiled,
             processes=self.world.size,
@@ -236,6 +238,10 @@ class Trainer:
             skipped=round(skipped),
             peak_bytes=int(self.world.highest(peak_bytes(self.device))[0]),
         )
+
+    def _backends(self) -> dict[str, str]:
+        """Of all sessions of the run, each op's newest."""
+        return {**self._ran_before, **kernels.ran()}
 
     def state(self) -> dict[str, Any]:
         """All but the weights, as tensors and plain values for a checkpoint: in process 0 that of
@@ -256,6 +262,7 @@ class Trainer:
             "averaged_from": self.averaged_from,
             "loss_scale": self.scale.state(),
             "guard": self.guard.state(),
+            "backends": self._backends(),
             "meters": {
                 "loss": sums[0],
                 "penalties": dict(zip(meters.penalties, sums[1:] / world.size, strict=True)),
@@ -278,12 +285,12 @@ class Trainer:
                 "train.start_optimizer is continued, but the run of train.start_from holds no "
                 "statistics of an optimizer; write start_optimizer: fresh"
             )
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": theirs})
+        take_over(self.optimizer, {**self.optimizer.state_dict(), "state": theirs})
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` gave; the weights are the caller's affair."""
         self.step, self.tokens, self.lr = state["step"], state["tokens"], state["lr"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        take_over(self.optimizer, state["optimizer"])
         if isinstance(self.optimizer, AveragedSGD) and self.optimizer.swapped:
             # the checkpoint's weights are the averages
             self.optimizer.swap()
@@ -292,6 +299,7 @@ class Trainer:
         # not there before there was fp16
         self.scale.restore(state.get("loss_scale", {}))
         self.guard.restore(state.get("guard", {}))
+        self._ran_before = state.get("backends", {})
         self.segments.restore(state["segments"])
         self._restore_random(state["random"])
         self.grad_norm = state["grad_norm"].to(self.device)
