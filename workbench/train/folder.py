@@ -36,7 +36,13 @@ RECIPE, RECORDS, STATUS, ENVIRONMENT = (
     "status.json",
     "environment.json",
 )
-CHANGEABLE = ("train.max_seconds", "train.device", "train.micro_batches", "train.keep_every")
+CHANGEABLE = (
+    "train.max_seconds",
+    "train.device",
+    "train.micro_batches",
+    "train.keep_checkpoints",
+    "train.keep_every",
+)
 """Fields that a continued run may change: they do not alter what is learnt, but for rounding."""
 
 
