@@ -27,6 +27,7 @@ from workbench.train.config import TrainConfig
 from workbench.train.distributed import ALONE, World, own_seed, state_of, states_of_all
 from workbench.train.gradients import Gradients
 from workbench.train.meters import Meters
+from workbench.train.optim import take_over
 from workbench.train.own_random import OwnRandom
 from workbench.train.records import TrainRecord
 
@@ -232,12 +233,12 @@ class Trainer:
                 "train.start_optimizer is continued, but the run of train.start_from holds no "
                 "statistics of an optimizer; write start_optimizer: fresh"
             )
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": theirs})
+        take_over(self.optimizer, {**self.optimizer.state_dict(), "state": theirs})
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` gave; the weights are the caller's affair."""
         self.step, self.tokens, self.lr = state["step"], state["tokens"], state["lr"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        take_over(self.optimizer, state["optimizer"])
         if isinstance(self.optimizer, AveragedSGD) and self.optimizer.swapped:
             # the checkpoint's weights are the averages
             self.optimizer.swap()
