@@ -68,6 +68,7 @@ class Trainer:
         self.averaged_from = 0 if self._averages else None
         """Updates done when the averaging of weights began; None while there is none."""
         self.grad_norm = torch.zeros((), device=self.device)
+        self._ran_before: dict[str, str] = {}
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._gradients = Gradients(model, config, world)
 
@@ -189,11 +190,15 @@ class Trainer:
             elapsed_s=elapsed_s,
             memory_bytes=carries.nbytes(self.carry or ()),
             readings=self.model.readings(),
-            backends=kernels.ran(),
+            backends=self._backends(),
             precision=self.config.precision,
             compiled=self._gradients.losses.compiled,
             processes=self.world.size,
         )
+
+    def _backends(self) -> dict[str, str]:
+        """Of all sessions of the run, each op's newest."""
+        return {**self._ran_before, **kernels.ran()}
 
     def state(self) -> dict[str, Any]:
         """All but the weights, as tensors and plain values for a checkpoint: in process 0 that of
@@ -212,6 +217,7 @@ class Trainer:
             "grad_norm": self.grad_norm,
             "validations": list(self.validations),
             "averaged_from": self.averaged_from,
+            "backends": self._backends(),
             "meters": {
                 "loss": sums[0],
                 "penalties": dict(zip(meters.penalties, sums[1:] / world.size, strict=True)),
@@ -244,6 +250,7 @@ class Trainer:
             self.optimizer.swap()
         self.validations = list(state.get("validations", ()))
         self.averaged_from = state.get("averaged_from")
+        self._ran_before = state.get("backends", {})
         self.segments.restore(state["segments"])
         self._restore_random(state["random"])
         self.grad_norm = state["grad_norm"].to(self.device)
