@@ -37,12 +37,16 @@ RECIPE, RECORDS, STATUS, ENVIRONMENT = (
     "status.json",
     "environment.json",
 )
-CHANGEABLE = tuple(
-    f"train.{name}"
-    for name in (
-        *("max_seconds", "device", "micro_batches", "recompute", "deterministic"),
-        *("on_nonfinite", "loss_scale", "keep_every"),
-    )
+CHANGEABLE = (
+    "train.max_seconds",
+    "train.device",
+    "train.micro_batches",
+    "train.recompute",
+    "train.deterministic",
+    "train.on_nonfinite",
+    "train.loss_scale",
+    "train.keep_checkpoints",
+    "train.keep_every",
 )
 """Fields that a continued run may change: they do not alter what is learnt, but for rounding, and
 for updates that would have ended the run."""
