@@ -25,6 +25,10 @@ class CheckpointError(WorkbenchError, ValueError):
     """A checkpoint is torn, foreign, or belongs to another recipe."""
 
 
+class CannotWrite(WorkbenchError, OSError):
+    """The run folder takes no more: a full disk, a read-only place; the message says which."""
+
+
 class NoBackend(WorkbenchError, RuntimeError):
     """The demanded kernel backend cannot run this call; the message lists every reason."""
 
@@ -35,6 +39,10 @@ class NonFiniteLoss(WorkbenchError, ArithmeticError):
 
 class ProcessLost(WorkbenchError, RuntimeError):
     """Another of the processes that train together has ended; the message says which, and why."""
+
+
+class OutOfMemory(WorkbenchError, MemoryError):
+    """There was not enough memory; the message names the settings to change."""
 
 
 class UnknownOriginal(WorkbenchError, ValueError):

@@ -4,7 +4,9 @@
     torchrun --standalone --nproc-per-node 2 -m workbench.train RECIPE --out runs/mine
 
 The same command again continues the run. The exit status is 0 when the run is done or was stopped
-after its checkpoint, 2 where the user can mend something, and is told how.
+after its checkpoint (`status.json` says which: `done` or `stopped`), 2 where the user can mend
+something, and is told how. SIGTERM and Ctrl-C stop it after the update at work; a second one acts
+at once.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -29,6 +32,16 @@ class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         if not distributed.told_elsewhere():
             super()._print_message(message, file)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        if status and distributed.told_elsewhere():
+            _let_them_speak()
+        super().exit(status, message)
+
+
+def _let_them_speak() -> None:
+    # torchrun ends all of a machine's processes when the first one has failed
+    time.sleep(distributed.LAST_WORDS_S)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,8 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.write(line(told) + "\n")
                 sys.stdout.flush()
     except WorkbenchError as error:
-        if not distributed.told_elsewhere(error):
+        if distributed.told_elsewhere(error):
+            _let_them_speak()
+        else:
             sys.stderr.write(f"workbench: {error}\n")
+            sys.stderr.flush()
         return 2
     distributed.leave()
     return 0

@@ -58,8 +58,8 @@ def start(
 
 def _agreed(recipe: AnyRecipe, folder: RunFolder, world: World) -> Run:
     """The run, when all processes agree that it can begin."""
-    device = choose_device(recipe.train.device)
     with world.agreeing():
+        device = choose_device(recipe.train.device)
         # what process 0 finds is what all go on from
         found, origin = _sources(recipe, folder) if world.leads else (None, None)
         task = open_task(recipe)
@@ -68,7 +68,9 @@ def _agreed(recipe: AnyRecipe, folder: RunFolder, world: World) -> Run:
         check_pieces(recipe.train, recipe.data.batch_size, world)
         model: Model = build_model(recipe.model, task.vocab_size, seed=recipe.train.seed)
         task.check(model)
-    _same_everywhere(recipe, task, world)
+    identities = world.from_all([recipe_sha256(recipe), task.info.get("tokens_sha256")])
+    with world.agreeing():
+        _check_alike(identities)
     places = world.from_leader([x and str(x.path) for x in (found, origin)])
     with world.agreeing():
         found, origin = (x and checkpoint.read(Path(x)) for x in places)
@@ -101,16 +103,19 @@ def _sources(
     return found, None if found else origin_of(recipe)
 
 
-def _same_everywhere(recipe: AnyRecipe, task: Task, world: World) -> None:
-    """Refuse processes that were started with different recipes, or have different texts."""
-    told = [recipe_sha256(recipe), task.info.get("tokens_sha256")]
-    for rank, other in enumerate(heard := world.from_all(told)):
-        for what, here, there in zip(("recipe", "text"), heard[0], other, strict=True):
+def _check_alike(identities: list[list[str | None]]) -> None:
+    """Refuse processes that were started with different recipes, or have different texts.
+
+    Args:
+        identities: of each process, the sha256 of its recipe and of its text.
+    """
+    for rank, other in enumerate(identities):
+        for what, here, there in zip(("recipe", "text"), identities[0], other, strict=True):
             if here != there:
                 raise ConfigError(
-                    f"process {rank} of {world.size} was started with another {what} than process "
-                    f"0: its sha256 is {there}, expected {here}. Give all machines the same "
-                    "command and the same corpus"
+                    f"process {rank} of {len(identities)} was started with another {what} than "
+                    f"process 0: its sha256 is {there}, expected {here}. Give all machines the "
+                    "same command and the same corpus"
                 )
 
 
