@@ -60,12 +60,15 @@ def _agreed(recipe: AnyRecipe, folder: RunFolder, world: World) -> Run:
     """The run, when all processes agree that it can begin."""
     with world.agreeing():
         device = choose_device(recipe.train.device)
+        reader = Reader(device, world.rank, world.size)
+        # refused before a text is prepared for it
+        reader.rows(recipe.data.batch_size)
+        check_pieces(recipe.train, recipe.data.batch_size, world)
         # what process 0 finds is what all go on from
         found, origin = _sources(recipe, folder) if world.leads else (None, None)
         task = open_task(recipe)
         _same_corpus(folder, task)
-        batches = ahead(task.batches(Reader(device, world.rank, world.size)), device)
-        check_pieces(recipe.train, recipe.data.batch_size, world)
+        batches = ahead(task.batches(reader), device)
         model: Model = build_model(recipe.model, task.vocab_size, seed=recipe.train.seed)
         task.check(model)
     identities = world.from_all([recipe_sha256(recipe), task.info.get("tokens_sha256")])
