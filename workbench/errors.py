@@ -33,6 +33,10 @@ class NonFiniteLoss(WorkbenchError, ArithmeticError):
     """The loss became NaN or infinite; the message names the step and the recipe."""
 
 
+class ProcessesFailed(WorkbenchError, RuntimeError):
+    """A run's processes ended too early; the message says which, how, and its last words."""
+
+
 class UnknownOriginal(WorkbenchError, ValueError):
     """An original program's model, by its arguments or parameters, is not one that is known."""
 

@@ -5,6 +5,7 @@ environment.json    versions, device, git commit, corpus
 records.jsonl       one record a line, see `records.py`
 status.json         {state, step, steps, pid, updated_s, message}
 checkpoints/        see `checkpoint.py`
+torchrun.log        what several processes said, where a notebook started them
 figures/ ...        what notebooks add
 """
 
@@ -33,6 +34,7 @@ RECIPE, RECORDS, STATUS, ENVIRONMENT = (
     "status.json",
     "environment.json",
 )
+LOG = "torchrun.log"
 CHANGEABLE = ("train.max_seconds", "train.device", "train.micro_batches")
 """Fields that a continued run may change: they do not alter what is learnt, but for rounding."""
 
@@ -172,7 +174,7 @@ class RunFolder:
             )
 
     def _holds_something(self) -> bool:
-        return not self.path.is_dir() or any(x.name != LOCK for x in self.path.iterdir())
+        return not self.path.is_dir() or any(x.name not in (LOCK, LOG) for x in self.path.iterdir())
 
     def begin(self, recipe: AnyRecipe, environment: dict[str, Any]) -> None:
         """Write what was asked for and on what it runs."""

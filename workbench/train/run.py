@@ -35,6 +35,7 @@ from workbench.train.records import (
 )
 from workbench.train.signals import StopSignals
 from workbench.train.tasks import Task, TextTask, Validation
+from workbench.train.trackers import Tracking
 from workbench.train.trainer import Trainer
 
 ECHO_S = 10.0
@@ -48,10 +49,12 @@ class Run:
         recipe: what was asked for.
         task: what it trains on.
         folder: what is on disk.
+        tracking: where the records are shown besides.
     """
 
     def __init__(self, recipe: AnyRecipe, task: Task, folder: RunFolder, trainer: Trainer) -> None:
         self.recipe, self.task, self.folder = recipe, task, folder
+        self.tracking = Tracking()
         self._trainer, self._world = trainer, trainer.world
         self._pending: deque[Record] = deque()
         self._best_nats: float | None = None
@@ -102,9 +105,15 @@ class Run:
                         return
                     self._pending.extend(self._advance(signals))
             finally:
-                # left by `break` or an error in the loop's body; at exit no file can be opened
-                if not sys.is_finalizing() and self.folder.status().get("state") == "running":
-                    self._status("stopped", f"left at step {self.step}; iterate again to continue")
+                # at exit no file can be opened
+                if not sys.is_finalizing():
+                    self._leave()
+
+    def _leave(self) -> None:
+        self.tracking.close()
+        # by `break` or an error in the loop's body
+        if self.folder.status().get("state") == "running":
+            self._status("stopped", f"left at step {self.step}; iterate again to continue")
 
     def save(self) -> None:
         """Write a checkpoint now: after `break`, before the process ends."""
@@ -295,6 +304,7 @@ class Run:
     def _commit(self, record: Record) -> list[Record]:
         self._elapsed_s = self._clock()
         self.folder.append(record)
+        self.tracking.log(record)
         return [record]
 
     def _clock(self) -> float:
