@@ -24,14 +24,13 @@ from workbench.errors import ConfigError, ProcessesFailed
 from workbench.models.mixers.fast_weight import FastWeightConfig
 from workbench.recipe import Recipe
 from workbench.train import torchrun
-from workbench.train.follow import Follower
 from workbench.train.folder import LOG, RunFolder
+from workbench.train.follow import Follower
 from workbench.train.launch import LaunchedRun
 from workbench.train.records import DoneRecord, to_json
 from workbench.train.torchrun import Torchrun
 
-HERE = Path(__file__).parent
-SMALL = {"d_model": 8, "stack": [{"block": {"mixer": FAST, "p_drop": 0.1}}]}
+SMALL = {"d_model": 8, "stack": [{"block": {"mixer": FAST}}]}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,7 @@ def test_the_loop_is_that_of_a_run_in_one_process(text: Path, tmp_path: Path) ->
     before = signal.getsignal(signal.SIGINT)
     run = launched(shared(text), tmp_path / "run", trackers=[listener])
     assert run.step == 0 and run.leads and not run.model.training
-    assert run.corpus.unit == "byte" and run.folder.records() == []
+    assert run.corpus.unit == "character" and run.folder.records() == []
     told = []
     for record in run:
         told.append(record)
@@ -218,9 +217,12 @@ def test_a_mixer_of_a_notebook_cell_is_refused(text: Path, tmp_path: Path) -> No
         "from typing import Literal\nclass Cell(FastWeightConfig):\n    kind: Literal['c'] = 'c'"
     )
     space: dict[str, Any] = {"__name__": "__main__"}
-    exec(code, space)
+    exec(compile(code, "cell", "exec", dont_inherit=True), space)
     try:
-        asked = {"d_model": 8, "stack": [{"block": {"mixer": {"kind": "c"}}}]}
+        asked = {
+            "d_model": 8,
+            "stack": [{"block": {"mixer": {"kind": "c", "n_heads": 2, "d_head": 4}}}],
+        }
         data = {**shared(text).model_dump(mode="json"), "model": asked}
         with pytest.raises(ConfigError, match="Cell is defined in this notebook"):
             launched(load(Recipe, data), tmp_path / "run")
@@ -340,8 +342,9 @@ def test_the_table_of_torchrun_is_understood(status: str, how: str) -> None:
 
 def test_the_first_traceback_is_found_between_other_lines() -> None:
     mark = "Traceback (most recent call last):"
-    lines = ["step 5", f"[rank1]: {mark}", '[rank1]:   File "a.py", line 1', f"[rank0]: {mark}",
-             "[rank1]:     f()", "[rank0]:   other", "[rank1]: ValueError: no", "[rank1]: more"]  # fmt: skip
+    lines = ["step 5", f"[rank1]: {mark}", '[rank1]:   File "a.py", line 1']
+    lines += [f"[rank0]: {mark}", "[rank1]:     f()", "[rank0]:   other"]
+    lines += ["[rank1]: ValueError: no", "[rank1]: more"]
     assert torchrun._traceback(lines) == '  File "a.py", line 1\n    f()\nValueError: no'
     told = ["workbench: data.batch_size is 3,", "  write 4", "workbench: data.batch_size", "x"]
     assert torchrun._message(told) == "data.batch_size is 3,\n  write 4"

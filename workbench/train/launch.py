@@ -88,7 +88,7 @@ class LaunchedRun:
         self.folder = RunFolder(folder.path.resolve())
         self.restarts = RESTARTS
         self.step = step or 0
-        self._model: tuple[Path | None, Model] = (None, model)
+        self._model: tuple[Path | None, Model] = (None, model.eval())
         self._track, self._tracking = track, tracking or Tracking()
         self._imports = _modules_of(recipe)
         self._cwd = Path.cwd()
