@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-import workbench
 from workbench.config import Config
 from workbench.data.corpus import Corpus
 from workbench.errors import ConfigError, ProcessesFailed
@@ -190,7 +189,7 @@ class LaunchedRun:
         settings = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         # DDP remarks at every run that it found no unused parameters
         settings["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
-        home = Path(workbench.__file__).parents[1]
+        home = Path(__file__).resolve().parents[2]
         if not home.name.endswith("-packages"):
             # a checkout that this process may have found in a way of its own
             paths = [str(home), os.environ.get("PYTHONPATH", "")]
