@@ -162,7 +162,8 @@ class WeightsAndBiases:
 
     Without an API key nothing leaves the machine: `wandb sync` sends it later. `WANDB_MODE` and the
     other variables of that program decide otherwise. A continued run has the same id; steps that it
-    repeats are left as they were.
+    repeats are left as they were. What it has not written yet when the process is killed, up to
+    32 KiB, is missing there.
     """
 
     package, extra = "wandb", "wandb"
