@@ -154,7 +154,9 @@ def process(asked: Path, out: Path, leave_at: int, name: str) -> None:
     after step `leave_at` without a checkpoint of it."""
     paths = [str(Path(workbench.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     env = {k: v for k, v in os.environ.items() if k not in WITHOUT_NET}
-    env |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "HOME": str(out.parent)}
+    own = {name: str(out.parent / "home") for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR")}
+    own["NETRC"] = str(out.parent / "no.netrc")
+    env |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **own}
     command = [sys.executable, "-c", PROGRAM, str(asked), str(out), str(leave_at), name]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and "tracker" not in done.stderr, done.stderr
