@@ -25,6 +25,10 @@ class CheckpointError(WorkbenchError, ValueError):
     """A checkpoint is torn, foreign, or belongs to another recipe."""
 
 
+class CannotWrite(WorkbenchError, OSError):
+    """The run folder takes no more: a full disk, a read-only place; the message says which."""
+
+
 class NoBackend(WorkbenchError, RuntimeError):
     """The demanded kernel backend cannot run this call; the message lists every reason."""
 

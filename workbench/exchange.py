@@ -145,7 +145,8 @@ def import_checkpoint(
     names = [name for name, _ in model.named_parameters()]
     kept = statistics(original, moving, names) if moving else None
     state = {"optimizer": {"state": kept or {}}}
-    checkpoint.save(folder.checkpoints, 0, model, state, recipe_sha256=recipe_sha256(plan))
+    sha256, told = recipe_sha256(plan), dump(plan)
+    checkpoint.save(folder.checkpoints, 0, model, state, recipe_sha256=sha256, recipe=told)
     folder.begin(plan, describe(torch.device("cpu"), {"name": plan.data.dataset}))
     folder.set_status("done", 0, plan.train.steps, f"imported from {name}")
     said = base.name if base is not None and config is base.model else None

@@ -4,6 +4,8 @@
 // One warp: one head of one token. It keeps y in shared memory and makes each shift's 2 K features from
 // it, in 4-byte pieces side by side, so neither y nor unnormalised features ever reach the GPU's memory.
 // Shared memory of a block, in float32: forward WARPS * 2 K, backward WARPS * (2 + staged) * 2 K.
+#include <cfloat>
+
 #include "device.cuh"
 
 namespace {
@@ -22,8 +24,9 @@ __device__ __forceinline__ int around(int m, int width) { return m < 0 ? m + wid
 
 template <class T> __device__ __forceinline__ void rectify(const T* x, float* y, int K) {
     for (int k = threadIdx.x; k < K; k += 32) {
+        // fmaxf would make a number of NaN
         const float value = to_float(x[k]);
-        y[k] = fmaxf(value, 0), y[K + k] = fmaxf(-value, 0);
+        y[k] = value <= 0 ? 0 : value, y[K + k] = value >= 0 ? 0 : -value;
     }
     __syncwarp();
 }
@@ -36,21 +39,25 @@ forward(const T* x, T* features, int64_t rows, int K, int nu, bool normalise) {
     const int width = 2 * K;
     float* y = dynamic_shared<float>() + threadIdx.y * width;
     rectify(x + row * K, y, K);
-    float scale = 1;
+    float sum = normalise ? 0 : 1;
     if (normalise) {
-        float sum = 0;
         for (int m = threadIdx.x; m < width; m += 32)
             for (int i = 1; i <= nu; i++) sum += y[m] * y[around(m - i, width)];
         sum = warp_sum(sum);
-        scale = sum == 0 ? 1 : 1 / sum;
+        if (sum == 0) sum = 1;
     }
+    // a sum below the normal numbers may have no reciprocal
+    const bool divide = sum < FLT_MIN;
+    const float scale = 1 / sum;
     T* out = features + row * nu * width;
     for (int i = 1; i <= nu; i++, out += width)
         for (int m = threadIdx.x * PIECE<T>; m < width; m += 32 * PIECE<T>) {
             Piece<T> piece;
             #pragma unroll
-            for (int c = 0; c < PIECE<T>; c++)
-                piece.at[c] = from_float<T>(y[m + c] * y[around(m + c - i, width)] * scale);
+            for (int c = 0; c < PIECE<T>; c++) {
+                const float feature = y[m + c] * y[around(m + c - i, width)];
+                piece.at[c] = from_float<T>(divide ? feature / sum : feature * scale);
+            }
             *reinterpret_cast<Piece<T>*>(out + m) = piece;
         }
 }
@@ -92,9 +99,9 @@ backward(const T* g, const T* x, T* dx, int64_t rows, int K, int nu, bool normal
     const Staged<T> all{g + row * nu * width, dy + width, width, nu, staged};
     rectify(x + row * K, y, K);
     for (int m = threadIdx.x; m < width; m += 32) dy[m] = 0;
-    float scale = 1, c = 0;
+    float sum = normalise ? 0 : 1, c = 0;
     if (normalise) {
-        float sum = 0, dot = 0;
+        float dot = 0;
         all.for_each(true, [&](int i, const float* g_i) {
             for (int m = threadIdx.x; m < width; m += 32) {
                 const float feature = y[m] * y[around(m - i, width)];
@@ -102,7 +109,8 @@ backward(const T* g, const T* x, T* dx, int64_t rows, int K, int nu, bool normal
             }
         });
         sum = warp_sum(sum), dot = warp_sum(dot);
-        if (sum != 0) scale = 1 / sum, c = dot / sum;
+        if (sum == 0) sum = 1;
+        else c = dot / sum;
     }
     // what one group holds is still there
     all.for_each(!normalise || staged < nu, [&](int i, const float* g_i) {
@@ -113,15 +121,16 @@ backward(const T* g, const T* x, T* dx, int64_t rows, int K, int nu, bool normal
     });
     __syncwarp();
     for (int k = threadIdx.x; k < K; k += 32) {
-        const float positive = y[k] > 0 ? dy[k] : 0, negative = y[K + k] > 0 ? dy[K + k] : 0;
-        dx[row * K + k] = from_float<T>((positive - negative) * scale);
+        const float positive = y[k] <= 0 ? 0 : dy[k], negative = y[K + k] <= 0 ? 0 : dy[K + k];
+        dx[row * K + k] = from_float<T>((positive - negative) / sum);
     }
 }
 
 // so many shifts' gradients are on their way together: about a thousand numbers to a warp
 int64_t staged_shifts(int64_t K, int64_t nu) { return min(nu, max(int64_t{1}, 512 / K)); }
 
-const char* unfit(int64_t K, int64_t nu) {
+const char* unfit(int64_t rows, int64_t K, int64_t nu) {
+    if (rows < 1 || ceil_div(rows, WARPS) > INT32_MAX) return "dpfp: expected 1 to 2^33 - 4 heads of tokens";
     if (K < 1 || K > 512) return "dpfp: expected heads of 1 to 512";
     return nu < 1 || nu >= 2 * K ? "dpfp: expected 1 to 2 K - 1 shifts" : nullptr;
 }
@@ -147,17 +156,18 @@ const char* start_backward(const void* g, const void* x, void* dx, int64_t rows,
 
 }  // namespace
 
-// Contiguous tensors of one type, float32 or bfloat16: x (rows, K), features (rows, 2 K nu).
+// Contiguous tensors of one type, float32 or bfloat16: x (rows, K), features (rows, 2 K nu). Features and
+// their gradients g begin at multiples of 4 bytes.
 extern "C" const char* dpfp_cuda_forward(const void* x, void* features, int64_t type, int64_t rows, int64_t K,
                                          int64_t nu, int64_t normalise, cudaStream_t stream) {
-    if (const char* why = unfit(K, nu)) return why;
+    if (const char* why = unfit(rows, K, nu)) return why;
     auto start = type == FLOAT32 ? start_forward<float> : type == BFLOAT16 ? start_forward<bf16> : nullptr;
     return start ? start(x, features, rows, K, nu, normalise, stream) : "dpfp: expected float32 or bfloat16";
 }
 
 extern "C" const char* dpfp_cuda_backward(const void* g, const void* x, void* dx, int64_t type, int64_t rows,
                                           int64_t K, int64_t nu, int64_t normalise, cudaStream_t stream) {
-    if (const char* why = unfit(K, nu)) return why;
+    if (const char* why = unfit(rows, K, nu)) return why;
     auto start = type == FLOAT32 ? start_backward<float> : type == BFLOAT16 ? start_backward<bf16> : nullptr;
     return start ? start(g, x, dx, rows, K, nu, normalise, stream) : "dpfp: expected float32 or bfloat16";
 }

@@ -1,5 +1,4 @@
 // QRNN pooling on a CPU: c = f z + (1 - f) c, alone and between its gates; equations in README.md.
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -8,6 +7,7 @@
 
 #include "heads.h"
 #include "pointwise.h"
+#include "pool.h"
 
 namespace workbench {
 namespace {
@@ -19,24 +19,24 @@ struct Block {
   int64_t b, first, n;
 };
 
-// `kept` numbers of a unit and token stay in the second-level cache between the two directions
+// `rows` of a block stay in the second-level cache between the two directions of a pass
 constexpr int64_t kWidest = 256, kNarrowest = 64, kCacheBytes = 512 * 1024;
 
 template <class T>
-int64_t block_width(int64_t tokens, int64_t kept) {
-  const int64_t fits = kCacheBytes / (1 + tokens * kept * int64_t(sizeof(Computed<T>)));
+int64_t block_width(int64_t rows) {
+  const int64_t fits = kCacheBytes / (rows * int64_t(sizeof(Computed<T>)));
   return std::clamp(fits / kNarrowest * kNarrowest, kNarrowest, kWidest);
 }
 
-// Call work(block, scratch): scratch has `kept` rows of the block's width for each token, one more,
-// and the pass may run over several blocks in turn.
+// Call work(block, scratch): scratch has `rows` of the block's width, and the pass may run over
+// several blocks in turn.
 template <class T, class Work>
-void for_each_block(int64_t B, int64_t tokens, int64_t U, int64_t kept, const Work& work) {
-  const int64_t width = block_width<T>(tokens, kept), blocks = (U + width - 1) / width;
+void for_each_block(int64_t B, int64_t tokens, int64_t U, int64_t rows, const Work& work) {
+  const int64_t width = block_width<T>(rows), blocks = (U + width - 1) / width;
   // below some 50 microseconds of work a second thread costs more than it brings
   const int64_t grain = 1 + (1 << 17) / (1 + tokens * width);
   at::parallel_for(0, B * blocks, grain, [&](int64_t begin, int64_t end) {
-    const Scratch<Computed<T>> scratch((tokens * kept + 1) * width);
+    const Scratch<Computed<T>> scratch(rows * width);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % blocks * width;
       work(Block{i / blocks, first, std::min(width, U - first)}, scratch.get());
@@ -63,7 +63,7 @@ void forward(const Tensor& f, const Tensor& z, const Tensor& state, Tensor& y, T
   const int64_t tokens = f.size(1), U = f.size(2);
   const Lines<const T> F(f), Z(z);
   const Lines<T> Y(y);
-  for_each_block<T>(f.size(0), tokens, U, 0, [&](Block k, A* __restrict__ c) {
+  for_each_block<T>(f.size(0), tokens, U, 1, [&](Block k, A* __restrict__ c) {
     const int64_t at = k.b * U + k.first;
     load<A>(c, state.const_data_ptr<A>() + at, k.n);
     for (int64_t t = 0; t < tokens; ++t) {
@@ -88,7 +88,7 @@ void backward(const Tensor& gy, const Tensor& glast, const Tensor& f, const Tens
   const int64_t tokens = f.size(1), U = f.size(2);
   const Lines<const T> Gy(gy), F(f), Z(z), Y(y);
   const Lines<T> Df(df), Dz(dz);
-  for_each_block<T>(f.size(0), tokens, U, 1, [&](Block k, A* __restrict__ g) {
+  for_each_block<T>(f.size(0), tokens, U, 2, [&](Block k, A* __restrict__ g) {
     const int64_t at = k.b * U + k.first;
     A* __restrict__ start = g + k.n;
     load<A>(g, glast.const_data_ptr<A>() + at, k.n);
@@ -134,7 +134,7 @@ std::tuple<Tensor, Tensor> forget_mult_forward(const Tensor& f_in, const Tensor&
   check_state(state_in, f_in, f_in.size(0), f_in.size(2), "state");
   const Tensor f = with_contiguous_width(f_in), z = with_contiguous_width(z_in);
   const Tensor state = computed(state_in, f);
-  Tensor y = at::empty(f.sizes(), f.options()), last = at::empty(state.sizes(), state.options());
+  Tensor y = pooled(f.sizes(), f.scalar_type()), last = pooled(state.sizes(), state.scalar_type());
   for_stored_type(f, [&](auto type) { forward<decltype(type)>(f, z, state, y, last); });
   return {y, last.to(state_in.scalar_type())};
 }
@@ -149,8 +149,8 @@ std::tuple<Tensor, Tensor, Tensor> forget_mult_backward(const Tensor& gy_in, con
   check_state(state_in, f_in, f_in.size(0), f_in.size(2), "state");
   const Tensor f = with_contiguous_width(f_in), z = with_contiguous_width(z_in);
   const Tensor gy = with_contiguous_width(gy_in), state = computed(state_in, f);
-  Tensor df = at::empty(f.sizes(), f.options()), dz = at::empty(f.sizes(), f.options());
-  Tensor dstate = at::empty(state.sizes(), state.options());
+  Tensor df = pooled(f.sizes(), f.scalar_type()), dz = pooled(f.sizes(), f.scalar_type());
+  Tensor dstate = pooled(state.sizes(), state.scalar_type());
   for_stored_type(f, [&](auto type) {
     backward<decltype(type)>(gy, computed(glast, f), f, z, with_contiguous_width(y), state, df, dz,
                              dstate);
@@ -175,7 +175,7 @@ void pool_forward(const Gates& in, Tensor& y, Tensor& last) {
   const Lines<const T> G(in.gates), M(kMask ? *in.mask : in.gates);
   const Lines<T> Y(y);
   const A scale = in.share;
-  for_each_block<T>(in.B, in.T, in.U, 0, [&](Block k, A* __restrict__ c) {
+  for_each_block<T>(in.B, in.T, in.U, 1, [&](Block k, A* __restrict__ c) {
     const int64_t at = k.b * in.U + k.first, U = in.U;
     load<A>(c, in.state.const_data_ptr<A>() + at, k.n);
     for (int64_t t = 0; t < in.T; ++t) {
@@ -204,7 +204,7 @@ void pool_backward(const Gates& in, const Tensor& gy, const Tensor& glast, Tenso
   const Lines<const T> G(in.gates), M(kMask ? *in.mask : in.gates), Gy(gy);
   const Lines<T> Dg(dgates);
   const A scale = in.share;
-  for_each_block<T>(in.B, in.T, in.U, 3, [&](Block k, A* __restrict__ scratch) {
+  for_each_block<T>(in.B, in.T, in.U, 3 * in.T + 1, [&](Block k, A* __restrict__ scratch) {
     const int64_t at = k.b * in.U + k.first, U = in.U, n = k.n;
     load<A>(scratch, in.state.const_data_ptr<A>() + at, n);
     // the state, then for each token: cells, values, gates
@@ -288,8 +288,8 @@ std::tuple<Tensor, Tensor> fo_pool_forward(const Tensor& gates_in, const Tensor&
   const Tensor state = computed(state_in, gates);
   const Gates in = check_gates(gates, state, mask, share);
   check_state(state_in, gates, in.B, in.U, "state");
-  Tensor y = at::empty({in.B, in.T, in.U}, gates.options());
-  Tensor last = at::empty(state.sizes(), state.options());
+  Tensor y = pooled({in.B, in.T, in.U}, gates.scalar_type());
+  Tensor last = pooled(state.sizes(), state.scalar_type());
   for_gates(in, [&](auto type, auto output, auto masked) {
     pool_forward<decltype(type), output.value, masked.value>(in, y, last);
   });
@@ -306,8 +306,8 @@ std::tuple<Tensor, Tensor> fo_pool_backward(const Tensor& gy_in, const Tensor& g
   check_alike(gy_in, gates, {in.B, in.T, in.U}, "output gradient");
   check_state(glast, gates, in.B, in.U, "state gradient");
   const Tensor gy = with_contiguous_width(gy_in), glast_ = computed(glast, gates);
-  Tensor dgates = at::empty(gates.sizes(), gates.options());
-  Tensor dstate = at::empty(state.sizes(), state.options());
+  Tensor dgates = pooled(gates.sizes(), gates.scalar_type());
+  Tensor dstate = pooled(state.sizes(), state.scalar_type());
   for_gates(in, [&](auto type, auto output, auto masked) {
     pool_backward<decltype(type), output.value, masked.value>(in, gy, glast_, dgates, dstate);
   });

@@ -48,6 +48,30 @@ def test_commands_and_files_exist(text: str) -> None:
     assert missing == set()
 
 
+def rows(text: str) -> list[list[str]]:
+    """The cells of every row of every table."""
+    lines = (line.strip() for line in text.splitlines() if line.startswith("| "))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_figures_of_speed_are_those_of_the_record() -> None:
+    (name,) = set(re.findall(r"`(tests/bench/records/[\w-]+\.md)`", README))
+    record = (ROOT / name).read_text("utf-8")
+    names, *measured = [row for row in rows(record) if len(row) > 7]
+    wanted = ["what", "ms", "peer", "peer ms", "ratio", "target"]
+    places = [names.index(name) for name in wanted]
+    found = [[row[i].replace("NOT", "missed") for i in places] for row in measured]
+    quoted = rows(README.split("| what | ms |")[1].split("\n\n")[0])
+    assert len(quoted) > 5 and [row for row in quoted if row not in found] == []
+    told = re.search(r"targets: (\d+) of (\d+) met, (\d+) not measured", record)
+    assert told is not None
+    met, asked, open_ = map(int, told.groups())
+    assert (
+        f"Of its {asked} targets {met} were met, {asked - met - open_} were missed and "
+        f"{open_} need an NVIDIA GPU"
+    ) in README
+
+
 def test_the_map_of_data_has_every_room() -> None:
     rooms = {path.stem for path in (ROOT / "workbench" / "data").glob("[!_]*.py")}
     text = (ROOT / "workbench" / "data" / "__init__.py").read_text("utf-8").split('"""')[1]

@@ -9,7 +9,9 @@ from torch import Tensor
 from workbench import kernels
 from workbench.models.feature_maps import DpfpConfig, features
 
-BACKENDS = [row.backend for row in kernels.explain() if row.op == "dpfp" and not row.why_not]
+BACKENDS = [
+    row.backend for row in kernels.dpfp.explain(torch.ones(1, 2), 1, True) if not row.why_not
+]
 CLOSE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 1e-2}
 SHAPES = [(1,), (3, 5, 1), (7, 2), (2, 3, 4, 33), (300, 32), (0, 4), (2, 0, 3, 8)]
 
@@ -37,7 +39,7 @@ def test_backends_compute_the_definition(backend, dtype, shape, normalise):
         x = drawn(shape).to(dtype).requires_grad_()
         exact = x.detach().double().requires_grad_()
         want = slowly(exact, nu, normalise)
-        g = torch.randn_like(want).to(dtype)
+        g = drawn(want.shape).to(dtype)
         with kernels.use(backend):
             got = kernels.dpfp(x, nu, normalise)
             (dx,) = torch.autograd.grad(got, x, g)
@@ -107,3 +109,18 @@ def test_the_feature_map_runs_the_op_and_its_features_add_up_to_one():
 def test_refuses_shifts_that_repeat(nu):
     with pytest.raises(ValueError, match=f"got {nu} shifts of heads of shape"):
         kernels.dpfp(torch.ones(2, 4), nu, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_the_cuda_kernel_says_what_it_cannot(dtype):
+    row, *_ = kernels.dpfp.explain(torch.ones(2, 513, dtype=dtype), 1, True)
+    assert row.backend == "cuda" and not row.chosen
+    elsewhere, types, width = row.why_not
+    assert "run on a GPU, the tensors are on cpu" in elsewhere
+    assert f"float32 and bfloat16, the tensor holds {dtype}" in types
+    assert "heads of up to 512, got 513" in width
+    fitting = kernels.dpfp.explain(torch.ones(2, 512), 1, True)[0].why_not
+    assert len(fitting) == 1 and "the tensors are on cpu" in fitting[0]
+    if not torch.cuda.is_available():
+        (missing,) = kernels.dpfp.explain()[0].why_not
+        assert "CUDA" in missing or "GPU" in missing

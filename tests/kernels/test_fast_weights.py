@@ -68,6 +68,39 @@ def test_normalised_inside(op, backend, sizes, dtype):
     assert_outcomes_equal(got, want, 1e-12 if dtype == torch.float64 else 4e-6)
 
 
+INF, NAN = float("inf"), float("nan")
+# (a key or a query, whether its gradient is finite enough to be compared)
+OUT_OF_BOUNDS = {
+    "inf": ((1.0, INF, 2.0), True),
+    "-inf": ((1.0, -INF, 2.0), True),
+    "inf - inf": ((INF, -INF, 2.0), True),
+    "nan": ((1.0, NAN, 2.0), True),
+    "sum overflows": ((3e38, 3e38, 1.0), True),
+    "1 / sum overflows": ((2e-40, 3e-40, 0.0), False),
+}
+
+
+@pytest.mark.parametrize("spoilt", OUT_OF_BOUNDS)
+@pytest.mark.parametrize("which", ["q", "k"])
+@pytest.mark.parametrize(("op", "backend"), ON_CPU)
+def test_normalised_sums_out_of_bounds_are_not_hidden(op, backend, which, spoilt):
+    """What is infinite or NaN afterwards is so where it is in the reference, and nowhere else."""
+    arguments = [x.float() for x in positive(op, inputs(op, F=3))]
+    numbers, with_gradients = OUT_OF_BOUNDS[spoilt]
+    arguments["qk".index(which)][1, 2, 0] = torch.tensor(numbers)
+    grads = results_like(op, arguments)
+    got, want = (outcome(op, arguments, b, grads, normalise=True) for b in (backend, "reference"))
+    for name in want if with_gradients else ("y", "last"):
+        torch.testing.assert_close(
+            got[name],
+            want[name],
+            rtol=1e-5,
+            atol=1e-5,
+            equal_nan=True,
+            msg=lambda m, name=name: f"{name}: {m}",
+        )
+
+
 @pytest.mark.parametrize(("op", "backend"), BACKENDS)
 def test_normalised_gradcheck(op, backend):
     arguments = positive(op, inputs(op, B=1, T=3, H=2, F=5, V=3))

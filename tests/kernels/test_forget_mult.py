@@ -67,6 +67,27 @@ def test_gates_alone_are_pooled_by_the_recurrence(zoneout):
 
 
 @needs_cpp
+def test_large_results_share_no_memory():
+    """From a megabyte on it is handed out again when a result is freed, and not before."""
+
+    def outcomes(seed, backend):
+        generator = torch.Generator().manual_seed(seed)
+        gates = torch.randn(1, 300, 3 * 1000, generator=generator).requires_grad_()
+        f, z = (torch.rand(2, 1, 300, 1000, generator=generator)).requires_grad_().unbind()
+        state = torch.randn(1, 1000, generator=generator)
+        with kernels.use(backend):
+            c, y = kernels.forget_mult(f, z, state)[0], kernels.fo_pool(gates, state)[0]
+        grads = torch.autograd.grad(c.square().sum() + y.square().sum(), (f, z, gates))
+        return dict(zip(("c", "y", "df", "dz", "dgates"), (c, y, *grads), strict=True))
+
+    outcomes(0, "cpp")  # freed: the next are written where these were
+    kept = [outcomes(seed, "cpp") for seed in (1, 2)]
+    assert min(x.nbytes for x in kept[0].values()) > 1 << 20
+    for seed, got in zip((1, 2), kept, strict=True):
+        assert_outcomes_equal(got, outcomes(seed, "reference"), 3e-6)
+
+
+@needs_cpp
 def test_functions_of_single_numbers_keep_seven_digits():
     x = torch.cat([torch.linspace(-50, 50, 10_001), torch.linspace(-1, 1, 10_001)])
     open_ = torch.full_like(x, 50.0)

@@ -130,7 +130,7 @@ class Largest(TorchDispatchMode):
 
 def test_the_op_takes_blocks_where_logits_are_many():
     hidden, weight, bias, targets = inputs(64, 4000, 2)
-    assert Blocks(hidden, weight, bias, targets, hidden.new_empty(0)).width == 512
+    assert Blocks(hidden, [weight], [bias], targets, hidden.new_empty(0)).width == 512
     with Largest() as seen:
         want = kernels.linear_cross_entropy(hidden, weight, bias, targets)
     assert seen.numel < 64 * 4000 and kernels.ran()["linear_cross_entropy"] == "chunked"

@@ -8,8 +8,8 @@ from cases import assert_outcomes_equal
 from emulated import COMMON, TYPES, Empty, Emulated, Fault, compiler, in_all_orders
 from torch import Tensor
 
+from workbench.kernels.dpfp import reference as dpfp_reference
 from workbench.kernels.forget_mult import reference
-from workbench.models.feature_maps import Dpfp, sum_normalise
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
@@ -81,32 +81,62 @@ def dpfp() -> Emulated:
     return Emulated(COMMON.parent / "dpfp" / "dpfp.cu")
 
 
+def dpfp_both_ways(dpfp: Emulated, x: Tensor, nu: int, normalise: bool, g: Tensor) -> list[Tensor]:
+    """Features and the gradient of x, the same in every order."""
+    rows, K = x.shape
+    sizes = (TYPES[x.dtype], rows, K, nu, normalise)
+
+    def run(order: str) -> list[Tensor]:
+        features = Empty((rows, 2 * K * nu), x.dtype)
+        (y,) = dpfp.call("dpfp_cuda_forward", x, features, *sizes, order=order)
+        (dx,) = dpfp.call("dpfp_cuda_backward", g, x, Empty(x.shape, x.dtype), *sizes, order=order)
+        return [y, dx]
+
+    return in_all_orders(run)
+
+
+# among them every shift that there is, more than are staged together, and the widest head
+DPFP_SIZES = [
+    (1, 1, 1), (7, 16, 1), (9, 32, 3), (5, 33, 2), (2, 5, 9), (3, 200, 5), (6, 3, 5), (3, 33, 65),
+    (2, 512, 2),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    ("rows", "K", "nu"), [(1, 1, 1), (7, 16, 1), (9, 32, 3), (5, 33, 2), (2, 5, 9), (3, 200, 5)]
-)
+@pytest.mark.parametrize(("rows", "K", "nu"), DPFP_SIZES)
 def test_dpfp(dpfp, rows, K, nu, dtype, normalise):
     torch.manual_seed(0)
     x = torch.randn(rows, K).to(dtype)
     x[0] = 0  # no feature of it is more than 0, so there is no sum to divide by
     if K > 2:
         x[-1, 1:] = 0  # and a single number has no neighbour, but its neighbours have a gradient
-    want = differentiated(
-        lambda x: [(sum_normalise if normalise else torch.clone)(Dpfp(K, nu)(x))], x
-    )
+    want = differentiated(lambda x: [dpfp_reference(x, nu, normalise)], x)
     (g,) = weights_of(want[:1], (x,))
-    sizes = (TYPES[dtype], rows, K, nu, normalise)
-
-    def run(order: str) -> list[Tensor]:
-        features = Empty((rows, 2 * K * nu), dtype)
-        (y,) = dpfp.call("dpfp_cuda_forward", x, features, *sizes, order=order)
-        (dx,) = dpfp.call("dpfp_cuda_backward", g, x, Empty((rows, K), dtype), *sizes, order=order)
-        return [y, dx]
-
-    got = dict(zip(("y", "dx"), in_all_orders(run), strict=True))
+    got = dict(zip(("y", "dx"), dpfp_both_ways(dpfp, x, nu, normalise, g), strict=True))
     assert not got["y"][0].any() and not got["dx"][0].any()
     assert_outcomes_equal(got, dict(zip(("y", "dx"), want, strict=True)), CLOSE[dtype])
+
+
+def test_dpfp_divides_by_sums_below_the_normal_numbers(dpfp):
+    x = torch.tensor([[2e-20, -3e-20, 4e-20, 5e-20], [1, 1e-39, 0, 0]])
+    want = differentiated(lambda x: [dpfp_reference(x, 1, True)], x)
+    (g,) = weights_of(want[:1], (x,))
+    y, dx = dpfp_both_ways(dpfp, x, 1, True, g)
+    torch.testing.assert_close(y.double(), want[0], rtol=1e-5, atol=1e-30)
+    torch.testing.assert_close(dx[:1].double(), want[1][:1], rtol=1e-4, atol=1e15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("normalise", [True, False])
+def test_dpfp_keeps_nan(dpfp, dtype, normalise):
+    x = torch.tensor([[1, float("nan"), 2, -1, 3], [1, 2, -3, 1, 2]], dtype=dtype)
+    want = differentiated(lambda x: [dpfp_reference(x, 2, normalise)], x)
+    (g,) = weights_of(want[:1], (x,))
+    for got, expected in zip(dpfp_both_ways(dpfp, x, 2, normalise, g), want, strict=True):
+        assert torch.equal(got.isnan(), expected.isnan())
+        close = {"rtol": CLOSE[dtype], "atol": 4 * CLOSE[dtype]}
+        torch.testing.assert_close(got.double(), expected, equal_nan=True, **close)
 
 
 def test_dpfp_refuses_what_does_not_fit(dpfp):
@@ -114,6 +144,8 @@ def test_dpfp_refuses_what_does_not_fit(dpfp):
         ((0, 1, 4, 8, 1), "shifts"),
         ((0, 1, 513, 1, 1), "heads"),
         ((2, 1, 4, 1, 1), "float32"),
+        ((0, 0, 4, 1, 1), "heads of tokens"),
+        ((0, 4 * 2**31, 4, 1, 1), "heads of tokens"),
     ):
         with pytest.raises(Fault, match=said):
             dpfp.call("dpfp_cuda_forward", None, None, *sizes)

@@ -36,6 +36,7 @@ FUNCTIONS = {
         list(floats(make(rows=9, bias=True, spans=[2.0, 3.5], N=2, extra=True)).values()),
         "cpp",
     ),
+    "dpfp": (lambda x: kernels.dpfp(x, 2, True), [randn(4, 5)], "cpp"),
     "dropout": (lambda x: kernels.dropout(x, torch.tensor(5), 0.4) ** 3, [randn(4, 5)], "cpp"),
     "linear_cross_entropy": (linear_cross_entropy, [randn(2050, 2), randn(2050, 2)], "chunked"),
 } | {

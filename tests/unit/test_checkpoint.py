@@ -2,17 +2,20 @@
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_run import recipe, write_text
 
 import workbench
-from workbench.errors import CheckpointError, ConfigError
+from workbench.config import load
+from workbench.errors import CannotWrite, CheckpointError, ConfigError
 from workbench.recipe import Recipe
-from workbench.train import checkpoint
+from workbench.train import checkpoint, storage
 from workbench.train.folder import RunFolder, recipe_sha256
 from workbench.train.records import DoneRecord
 
@@ -47,7 +50,27 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
+def as_a_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_bytes(b"")
+
+
+def as_folders(path: Path, name: str) -> None:
+    (path / name).unlink()
+    (path / name).mkdir()
+
+
 DAMAGE = {
+    "weights missing": lambda p: (p / "weights.safetensors").unlink(),
+    "weights empty": lambda p: (p / "weights.safetensors").write_bytes(b""),
+    "weights too long": lambda p: storage.append(p / "weights.safetensors", b"x"),
+    "state a folder": lambda p: as_folders(p, "state.pt"),
+    "manifest a folder": lambda p: as_folders(p, "manifest.json"),
+    "manifest empty": lambda p: (p / "manifest.json").write_bytes(b""),
+    "manifest a list": lambda p: (p / "manifest.json").write_text("[]"),
+    "manifest no text": lambda p: (p / "manifest.json").write_bytes(b"\xff\xfe"),
+    "a file": as_a_file,
+    "an empty folder": lambda p: [shutil.rmtree(p), p.mkdir()],
     "weights cut off": lambda p: (p / "weights.safetensors").write_bytes(
         (p / "weights.safetensors").read_bytes()[:-7]
     ),
@@ -74,6 +97,45 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(
         found = checkpoint.newest(copy.checkpoints)
     assert found is not None and found.step == 8
     assert "step-0000012" in caplog.text and "the one before" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt", "manifest.json"])
+@pytest.mark.parametrize("how", ["flipped", "cut off", "zeroed"])
+def test_damage_is_found_wherever_it_is(copy: RunFolder, name: str, how: str) -> None:
+    path = newest_folder(copy) / name
+    whole = path.read_bytes()
+    for share in (0, 0.02, 0.1, 0.3, 0.5, 0.77, 0.99):
+        at = int(share * len(whole))
+        damaged = {
+            "flipped": whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :],
+            "cut off": whole[:at],
+            # as a disk does that had promised to have written it
+            "zeroed": whole[:at] + bytes(len(whole) - at),
+        }[how]
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=name):
+            checkpoint.verify(path.parent)
+        found = checkpoint.newest(copy.checkpoints)
+        assert found is not None and found.step == 8, (share, damaged[:40])
+    path.write_bytes(whole)
+    assert checkpoint.verify(path.parent).step == 12
+
+
+def test_one_that_cannot_be_read_is_passed_over(
+    copy: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, broken = Path.open, newest_folder(copy) / "state.pt"
+
+    def failing(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path == broken:
+            raise OSError(5, "Input/output error")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read .*Input/output error"):
+        checkpoint.verify(newest_folder(copy))
+    found = checkpoint.newest(copy.checkpoints)
+    assert found is not None and found.step == 8
 
 
 def test_training_goes_on_from_the_one_before(
@@ -166,13 +228,85 @@ def test_only_the_newest_and_the_best_are_kept(asked: Recipe, tmp_path: Path) ->
     assert best is not None and best.step == 2
 
 
+def test_every_nth_is_kept_for_good(asked: Recipe, tmp_path: Path) -> None:
+    run = workbench.start(
+        asked, {"train.steps": 24, "train.keep_every": 8, "train.keep_checkpoints": 1},
+        out=tmp_path / "run",
+    )  # fmt: skip
+    list(run)
+    kept = [p.name[-2:] for p in checkpoint.folders(run.folder.checkpoints)]
+    assert kept == ["24", "16", "08"]
+    with pytest.raises(
+        ConfigError, match=r"keep_every is 7, but .* every 4 updates .* multiple: 8"
+    ):
+        workbench.start(asked, {"train.keep_every": 7}, out=tmp_path / "none")
+    # neither changes what is learnt: a run may be continued with others
+    fewer = {"train.steps": 24, "train.keep_checkpoints": 2}
+    assert list(workbench.start(asked, fewer, out=run.folder.path)) == []
+
+
+def test_the_manifest_holds_the_recipe_and_the_versions(
+    copy: RunFolder, asked: Recipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = checkpoint.newest(copy.checkpoints)
+    assert found is not None
+    assert found.manifest["versions"]["torch"] == torch.__version__
+    assert found.manifest["versions"].keys() == {"torch", "workbench", "python"}
+    assert load(Recipe, found.manifest["recipe"]) == asked
+    with caplog.at_level(logging.WARNING, "workbench"):
+        workbench.start(asked, out=copy.path)
+        assert caplog.text == ""
+        rewrite_manifest(found.path, versions={"torch": "2.0.1"})
+        workbench.start(asked, out=copy.path)
+        assert "was written with torch 2.0.1" in caplog.text and "not promised" in caplog.text
+        caplog.clear()
+        # as versions before this one wrote it
+        rewrite_manifest(found.path, versions=None, recipe=None)
+        assert workbench.start(asked, out=copy.path).step == 12
+        assert caplog.text == ""
+
+
+def rewrite_manifest(path: Path, **change: Any) -> None:
+    """With its own checksum mended; None takes an entry out."""
+    manifest = json.loads((path / "manifest.json").read_text()) | change
+    manifest = {k: v for k, v in manifest.items() if k != "sha256" and (v or k not in change)}
+    manifest["sha256"] = checkpoint.digest(json.dumps(manifest, sort_keys=True))
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_replacing_the_only_checkpoint_never_loses_it(
+    asked: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between two renames: one checkpoint is there by another name."""
+    model = asked.model.build(7)
+    checkpoint.save(tmp_path, 1, model, {"a": 1}, recipe_sha256="x")
+    real = os.replace
+
+    def dies(source: Path, target: Path) -> None:
+        if ".partial" in str(source):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", dies)
+        checkpoint.save(tmp_path, 1, model, {"a": 2}, recipe_sha256="x", valid_nats=1.0)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and checkpoint.load_state(found) == {"a": 1}
+    # with the new one in place, the old one counts no more
+    shutil.copytree(found.path, tmp_path / "step-0000001")
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and found.path.name == "step-0000001"
+    checkpoint.save(tmp_path, 2, model, {"a": 3}, recipe_sha256="x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000001", "step-0000002"]
+
+
 def test_a_save_that_dies_leaves_what_was_there(
     asked: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = asked.model.build(7)
     checkpoint.save(tmp_path, 1, model, {"a": 1}, recipe_sha256="x")
     for step in (1, 2):
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        with monkeypatch.context() as patch, pytest.raises(CannotWrite, match="disk full"):
             patch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
             checkpoint.save(tmp_path, step, model, {"a": 2}, recipe_sha256="x")
     found = checkpoint.newest(tmp_path)

@@ -2,14 +2,18 @@
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
+import tiny_run
 import torch
 from torch import nn
 
+import workbench
 from workbench.config import ConfigError, load
+from workbench.train import optim
 from workbench.train.config import EvalConfig, StopConfig, TrainConfig
-from workbench.train.optim import SGD, Adagrad, Adam, AdamW, OptimizerConfig
+from workbench.train.optim import SGD, Adagrad, Adam, AdamW, OptimizerConfig, take_over
 from workbench.train.schedule import (
     Constant,
     Cosine,
@@ -170,8 +174,113 @@ def test_clipping_the_step_is_not_clipping_the_gradient() -> None:
 def test_the_common_ones_are_pytorchs(config: OptimizerConfig, theirs) -> None:
     model, grads = two_tensors()
     twin = copy.deepcopy(model)
-    ours = walk(model, config.build(model, 1.0), grads)
-    torch.testing.assert_close(ours, walk(twin, theirs(twin.parameters()), grads), rtol=0, atol=0)
+    optimizer = config.build(model, 1.0)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    ours = walk(model, optimizer, grads)
+    want = walk(twin, theirs(twin.parameters()), grads)
+    torch.testing.assert_close(ours, want, rtol=1e-12, atol=1e-13)
+
+
+EVERY = [
+    Adam(lr=0.1, weight_decay=0.2),
+    AdamW(lr=0.1),
+    SGD(lr=0.1, momentum=0.9),
+    Adagrad(lr=0.1),
+    Adagrad(lr=0.1, clip="per_tensor"),
+]
+ids = [f"{c.kind}-{getattr(c, 'clip', '')}" for c in EVERY]
+
+
+@pytest.mark.parametrize("config", EVERY[:4], ids=ids[:4])
+def test_fused_where_pytorch_can(config: OptimizerConfig) -> None:
+    """Its pass on a CPU reads wrong numbers, in silence, where weight and gradient lie apart."""
+    transposed = nn.ParameterList([torch.randn(3, 4).t(), torch.randn(3)])
+    for model, able in (
+        (nn.Linear(4, 3), True),
+        (nn.Linear(4, 3).bfloat16(), True),
+        (nn.Linear(4, 3, device="meta"), None),
+        (transposed, None),
+    ):
+        groups = config.build(model, None).param_groups
+        assert [group["fused"] for group in groups] == [able] * len(groups)
+
+
+@pytest.mark.parametrize("config", EVERY, ids=ids)
+@pytest.mark.parametrize("before", [None, True])
+def test_a_state_goes_on_with_fused_and_without(
+    config: OptimizerConfig, before: bool | None
+) -> None:
+    model, grads = two_tensors()
+    twin = copy.deepcopy(model)
+    whole = walk(twin, config.build(twin, 1.0), grads)
+    first, second = config.build(model, 1.0), config.build(model, 1.0)
+    for optimizer, how in ((first, before), (second, True if before is None else None)):
+        for group in optimizer.param_groups if "fused" in first.defaults else ():
+            group["fused"] = how
+    walk(model, first, grads[:2])
+    saved = copy.deepcopy(first.state_dict())
+    # as statistics are that were transposed on their way from another code
+    for entry in saved["state"].values():
+        entry.update({k: x.t().contiguous().t() for k, x in entry.items() if x.ndim == 2})
+    hows = [group.get("fused") for group in second.param_groups]
+    take_over(second, saved)
+    assert [group.get("fused") for group in second.param_groups] == hows
+    after = walk(model, second, grads[2:])
+    torch.testing.assert_close(after, whole, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("before", [None, True])
+def test_a_checkpoint_goes_on_with_fused_and_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool | None
+) -> None:
+    # gradients that are 0 but for rounding would make whole steps with a smaller eps
+    adam = {"kind": "adam", "lr": 3e-3, "eps": 1e-5}
+    asked = tiny_run.recipe(tiny_run.write_text(tmp_path / "text.txt"), optimizer=adam)
+
+    def go(out: str, how: bool | None, last: int = 24) -> workbench.Run:
+        monkeypatch.setattr(optim, "fused", lambda parameters, devices=(): how)
+        run = workbench.start(asked, out=tmp_path / out)
+        for record in run:
+            if record.kind == "checkpoint" and record.step == last < 24:
+                break
+        assert [g["fused"] for g in run._trainer.optimizer.param_groups] == [how]
+        return run
+
+    assert go("parts", before, last=12).step == 12
+    after = go("parts", True if before is None else None)
+    assert after.step == 24
+    whole = go("whole", None)
+    for got, want in zip(after.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("config", EVERY, ids=ids)
+def test_loss_scaling_skips_a_broken_update_and_takes_its_factor_out(
+    config: OptimizerConfig,
+) -> None:
+    model, grads = two_tensors()
+    model, grads = model.float(), [[g.float() for g in step] for step in grads]
+    twin = copy.deepcopy(model)
+    # one of 2 to the power of 4 leaves all digits as they are
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=1000)
+    ours, theirs = config.build(model, 1.0), config.build(twin, 1.0)
+    for k, step in enumerate([grads[0], [g * math.inf for g in grads[1]], *grads[2:]]):
+        before = [p.detach().clone() for p in model.parameters()]
+        # the fused pass takes the factor out itself, unless that was done for clipping
+        scale, broken = scaler.get_scale(), k == 1
+        scaler.scale(torch.zeros(()))
+        for p, g in zip(model.parameters(), step, strict=True):
+            p.grad = g * scale
+        if k == 2:
+            scaler.unscale_(ours)
+        scaler.step(ours)
+        scaler.update()
+        if broken:
+            assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+            assert scaler.get_scale() == scale / 2
+        else:
+            want = walk(twin, theirs, [step])
+            torch.testing.assert_close([p.detach() for p in model.parameters()], want)
 
 
 def test_adamw_spares_biases_unless_told() -> None:

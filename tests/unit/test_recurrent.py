@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from workbench import kernels
 from workbench.config import load
 from workbench.errors import ConfigError
 from workbench.models.language_model import ModelConfig, build_model
@@ -43,6 +44,25 @@ def test_outputs_states_and_gradients_are_pytorchs(kind):
     for name in NAMES:
         want = module.get_parameter(f"{name}_l0").grad
         torch.testing.assert_close(mixer.get_parameter(name).grad, want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_records_say_what_pytorch_ran_it_on(kind, dtype):
+    mixer, x = build(kind).to(dtype), torch.randn(2, 5, 4, dtype=dtype)
+    kernels.forget()
+    with torch.profiler.profile() as profile:
+        run(mixer, x)
+    onednn = any("mkldnn_rnn_layer" in event.name for event in profile.events())
+    assert kernels.ran() == {kind: "onednn" if onednn else "aten"}
+    if torch.backends.mkldnn.is_available() and dtype == torch.float32:
+        assert onednn == (kind == "lstm")
+    kernels.forget()
+    with torch.no_grad():
+        run(mixer, x)
+        assert kernels.ran() == {}
+        run(mixer, x[:, :1])
+    assert kernels.ran() == {kind: "aten"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,6 +22,7 @@ from workbench.errors import NoBackend
 T = TypeVar("T")
 
 OPS: dict[str, Op] = {}
+ACCOUNTS: dict[str, Account] = {}
 
 HALF = {torch.bfloat16, torch.float16}
 
@@ -291,12 +292,26 @@ def explain() -> list[Row]:
     return [row for op in OPS.values() for row in op.explain()]
 
 
+class Account:
+    """What PyTorch last ran a layer of its own on, for `ran`; nothing is chosen here.
+
+    Args:
+        name: as in records and in `ran`.
+    """
+
+    def __init__(self, name: str):
+        self.ran_on: str | None = None
+        ACCOUNTS[name] = self
+
+
 def ran() -> dict[str, str]:
     """The backend each op last ran on since `forget`: what a record of a speed must carry."""
-    return {name: op.ran_on for name, op in OPS.items() if op.ran_on is not None}
+    rows: list[tuple[str, Op | Account]] = [*OPS.items(), *ACCOUNTS.items()]
+    return {name: row.ran_on for name, row in rows if row.ran_on is not None}
 
 
 def forget() -> None:
     """Start a new account for `ran`."""
-    for op in OPS.values():
-        op.ran_on = None
+    rows: list[Op | Account] = [*OPS.values(), *ACCOUNTS.values()]
+    for row in rows:
+        row.ran_on = None

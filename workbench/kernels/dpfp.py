@@ -6,14 +6,19 @@ Shapes: K head width, F = 2 K nu features.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench.kernels import build
-from workbench.kernels.dispatch import LIBRARY, Backend, Op
+from workbench.kernels import cuda
+from workbench.kernels.checks import cpp_reasons
+from workbench.kernels.dispatch import LIBRARY, Backend, Op, refuse_second_derivative
 from workbench.kernels.features import sum_normalise, widened
+
+WIDEST = 512
+"""head that the CUDA kernel has shared memory for"""
 
 
 def reference(x: Tensor, nu: int, normalise: bool) -> Tensor:
@@ -58,23 +63,24 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
 
 
 torch.library.register_autograd("workbench::dpfp_forward", _backward, setup_context=_remember)
+refuse_second_derivative("dpfp")
 
 
-def _cpp(x: Tensor, nu: int, normalise: bool) -> Tensor:
+def _built(x: Tensor, nu: int, normalise: bool) -> Tensor:
     features: Tensor = torch.ops.workbench.dpfp_forward(x, nu, normalise)
     return features
 
 
-def _why_not(*arguments: Any) -> list[str]:
-    reasons = build.missing("dpfp")
+def _why_not_cuda(*arguments: Any) -> list[str]:
+    reasons = cuda.reasons("dpfp", *arguments)
     if arguments:
         x: Tensor = arguments[0]
-        if x.device.type != "cpu":
-            reasons.append(f"the C++ kernels run on a CPU, the tensor is on {x.device.type}")
-        if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        if x.dtype not in (torch.float32, torch.bfloat16):
             reasons.append(
-                f"the C++ kernel takes float32, float64 and bfloat16, the tensor holds {x.dtype}"
+                f"the CUDA kernel takes float32 and bfloat16, the tensor holds {x.dtype}"
             )
+        if x.shape[-1] > WIDEST:
+            reasons.append(f"the CUDA kernel has heads of up to {WIDEST}, got {x.shape[-1]}")
     return reasons
 
 
@@ -86,4 +92,13 @@ def _check(x: Tensor, nu: int, normalise: bool) -> None:
         )
 
 
-dpfp = Op("dpfp", reference, [Backend("cpp", _cpp, _why_not)], check=_check, takes_half=1)
+dpfp = Op(
+    "dpfp",
+    reference,
+    [
+        Backend("cuda", _built, _why_not_cuda, device="cuda"),
+        Backend("cpp", _built, partial(cpp_reasons, "dpfp"), device="cpu"),
+    ],
+    check=_check,
+    takes_half=1,
+)

@@ -7,12 +7,14 @@ Shapes: B batch, T segment, U units, X = 2 U or 3 U: what one projection makes s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from workbench.kernels import cuda
 from workbench.kernels.checks import cpp_reasons
 from workbench.kernels.dispatch import LIBRARY, Backend, Op, refuse_second_derivative
 
@@ -52,10 +54,21 @@ def pool_reference(
     Returns:
         y after each token, (B, T, U), of the gates' type; c after the last one, of the state's.
     """
+    return _pool(reference, gates_BTX, state_BU, mask_BTU, share)
+
+
+def _pool(
+    recurrence: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    gates_BTX: Tensor,
+    state_BU: Tensor,
+    mask_BTU: Tensor | None,
+    share: float,
+) -> tuple[Tensor, Tensor]:
+    """Pooling around one implementation of its recurrence."""
     z_BTU, f_BTU, *o = gates_BTX.split(state_BU.shape[-1], dim=-1)
     f_BTU = f_BTU.sigmoid() if share == 1 else f_BTU.sigmoid() * share
     f_BTU = f_BTU if mask_BTU is None else f_BTU * mask_BTU
-    c_BTU, c_BU = reference(f_BTU, z_BTU.tanh(), state_BU)
+    c_BTU, c_BU = recurrence(f_BTU, z_BTU.tanh(), state_BU)
     return (o[0].sigmoid() * c_BTU if o else c_BTU), c_BU
 
 
@@ -137,7 +150,7 @@ refuse_second_derivative("forget_mult")
 refuse_second_derivative("fo_pool")
 
 
-def _cpp(f: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def _built(f: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.workbench.forget_mult_forward(f, z, state)
 
 
@@ -146,6 +159,23 @@ def _cpp_pool(
 ) -> tuple[Tensor, Tensor]:
     mask = None if mask is None else mask.to(gates.dtype)
     return torch.ops.workbench.fo_pool_forward(gates, state, mask, share)
+
+
+def _cuda_pool(
+    gates: Tensor, state: Tensor, mask: Tensor | None = None, share: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    # the recurrence is what PyTorch has no kernel for; what surrounds it goes by number
+    mask = None if mask is None else mask.to(gates.dtype)
+    return _pool(_built, gates, state, mask, share)
+
+
+def _why_not_cuda(*arguments: Any) -> list[str]:
+    reasons = cuda.reasons("forget_mult", *arguments)
+    if arguments and arguments[0].dtype not in (torch.float32, torch.bfloat16):
+        reasons.append(
+            f"the CUDA kernel takes float32 and bfloat16, the tensors hold {arguments[0].dtype}"
+        )
+    return reasons
 
 
 def _check(f_BTU: Tensor, z_BTU: Tensor, state_BU: Tensor) -> None:
@@ -209,14 +239,20 @@ def _check_like(
 forget_mult = Op(
     "forget_mult",
     reference,
-    [Backend("cpp", _cpp, partial(cpp_reasons, "forget_mult"), device="cpu")],
+    [
+        Backend("cuda", _built, _why_not_cuda, device="cuda"),
+        Backend("cpp", _built, partial(cpp_reasons, "forget_mult"), device="cpu"),
+    ],
     check=_check,
     takes_half=2,
 )
 fo_pool = Op(
     "fo_pool",
     pool_reference,
-    [Backend("cpp", _cpp_pool, partial(cpp_reasons, "forget_mult"), device="cpu")],
+    [
+        Backend("cuda", _cuda_pool, _why_not_cuda, device="cuda"),
+        Backend("cpp", _cpp_pool, partial(cpp_reasons, "forget_mult"), device="cpu"),
+    ],
     check=_check_pool,
     takes_half=1,
 )

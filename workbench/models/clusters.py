@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 from pydantic import model_validator
@@ -33,6 +33,7 @@ from workbench.models.vocabulary import (
     precise,
 )
 
+Id = TypeVar("Id", int, Tensor)
 ClusterOrder = Literal["natural", "reversed"]
 
 
@@ -189,7 +190,7 @@ class Adaptive(Vocabulary):
         if len(self.embeddings) == 1:
             return self.project_in[0](self.embeddings[0](tokens_BT)) * self.scale
         tokens_N = tokens_BT.flatten()
-        rows = self._rows_by_bin(tokens_N)
+        _, rows = self._bins(tokens_N)
         parts = [
             project(embedding(tokens_N[rows_n] - low))
             for project, embedding, rows_n, low in zip(
@@ -212,30 +213,54 @@ class Adaptive(Vocabulary):
 
     def nll(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         hidden_ND, targets_N = hidden_BTD.flatten(0, -2), targets_BT.flatten()
-        rows = self._rows_by_bin(targets_N)
-        in_head_N = targets_N.clone()
-        for i, rows_n in enumerate(rows[1:], 1):
-            in_head_N[rows_n] = self._column(i)
-        outputs = self._outputs()
-        nll_N = self._nll_of_bin(0, outputs[0], hidden_ND, in_head_N)
-        for i, rows_n in enumerate(rows[1:], 1):
-            # also for no rows at all: every parameter gets a gradient at every step
-            targets_n = targets_N[rows_n] - self.ends[i]
-            tail_n = self._nll_of_bin(i, outputs[i], hidden_ND[rows_n], targets_n)
-            nll_N = nll_N.index_add(0, rows_n, tail_n)
-        return nll_N.view_as(targets_BT)
+        if self.clusters is None:
+            output = self._outputs()[0]
+            return self._nll_of_bin(0, output, hidden_ND, targets_N).view_as(targets_BT)
+        bins_N, rows = self._bins(targets_N)
+        in_head_N = torch.where(bins_N > 0, self._column(bins_N), targets_N)
+        # also for no rows at all: every parameter gets a gradient at every step
+        rows_M, counts = torch.cat(rows[1:]), [len(rows_n) for rows_n in rows[1:]]
+        in_tail_M = targets_N[rows_M] - self.get_buffer("cutoffs")[bins_N[rows_M] - 1]
+        head_NE = self._read(0, hidden_ND)
+        if all(x is self.project_out[0] for x in self.project_out):
+            # what the head reads, the tails read too; the gradient of indexing is slow
+            tails = head_NE.index_select(0, rows_M).split(counts)
+        else:
+            tails = hidden_ND.index_select(0, rows_M).split(counts)
+            tails = tuple(self._read(i, hidden_nD) for i, hidden_nD in enumerate(tails, 1))
+        outputs = cast(list[nn.Linear], list(self.outputs))
+        shared = len(outputs) == 1
+        nll: Tensor = kernels.clustered_cross_entropy(
+            head_NE,
+            torch.cat(tails) if shared else head_NE[:0],
+            outputs[0].weight,
+            outputs[0].bias,
+            self.clusters.weight,
+            self.clusters.bias,
+            torch.cat([in_head_N, in_tail_M]) if shared else in_head_N,
+            self.ends if shared else self.ends[:2],
+            counts if shared else [],
+        )
+        nll_N, *nll_M = nll.split([len(targets_N), sum(counts)]) if shared else [nll]
+        if not shared:
+            targets = in_tail_M.split(counts)
+            nll_M = [
+                kernels.linear_cross_entropy(tail_nE, output.weight, output.bias, targets_n)
+                for tail_nE, output, targets_n in zip(tails, outputs[1:], targets, strict=True)
+            ]
+        return nll_N.index_add(0, rows_M, torch.cat(nll_M)).view_as(targets_BT)
 
-    def _column(self, i: int) -> int:
+    def _column(self, i: Id) -> Id:
         """Where the head has tail i."""
         n_tails = len(self.ends) - 2
         return self.ends[1] + (n_tails - i if self.order == "reversed" else i - 1)
 
-    def _rows_by_bin(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        """For each bin, the indices of its tokens, ascending."""
+    def _bins(self, ids_N: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The bin of each token, and for each bin the indices of its tokens, ascending."""
         # PyTorch warns of a copy where a column of a batch comes as it lies
         bins_N = torch.bucketize(ids_N.contiguous(), self.get_buffer("cutoffs"), right=True)
         counts = bins_N.bincount(minlength=len(self.ends) - 1)
-        return bins_N.argsort(stable=True).split(counts.tolist())
+        return bins_N, bins_N.argsort(stable=True).split(counts.tolist())
 
     def _outputs(self) -> list[tuple[Tensor, Tensor]]:
         """Weights and biases of each bin's softmax; in bin 0 the tails follow."""

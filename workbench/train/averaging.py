@@ -116,8 +116,13 @@ class AveragedSGD(torch.optim.Optimizer):
                 continue
             rate = self._rate(group)
             for p in group["params"]:
-                if p.grad is not None:
-                    p.add_(p.grad.add(p, alpha=group["weight_decay"]), alpha=-rate)
+                if p.grad is None:
+                    continue
+                # no sum of both: fresh memory takes longer than a second pass. And no factor of
+                # 1 - rate * decay, which float32 cannot tell from 1 well enough
+                if group["weight_decay"]:
+                    p.add_(p, alpha=-rate * group["weight_decay"])
+                p.add_(p.grad, alpha=-rate)
             if self.averaging:
                 self._average(group)
         return loss
@@ -138,7 +143,7 @@ class AveragedSGD(torch.optim.Optimizer):
                 self.state[p]["average"] = torch.zeros_like(p)
             average: Tensor = self.state[p]["average"]
             # a share of 1 replaces the old value exactly
-            average.copy_(p) if share == 1 else average.add_(p - average, alpha=share)
+            average.lerp_(p, share)
 
     @torch.no_grad()
     def swap(self) -> None:

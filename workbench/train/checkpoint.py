@@ -1,9 +1,11 @@
 """Checkpoints: everything that an exact continuation needs, safe against a stop at any moment.
 
 A checkpoint is a folder `step-0000500` with `weights.safetensors`, `state.pt` (tensors and plain
-numbers only, read with `weights_only`) and `manifest.json` (sizes and sha256 of both, and of the
-recipe). It is written beside its place, flushed to disk and renamed, so that a checkpoint is whole
-or not there. Damage done later (a full disk's copy, a flipped bit) is found when it is read.
+numbers only, read with `weights_only`) and `manifest.json` (sizes and sha256 of both, the recipe,
+the versions of the software that wrote it). It is written beside its place, flushed to disk and
+renamed, so that a checkpoint is whole or not there. Damage done later (a full disk's copy, a
+flipped bit) is found when it is read. One of the same step that was there before is
+`step-0000500.before` until the new one has its place.
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ from torch import Tensor
 
 from workbench.errors import CheckpointError
 from workbench.models.base import Model
+from workbench.train import storage
+from workbench.train.environment import versions
 
 log = logging.getLogger("workbench")
 
 FORMAT = 1
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+BEFORE, PARTIAL = ".before", ".partial-"
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ def save(
     state: Mapping[str, Any],
     *,
     recipe_sha256: str,
+    recipe: Mapping[str, Any] | None = None,
     valid_nats: float | None = None,
 ) -> Checkpoint:
     """Write a checkpoint; when this returns it is on the disk, whole.
@@ -69,37 +75,87 @@ def save(
         model: its parameters and buffers; a tensor under several names is stored once.
         state: nested dicts and lists of tensors, numbers, text, booleans and None.
         recipe_sha256: of the recipe these weights belong to.
+        recipe: that recipe as plain data.
         valid_nats: validation loss of these weights, if known.
+
+    Raises:
+        CannotWrite: the disk is full or read-only; what was there is untouched, nothing is left.
     """
     final = folder / f"step-{step:07d}"
-    partial = folder / f".partial-{final.name}-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = folder / f"{PARTIAL}{final.name}-{os.getpid()}"
     weights, aliases = _unshared(model.state_dict())
-    # save_file would make it readable for its owner only
-    (partial / WEIGHTS).write_bytes(safetensors.torch.save(weights))
-    torch.save(dict(state), partial / STATE)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "step": step,
         "valid_nats": valid_nats,
         "recipe_sha256": recipe_sha256,
+        "recipe": json.loads(json.dumps(recipe)),
+        "versions": versions(),
         "vocab_size": model.vocab_size,
         "aliases": aliases,
-        "files": {name: _fingerprint(partial / name) for name in (WEIGHTS, STATE)},
     }
+    what = f"the checkpoint of step {step}"
+    needed_bytes = storage.tensor_bytes([weights, state]) + storage.SPARE_BYTES
+    with storage.writing(what, folder):
+        _tidy(folder)
+    with storage.writing(what, folder, needed_bytes):
+        try:
+            _fill(partial, weights, state, manifest)
+            _put(partial, final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    return Checkpoint(final, step, valid_nats, manifest)
+
+
+def _fill(
+    partial: Path, weights: dict[str, Tensor], state: Mapping[str, Any], manifest: dict[str, Any]
+) -> None:
+    """Write the three files, the manifest completed by what the others hold, and flush them."""
+    partial.mkdir(parents=True)
+    # save_file would make it readable for its owner only
+    (partial / WEIGHTS).write_bytes(safetensors.torch.save(weights))
+    with (partial / STATE).open("wb") as file:
+        torch.save(dict(state), file)
+    manifest["files"] = {name: _fingerprint(partial / name) for name in (WEIGHTS, STATE)}
     manifest["sha256"] = digest(json.dumps(manifest, sort_keys=True))
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for name in (WEIGHTS, STATE, MANIFEST, "."):
-        _flush(partial / name)
-    aside = folder / f".partial-old-{final.name}-{os.getpid()}"
+        storage.flush(partial / name)
+
+
+def _put(partial: Path, final: Path) -> None:
+    """Give a checkpoint its place; at every moment it or the one before is there by its name."""
+    before = final.with_name(final.name + BEFORE)
     if final.exists():
         # of the same step: damaged, or saved before the step was validated
-        os.replace(final, aside)
+        os.replace(final, before)
     os.replace(partial, final)
-    _flush(folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    return Checkpoint(final, step, valid_nats, manifest)
+    storage.flush(final.parent)
+    if before.exists():
+        _delete(before)
+
+
+def _tidy(folder: Path) -> None:
+    """Clear away what a process left that was killed while it wrote or deleted."""
+    for path in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(path)
+    for before in folder.glob(f"step-*{BEFORE}"):
+        final = before.with_suffix("")
+        if final.exists():
+            _delete(before)
+        else:
+            os.replace(before, final)
+
+
+def _delete(path: Path) -> None:
+    """Delete a checkpoint, which is whole until it has lost its name."""
+    if not path.is_dir():
+        path.unlink()
+        return
+    leaving = path.with_name(f"{PARTIAL}{path.name}")
+    os.replace(path, leaving)
+    shutil.rmtree(leaving)
 
 
 def _unshared(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -125,14 +181,6 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         }
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def read(path: Path) -> Checkpoint:
     """A checkpoint by its manifest alone, which is checked.
 
@@ -143,7 +191,7 @@ def read(path: Path) -> Checkpoint:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         expected = manifest.pop("sha256")
         got = digest(json.dumps(manifest, sort_keys=True))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path.name}: {MANIFEST} cannot be read ({error!r})") from None
     if got != expected:
         raise CheckpointError(f"{path.name}: {MANIFEST} was altered after it was written")
@@ -164,7 +212,10 @@ def verify(path: Path) -> Checkpoint:
     for name, expected in checkpoint.manifest["files"].items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path.name}: {name} is missing")
-        got = _fingerprint(path / name)
+        try:
+            got = _fingerprint(path / name)
+        except OSError as error:
+            raise CheckpointError(f"{path.name}: {name} cannot be read ({error})") from None
         if got["bytes"] != expected["bytes"]:
             raise CheckpointError(
                 f"{path.name}: {name} has {got['bytes']} bytes, expected {expected['bytes']}"
@@ -176,7 +227,8 @@ def verify(path: Path) -> Checkpoint:
 
 def folders(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first, whole or not."""
-    return sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
+    found = folder.glob("step-*") if folder.is_dir() else ()
+    return sorted(found, key=lambda p: (p.stem, p.suffix != BEFORE), reverse=True)
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -227,17 +279,26 @@ def _readable(folder: Path) -> list[Checkpoint]:
     return found
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one, and unfinished ones."""
-    for path in folder.glob(".partial-*"):
-        shutil.rmtree(path)
+def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
+    """Delete all checkpoints but the newest and the best one.
+
+    Args:
+        folder: `checkpoints` of the run folder.
+        keep: how many of the newest stay.
+        keep_every: those of every so many-th update stay too.
+
+    Raises:
+        CannotWrite: the folder has become read-only.
+    """
     readable = _readable(folder)
     validated = [c for c in readable if c.valid_nats is not None]
     spared = {c.path for c in readable[:keep]}
     spared |= {c.path for c in sorted(validated, key=lambda c: (c.valid_nats, c.step))[:1]}
-    for path in folders(folder):
-        if path not in spared:
-            shutil.rmtree(path)
+    spared |= {c.path for c in readable if keep_every and c.step % keep_every == 0}
+    with storage.writing("(delete old checkpoints)", folder):
+        for path in folders(folder):
+            if path not in spared:
+                _delete(path)
 
 
 def load_weights(checkpoint: Checkpoint, model: Model) -> None:
@@ -262,6 +323,18 @@ def load_weights(checkpoint: Checkpoint, model: Model) -> None:
             "Use the recipe that the weights were trained with"
         )
     model.load_state_dict(weights)
+
+
+def compare_versions(checkpoint: Checkpoint) -> None:
+    """Warn where another PyTorch wrote a checkpoint that is about to be continued."""
+    theirs, ours = checkpoint.manifest.get("versions", {}).get("torch"), versions()["torch"]
+    # none: from before versions were written down
+    if theirs not in (None, ours):
+        log.warning(
+            "%s was written with torch %s, this is torch %s: the run goes on, but it is not "
+            "promised to be bit for bit what it would have been",
+            checkpoint.path.name, theirs, ours,
+        )  # fmt: skip
 
 
 def load_state(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -213,6 +213,9 @@ class TrainConfig(Config):
     """Updates between two checkpoints; one is also written at the end and when stopped."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """The newest so many are kept, and besides the one with the best validation loss."""
+    keep_every: int | None = Field(default=None, gt=0)
+    """Besides, the checkpoint of every so many-th update is kept for good, a multiple of
+    checkpoint_every; null for none."""
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Of the weights, of dropout and of every other draw."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -234,6 +237,12 @@ class TrainConfig(Config):
         if self.start_optimizer == "continued" and self.start_from is None:
             raise ValueError(
                 "start_optimizer is continued, but start_from is null: name the run to go on from"
+            )
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            near = max(1, round(self.keep_every / self.checkpoint_every)) * self.checkpoint_every
+            raise ValueError(
+                f"keep_every is {self.keep_every}, but checkpoints are written every "
+                f"{self.checkpoint_every} updates (checkpoint_every); write a multiple: {near}"
             )
         if self.optimizer.clips == "per_tensor" and self.clip_norm is None:
             raise ValueError(

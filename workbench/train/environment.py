@@ -47,6 +47,15 @@ def describe(device: torch.device, data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def versions() -> dict[str, str | None]:
+    """What must be the same for a continued run to be the same, bit for bit."""
+    return {
+        "workbench": _version("workbench"),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)

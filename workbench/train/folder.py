@@ -12,6 +12,7 @@ figures/ ...        what notebooks add
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -24,9 +25,11 @@ from workbench.config import differences, dump
 from workbench.errors import CheckpointError, ConfigError
 from workbench.models.base import Model
 from workbench.recipe import AnyRecipe, load_recipe
-from workbench.train import checkpoint
+from workbench.train import checkpoint, storage
 from workbench.train.lock import LOCK
 from workbench.train.records import Record, to_json
+
+log = logging.getLogger("workbench")
 
 RECIPE, RECORDS, STATUS, ENVIRONMENT = (
     "recipe.yaml",
@@ -35,7 +38,13 @@ RECIPE, RECORDS, STATUS, ENVIRONMENT = (
     "environment.json",
 )
 LOG = "torchrun.log"
-CHANGEABLE = ("train.max_seconds", "train.device", "train.micro_batches")
+CHANGEABLE = (
+    "train.max_seconds",
+    "train.device",
+    "train.micro_batches",
+    "train.keep_checkpoints",
+    "train.keep_every",
+)
 """Fields that a continued run may change: they do not alter what is learnt, but for rounding."""
 
 
@@ -102,11 +111,15 @@ class RunFolder:
 
     def environment(self) -> dict[str, Any]:
         """On what the run was begun; {} before it began."""
-        return self._json(ENVIRONMENT)
+        return self._json(ENVIRONMENT) if self.exists() else {}
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
-        data: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        try:
+            data: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        except ValueError:
+            log.warning("%s is torn, as if it were not there: did the machine lose power?", path)
+            data = {}
         return data
 
     def artefact(self, name: str) -> Path:
@@ -152,7 +165,10 @@ class RunFolder:
 
         Raises:
             ConfigError: another recipe's run (names the fields), or no run at all.
+            CannotWrite: it is read-only.
         """
+        if self.writes:
+            storage.check_writable(self.path, LOCK, RECORDS, self.checkpoints.name)
         if not self.exists():
             if self.path.exists() and self._holds_something():
                 raise ConfigError(
@@ -174,25 +190,29 @@ class RunFolder:
             )
 
     def _holds_something(self) -> bool:
-        return not self.path.is_dir() or any(x.name not in (LOCK, LOG) for x in self.path.iterdir())
+        # a process that was killed at its very beginning leaves these
+        own = {LOCK, LOG, ENVIRONMENT, *(f".{name}.partial" for name in (ENVIRONMENT, RECIPE))}
+        return not self.path.is_dir() or any(x.name not in own for x in self.path.iterdir())
 
     def begin(self, recipe: AnyRecipe, environment: dict[str, Any]) -> None:
         """Write what was asked for and on what it runs."""
         if not self.writes:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        with storage.writing("a new run", self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         # a recipe in place is what makes a folder a run folder: it comes last
         self._write(ENVIRONMENT, json.dumps(environment, indent=2, default=str) + "\n")
         self._write(RECIPE, recipe.to_yaml())
 
     def append(self, record: Record) -> None:
-        """Add a record; when this returns it is in the file."""
-        if not self.writes:
-            return
-        with (self.path / RECORDS).open("ab") as file:
-            file.write(f"{to_json(record)}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
+        """Add a record; when this returns it is in the file.
+
+        Raises:
+            CannotWrite: the disk is full or read-only; the file is as before.
+        """
+        if self.writes:
+            with storage.writing(f"the {record.kind} record", self.path):
+                storage.append(self.path / RECORDS, f"{to_json(record)}\n".encode())
 
     def rewind(self, step: int) -> None:
         """Drop records of updates that are about to be repeated, and a torn line."""
@@ -216,11 +236,9 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         """Replace a file so that readers see the old or the new one, never a part."""
-        if not self.writes:
-            return
-        partial = self.path / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, self.path / name)
+        if self.writes:
+            with storage.writing(name, self.path):
+                storage.replace(self.path / name, text.encode(), durable=name != STATUS)
 
 
 def origin_of(recipe: AnyRecipe) -> checkpoint.Checkpoint | None:

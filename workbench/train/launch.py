@@ -21,7 +21,7 @@ import torch
 
 from workbench.config import Config
 from workbench.data.corpus import Corpus
-from workbench.errors import ConfigError, ProcessesFailed
+from workbench.errors import CannotWrite, ConfigError, ProcessesFailed
 from workbench.models.base import Model
 from workbench.recipe import AnyRecipe, of_text
 from workbench.train import checkpoint
@@ -273,9 +273,13 @@ class LaunchedRun:
             self._say("stopped", f"killed after step {self.step}; iterate again to continue")
 
     def _say(self, state: str, message: str) -> None:
-        # a status would make a run folder of one in which nothing was begun
-        if self.folder.exists():
+        # a status would make a folder in which nothing was begun look like someone else's
+        if not self.folder.exists():
+            return
+        try:
             self.folder.set_status(state, self.step, self.recipe.train.steps, message)
+        except CannotWrite as error:
+            log.warning("%s", error)
 
 
 def _interrupted(record: Record) -> bool:

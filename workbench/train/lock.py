@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from workbench.errors import ConfigError
+from workbench.train.storage import writing
 
 try:
     import fcntl
@@ -29,11 +30,13 @@ def hold(folder: Path, owner: object) -> None:
 
     Raises:
         ConfigError: another process on this machine is training in it.
+        CannotWrite: the disk is full or read-only.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = (folder / LOCK).resolve()
-    if fcntl is not None and not (path in _held and _still_there(path)):
-        _lock(path, folder)
+    with writing("the lock", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is not None and not (path in _held and _still_there(path)):
+            _lock(path, folder)
     _owners[path] = id(owner)
 
 

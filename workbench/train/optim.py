@@ -7,7 +7,7 @@ parameter tensor on its own, by shrinking its step and not its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -42,6 +42,40 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
+def fused(parameters: Sequence[Tensor], devices: Sequence[str] = ("cpu", "cuda")) -> bool | None:
+    """PyTorch's argument `fused`: whether one pass over the numbers makes an update.
+
+    Args:
+        parameters: of the optimizer.
+        devices: kinds of device on which PyTorch has that pass.
+
+    Returns:
+        True, or None where it has none: then PyTorch takes what else is fast there.
+    """
+    # on a CPU it takes for granted that weight and gradient lie alike, and then reads wrong numbers
+    # where they do not: autograd sees to it for weights without gaps
+    served = (p.device.type in devices and p.is_floating_point() for p in parameters)
+    return True if all(served) and all(p.is_contiguous() for p in parameters) else None
+
+
+def take_over(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Go on from a `state_dict()`; how an update is computed stays this optimizer's affair.
+
+    The state may come from another kind of device, or from a version that computed otherwise.
+    """
+    groups = [
+        {**theirs, **{key: own[key] for key in ("fused", "foreach") if key in own}}
+        for theirs, own in zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    # transposed on their way from another code, they would not lie as the weights do
+    state = {
+        parameter: {k: x.contiguous() if isinstance(x, Tensor) else x for k, x in entry.items()}
+        for parameter, entry in saved["state"].items()
+    }
+    # counts of updates go to where the fused pass expects them only if it is named already here
+    optimizer.load_state_dict({**saved, "param_groups": groups, "state": state})
+
+
 class Adam(OptimizerConfig):
     """Adam (arXiv:1412.6980): Transformer-XL and the fast-weight models without weight decay."""
 
@@ -54,12 +88,14 @@ class Adam(OptimizerConfig):
     """L2: this share of a weight is added to its gradient after clipping, as AWD-LSTM does."""
 
     def build(self, model: nn.Module, clip_norm: float | None) -> torch.optim.Optimizer:
+        parameters = _trainable(model)
         return torch.optim.Adam(
-            _trainable(model),
+            parameters,
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,
             weight_decay=self.weight_decay,
+            fused=fused(parameters),
         )
 
 
@@ -84,7 +120,11 @@ class AdamW(OptimizerConfig):
             {"params": spared, "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=self.lr, betas=self.betas, eps=self.eps
+            [g for g in groups if g["params"]],
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            fused=fused([*decayed, *spared]),
         )
 
 
@@ -98,11 +138,13 @@ class SGD(OptimizerConfig):
     """L2: this share of a weight is added to its gradient after clipping."""
 
     def build(self, model: nn.Module, clip_norm: float | None) -> torch.optim.Optimizer:
+        parameters = _trainable(model)
         return torch.optim.SGD(
-            _trainable(model),
+            parameters,
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
+            fused=fused(parameters),
         )
 
 
@@ -120,11 +162,14 @@ class Adagrad(OptimizerConfig):
         return self.clip
 
     def build(self, model: nn.Module, clip_norm: float | None) -> torch.optim.Optimizer:
+        parameters = _trainable(model)
         if self.clip == "per_tensor":
             return PerTensorClippedAdagrad(
-                _trainable(model), lr=self.lr, eps=self.eps, clip_norm=clip_norm
+                parameters, lr=self.lr, eps=self.eps, clip_norm=clip_norm
             )
-        return torch.optim.Adagrad(_trainable(model), lr=self.lr, eps=self.eps)
+        return torch.optim.Adagrad(
+            parameters, lr=self.lr, eps=self.eps, fused=fused(parameters, devices=("cpu",))
+        )
 
 
 class PerTensorClippedAdagrad(torch.optim.Optimizer):

@@ -11,6 +11,7 @@ and folder goes on from the newest checkpoint, bit for bit on the CPU.
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 import time
@@ -18,8 +19,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from workbench.config import dump
 from workbench.data.corpus import Corpus
-from workbench.errors import CheckpointError, NonFiniteLoss
+from workbench.errors import CannotWrite, CheckpointError, NonFiniteLoss
 from workbench.models.base import Model
 from workbench.recipe import AnyRecipe, of_text
 from workbench.train import checkpoint
@@ -37,6 +39,8 @@ from workbench.train.signals import StopSignals
 from workbench.train.tasks import Task, TextTask, Validation
 from workbench.train.trackers import Tracking
 from workbench.train.trainer import Trainer
+
+log = logging.getLogger("workbench")
 
 ECHO_S = 10.0
 """seconds during which several processes take a second signal for an echo of the first"""
@@ -63,6 +67,8 @@ class Run:
         self._elapsed_s = 0.0
         self._clock_zero = time.monotonic()
         self._finished = False
+        self._unwritten = ""
+        self._sha256 = ""
 
     @property
     def model(self) -> Model:
@@ -113,7 +119,7 @@ class Run:
         self.tracking.close()
         # by `break` or an error in the loop's body
         if self.folder.status().get("state") == "running":
-            self._status("stopped", f"left at step {self.step}; iterate again to continue")
+            self._last_word("stopped", f"left at step {self.step}; iterate again to continue")
 
     def save(self) -> None:
         """Write a checkpoint now: after `break`, before the process ends."""
@@ -129,6 +135,8 @@ class Run:
         """Train until something is worth telling; it is committed when this returns."""
         config = self.recipe.train
         self._check_owner()
+        if self._unwritten:
+            raise CannotWrite(f"{self._unwritten}. In a notebook: call workbench.start again")
         self._status("running")
         try:
             while True:
@@ -146,14 +154,24 @@ class Run:
                     return records
         except NonFiniteLoss as error:
             rows = [json.dumps(row) for row in self.folder.records()[-5:]]
-            self._status("failed", str(error))
+            self._last_word("failed", str(error))
             raise NonFiniteLoss(
                 f"{error}\nThe last checkpoint is untouched. Last records:\n  "
                 + ("\n  ".join(rows) or "none yet")
             ) from None
         except Exception as error:
-            self._status("failed", f"{type(error).__name__}: {error}")
+            if isinstance(error, CannotWrite):
+                # what the lost record held is gone: going on from here would not be the same run
+                self._unwritten = str(error)
+            self._last_word("failed", f"{type(error).__name__}: {error}")
             raise
+
+    def _last_word(self, state: str, message: str) -> None:
+        """The status to end with, which no error over it may hide the reason of."""
+        try:
+            self._status(state, message)
+        except CannotWrite as error:
+            log.warning("the status '%s' could not be written: %s", state, error)
 
     def _late(self) -> bool:
         limit = self.recipe.train.max_seconds
@@ -277,11 +295,18 @@ class Run:
 
     def _write(self, state: dict[str, Any], valid_nats: float | None) -> checkpoint.Checkpoint:
         folder = self.folder.checkpoints
-        sha256 = recipe_sha256(self.recipe)
+        self._sha256 = self._sha256 or recipe_sha256(self.recipe)
         written = checkpoint.save(
-            folder, self.step, self.model, state, recipe_sha256=sha256, valid_nats=valid_nats
+            folder,
+            self.step,
+            self.model,
+            state,
+            recipe_sha256=self._sha256,
+            recipe=dump(self.recipe),
+            valid_nats=valid_nats,
         )
-        checkpoint.prune(folder, self.recipe.train.keep_checkpoints)
+        config = self.recipe.train
+        checkpoint.prune(folder, config.keep_checkpoints, config.keep_every)
         return written
 
     def _record_of(self, written: checkpoint.Checkpoint | None) -> CheckpointRecord:
@@ -295,7 +320,7 @@ class Run:
     def _describe(self, written: checkpoint.Checkpoint) -> CheckpointRecord:
         return CheckpointRecord(
             step=written.step,
-            path=written.path.relative_to(self.folder.path).as_posix(),
+            path=written.path.with_suffix("").relative_to(self.folder.path).as_posix(),
             bytes=written.nbytes,
             best=written.valid_nats is not None and written.valid_nats == self._best_nats,
             elapsed_s=self._elapsed_s,
@@ -320,6 +345,7 @@ class Run:
         """Take over weights and everything else of a checkpoint; nothing is written."""
         checkpoint.load_weights(found, self.model)
         state = checkpoint.load_state(found)
+        checkpoint.compare_versions(found)
         try:
             self._best_nats = state["run"]["best_nats"]
             self._validated_step = state["run"]["validated_step"]
@@ -354,6 +380,9 @@ class Run:
         if reason is None:
             return
         if ("done", reason) in told:
+            if self.folder.status().get("state") != "done":
+                # stopped between the last record and the status
+                self._status("done")
             self._close()
         else:
             self._pending.extend(self._end(reason))

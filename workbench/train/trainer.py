@@ -27,6 +27,7 @@ from workbench.train.config import TrainConfig
 from workbench.train.distributed import ALONE, World, own_seed, state_of, states_of_all
 from workbench.train.gradients import Gradients
 from workbench.train.meters import Meters
+from workbench.train.optim import take_over
 from workbench.train.own_random import OwnRandom
 from workbench.train.records import TrainRecord
 
@@ -67,6 +68,7 @@ class Trainer:
         self.averaged_from = 0 if self._averages else None
         """Updates done when the averaging of weights began; None while there is none."""
         self.grad_norm = torch.zeros((), device=self.device)
+        self._ran_before: dict[str, str] = {}
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._gradients = Gradients(model, config, world)
 
@@ -188,11 +190,15 @@ class Trainer:
             elapsed_s=elapsed_s,
             memory_bytes=carries.nbytes(self.carry or ()),
             readings=self.model.readings(),
-            backends=kernels.ran(),
+            backends=self._backends(),
             precision=self.config.precision,
             compiled=self._gradients.losses.compiled,
             processes=self.world.size,
         )
+
+    def _backends(self) -> dict[str, str]:
+        """Of all sessions of the run, each op's newest."""
+        return {**self._ran_before, **kernels.ran()}
 
     def state(self) -> dict[str, Any]:
         """All but the weights, as tensors and plain values for a checkpoint: in process 0 that of
@@ -211,6 +217,7 @@ class Trainer:
             "grad_norm": self.grad_norm,
             "validations": list(self.validations),
             "averaged_from": self.averaged_from,
+            "backends": self._backends(),
             "meters": {
                 "loss": sums[0],
                 "penalties": dict(zip(meters.penalties, sums[1:] / world.size, strict=True)),
@@ -232,17 +239,18 @@ class Trainer:
                 "train.start_optimizer is continued, but the run of train.start_from holds no "
                 "statistics of an optimizer; write start_optimizer: fresh"
             )
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": theirs})
+        take_over(self.optimizer, {**self.optimizer.state_dict(), "state": theirs})
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` gave; the weights are the caller's affair."""
         self.step, self.tokens, self.lr = state["step"], state["tokens"], state["lr"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        take_over(self.optimizer, state["optimizer"])
         if isinstance(self.optimizer, AveragedSGD) and self.optimizer.swapped:
             # the checkpoint's weights are the averages
             self.optimizer.swap()
         self.validations = list(state.get("validations", ()))
         self.averaged_from = state.get("averaged_from")
+        self._ran_before = state.get("backends", {})
         self.segments.restore(state["segments"])
         self._restore_random(state["random"])
         self.grad_norm = state["grad_norm"].to(self.device)

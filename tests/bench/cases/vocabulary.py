@@ -59,11 +59,16 @@ def whole(C: int, device: torch.device) -> Ways:
     )
 
 
-def clustered(C: int, device: torch.device) -> Ways:
-    """Frequent classes and clusters of the others."""
+def clustered(C: int, div_val: int, device: torch.device) -> Ways:
+    """Frequent classes and clusters of the others, with narrower vectors where div_val is not 1.
+
+    PyTorch's module has a projection for each tail, also a D x D one where ours has none, and no
+    biases; our head has a projection where div_val is not 1, as the codes of Transformer-XL.
+    """
     hidden, targets, seed = inputs(C, device)
-    ours = vocabulary(C, kind="adaptive", cutoffs=CUTOFFS[C]).to(device)
-    built_in = nn.AdaptiveLogSoftmaxWithLoss(D, C, list(CUTOFFS[C]), div_value=1.0).to(device)
+    ours = vocabulary(C, kind="adaptive", cutoffs=CUTOFFS[C], div_val=div_val).to(device)
+    cutoffs = list(CUTOFFS[C])
+    built_in = nn.AdaptiveLogSoftmaxWithLoss(D, C, cutoffs, div_value=float(div_val)).to(device)
 
     def work() -> Tensor:
         return ours.nll(hidden, targets)
@@ -71,7 +76,10 @@ def clustered(C: int, device: torch.device) -> Ways:
     def theirs() -> Tensor:
         return -built_in(hidden.flatten(0, 1), targets.flatten()).output.view_as(targets)
 
-    read = [p for name, p in ours.named_parameters() if "project" not in name]
+    read = list(ours.parameters())
+    if div_val > 1:
+        # the head's projection at the input is not that at the output
+        read = [p for name, p in ours.named_parameters() if not name.startswith("project_in.0.")]
     ways = Ways(
         {"auto": with_gradients(work, [hidden, *read], BOTH, [seed])},
         {BUILT_IN: with_gradients(theirs, [hidden, *built_in.parameters()], BOTH, [seed])},
@@ -99,17 +107,17 @@ def cases() -> list[Case]:
                 tiny=C == 1_000,
             )
         )
-    for C in CUTOFFS:
+    for C, div_val in [*((C, 1) for C in CUTOFFS), (30_000, 2), (30_000, 4)]:
         result.append(
             Case(
                 group="vocabulary",
                 name="adaptive softmax nll",
-                size=f"N{N} D{D} C{C}",
+                size=f"N{N} D{D} C{C}" + (f" div_val {div_val}" if div_val > 1 else ""),
                 way=BOTH,
-                make=partial(clustered, C),
-                sweep="vocabulary",
+                make=partial(clustered, C, div_val),
+                sweep="vocabulary" if div_val == 1 else "",
                 x=C,
-                quick=C == 30_000,
+                quick=C == 30_000 and div_val == 1,
                 tiny=C == 10_000,
             )
         )

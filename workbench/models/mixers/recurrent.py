@@ -100,12 +100,34 @@ CELLS = {
 }
 
 
+ACCOUNTS = {kind: kernels.Account(kind) for kind in CELLS}
+LIBRARIES = {"CudnnRnnBackward0": "cudnn", "MkldnnRnnLayerBackward0": "onednn"}
+"""by the name of the step back that a library leaves in the graph"""
+
+
+def library_of(y_BTU: Tensor) -> str | None:
+    """What PyTorch computed a layer's outputs with: `cudnn`, `onednn`, or `aten` for its own loop.
+
+    Read from the graph, not guessed from the arguments; None where there is none.
+    """
+    node = y_BTU.grad_fn
+    if node is None:
+        return None
+    # the library's step, below the views that put the batch first
+    for _ in range(3):
+        if node is None or node.name() in LIBRARIES:
+            break
+        node = node.next_functions[0][0] if node.next_functions else None
+    return "aten" if node is None else LIBRARIES.get(node.name(), "aten")
+
+
 class Recurrent(SequenceMixer):
     """One layer of PyTorch's recurrent networks, its parameters under their names there."""
 
     def __init__(self, config: RecurrentConfig, d_model: int):
         super().__init__()
         self.config, self.cell = config, CELLS[config.kind]
+        self.account = ACCOUNTS[config.kind]
         self.d_out = d_model if config.project_out else config.d_hidden
         G, U = self.cell.n_gates, config.d_hidden
         self.weight_ih = nn.Parameter(torch.empty(G * U, d_model))
@@ -139,6 +161,7 @@ class Recurrent(SequenceMixer):
         if x_BTD.shape[1] == 1:
             given = tuple(state) if len(state) > 1 else state[0]
             made = self.cell.step(x_BTD[:, 0], given, *weights)
+            self.account.ran_on = "aten"
             after = self.cell.state(*(made if len(state) > 1 else (made,)))
             return after.h_BU[:, None], after
         before = tuple(leaf[None] for leaf in state)
@@ -153,6 +176,9 @@ class Recurrent(SequenceMixer):
             False,  # in one direction
             True,  # batch first
         )
+        if not torch.compiler.is_compiling():
+            # without gradients, as in validation, what is known from training stays
+            self.account.ran_on = library_of(y_BTU) or self.account.ran_on
         return y_BTU, self.cell.state(*(leaf[0] for leaf in leaves))
 
     def drop_weight(self, weight: Tensor) -> Tensor:
