@@ -11,7 +11,7 @@ from torch import Tensor
 from workbench.train import checkpoint
 from workbench.train.folder import RunFolder
 
-CLOCK = ("elapsed_s", "tokens_per_s", "seconds")
+CLOCK = ("elapsed_s", "tokens_per_s", "seconds", "peak_bytes")
 BYTES = "bytes"
 """of a checkpoint: names that are one object in memory are written once, equal ones twice"""
 

@@ -6,6 +6,7 @@ records.jsonl       one record a line, see `records.py`
 status.json         {state, step, steps, pid, updated_s, message}
 checkpoints/        see `checkpoint.py`
 torchrun.log        what several processes said, where a notebook started them
+nonfinite/          batches whose loss or gradient was not finite, see `nonfinite.py`
 figures/ ...        what notebooks add
 """
 
@@ -42,10 +43,15 @@ CHANGEABLE = (
     "train.max_seconds",
     "train.device",
     "train.micro_batches",
+    "train.recompute",
+    "train.deterministic",
+    "train.on_nonfinite",
+    "train.loss_scale",
     "train.keep_checkpoints",
     "train.keep_every",
 )
-"""Fields that a continued run may change: they do not alter what is learnt, but for rounding."""
+"""Fields that a continued run may change: they do not alter what is learnt, but for rounding, and
+for updates that would have ended the run."""
 
 
 class RunFolder:
