@@ -5,6 +5,7 @@ environment.json    versions, device, git commit, corpus
 records.jsonl       one record a line, see `records.py`
 status.json         {state, step, steps, pid, updated_s, message}
 checkpoints/        see `checkpoint.py`
+torchrun.log        what several processes said, where a notebook started them
 nonfinite/          batches whose loss or gradient was not finite, see `nonfinite.py`
 figures/ ...        what notebooks add
 """
@@ -21,7 +22,7 @@ from typing import Any
 import yaml
 
 from workbench import kernels
-from workbench.config import differences, dump
+from workbench.config import differences, dump, essence
 from workbench.errors import CheckpointError, ConfigError
 from workbench.models.base import Model
 from workbench.recipe import AnyRecipe, load_recipe
@@ -37,6 +38,7 @@ RECIPE, RECORDS, STATUS, ENVIRONMENT = (
     "status.json",
     "environment.json",
 )
+LOG = "torchrun.log"
 CHANGEABLE = (
     "train.max_seconds",
     "train.device",
@@ -195,7 +197,7 @@ class RunFolder:
 
     def _holds_something(self) -> bool:
         # a process that was killed at its very beginning leaves these
-        own = {LOCK, ENVIRONMENT, *(f".{name}.partial" for name in (ENVIRONMENT, RECIPE))}
+        own = {LOCK, LOG, ENVIRONMENT, *(f".{name}.partial" for name in (ENVIRONMENT, RECIPE))}
         return not self.path.is_dir() or any(x.name not in own for x in self.path.iterdir())
 
     def begin(self, recipe: AnyRecipe, environment: dict[str, Any]) -> None:
@@ -277,9 +279,13 @@ def origin_of(recipe: AnyRecipe) -> checkpoint.Checkpoint | None:
 
 
 def recipe_sha256(recipe: AnyRecipe) -> str:
-    """Identifies a recipe up to the fields that a continued run may change."""
-    data = dump(recipe)
+    """Identifies a recipe up to the fields that a continued run may change.
+
+    What it leaves to defaults does not count: a version with more fields continues the runs of one
+    with fewer.
+    """
+    data = essence(recipe)
     for path in CHANGEABLE:
         section, name = path.split(".")
-        data[section].pop(name)
+        data[section].pop(name, None)
     return checkpoint.digest(yaml.safe_dump(data, sort_keys=True))
