@@ -25,6 +25,7 @@ from workbench.errors import CannotWrite, CheckpointError, NonFiniteLoss
 from workbench.models.base import Model
 from workbench.recipe import AnyRecipe, of_text
 from workbench.train import checkpoint
+from workbench.train.distributed import World
 from workbench.train.folder import RunFolder, recipe_sha256
 from workbench.train.lock import check_owner, release
 from workbench.train.records import (
@@ -82,6 +83,11 @@ class Run:
         of_text(self.recipe)
         assert isinstance(self.task, TextTask)
         return self.task.corpus
+
+    @property
+    def world(self) -> World:
+        """The processes that train together: `evaluate(..., world=run.world)` shares the work."""
+        return self._world
 
     @property
     def leads(self) -> bool:
@@ -241,7 +247,7 @@ class Run:
         averaged_from = self._trainer.averaged_from
         # a model may draw in evaluation too
         with self._trainer.averaged(), self._trainer.random():
-            result = self.task.validate(self.model, self.step)
+            result = self.task.validate(self.model, self.step, self._world)
         # rounding may differ between machines; decisions may not
         result = Validation(*self._world.from_leader(list(result)))
         self._validated_step = self.step
