@@ -37,6 +37,10 @@ class NonFiniteLoss(WorkbenchError, ArithmeticError):
     """The loss became NaN or infinite; the message names the step and the recipe."""
 
 
+class OutOfMemory(WorkbenchError, MemoryError):
+    """There was not enough memory; the message names the settings to change."""
+
+
 class UnknownOriginal(WorkbenchError, ValueError):
     """An original program's model, by its arguments or parameters, is not one that is known."""
 

@@ -99,6 +99,11 @@ class RetrievalRecipe(Experiment):
                     f"train.{field} is about texts; sequences of pairs are whole, and `eval` says "
                     "how many of them are measured. Leave it out"
                 )
+        if self.train.recompute:
+            raise ValueError(
+                "train.recompute is about stacks of blocks, and a retrieval model has one layer; "
+                "leave it out"
+            )
         return self
 
 

@@ -11,17 +11,21 @@ from torch import Tensor
 from workbench.train import checkpoint
 from workbench.train.folder import RunFolder
 
-CLOCK = ("elapsed_s", "tokens_per_s", "seconds")
+CLOCK = ("elapsed_s", "tokens_per_s", "seconds", "peak_bytes")
 BYTES = "bytes"
 """of a checkpoint: names that are one object in memory are written once, equal ones twice"""
 
 
 def differences(got: RunFolder, expected: RunFolder) -> list[str]:
-    """Where they differ: records, the last checkpoint and all that is in it, which are kept."""
+    """Where they differ: records, the last checkpoint and all that is in it, which are kept.
+
+    A checkpoint more, from where the run was stopped, is no difference.
+    """
     found = []
-    for i, (ours, theirs) in enumerate(zip(_story(got), _story(expected), strict=False)):
+    stories = [_story(got, expected), _story(expected, expected)]
+    for i, (ours, theirs) in enumerate(zip(*stories, strict=False)):
         found += _unlike(ours, theirs, f"record {i} ({theirs['kind']}, step {theirs['step']})")
-    counts = [len(_story(folder)) for folder in (got, expected)]
+    counts = [len(story) for story in stories]
     if counts[0] != counts[1]:
         found.append(f"{counts[0]} records, expected {counts[1]}")
     names = [{p.name for p in checkpoint.folders(f.checkpoints)} for f in (got, expected)]
@@ -34,12 +38,14 @@ def differences(got: RunFolder, expected: RunFolder) -> list[str]:
     return found + list(_unlike(ours, theirs, "checkpoint"))
 
 
-def _story(folder: RunFolder) -> list[dict[str, Any]]:
-    """The records without times, and without interruptions."""
+def _story(folder: RunFolder, expected: RunFolder) -> list[dict[str, Any]]:
+    """The records without times, and without interruptions and their checkpoints."""
+    beats = {row["step"] for row in expected.records("checkpoint")}
     return [
         {k: v for k, v in row.items() if k not in (*CLOCK, BYTES)}
         for row in folder.records()
         if row.get("reason") != "interrupted"
+        and not (row["kind"] == "checkpoint" and row["step"] not in beats)
     ]
 
 

@@ -73,10 +73,11 @@ def write_text(path: Path) -> Path:
     return path
 
 
-def write_recipe(name: str, folder: Path) -> Path:
-    """The recipe of a name in `MIXERS`, with its text, in a folder."""
+def write_recipe(name: str, folder: Path, **train: Any) -> Path:
+    """The recipe of a name in `MIXERS`, with its text, in a folder; fields of `train` replaced."""
     text = write_text(folder / "text.txt")
     data = _retrieval() if name == "retrieval" else _text(text, MIXERS[name])
+    data["train"] |= train
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
     return path

@@ -212,7 +212,7 @@ def test_a_run_stopped_around_the_trigger_continues_bit_for_bit(
     again = workbench.start(asked, out=tmp_path / "run")
     assert again.step == stop
     list(again)
-    clock = {"elapsed_s", "tokens_per_s", "bytes"}
+    clock = {"elapsed_s", "tokens_per_s", "bytes", "peak_bytes"}
     rows, expected = (
         [{k: v for k, v in row.items() if k not in clock} for row in folder.records()]
         for folder in (RunFolder(tmp_path / "run"), whole.folder)

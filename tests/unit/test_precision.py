@@ -1,7 +1,8 @@
-"""bfloat16, compiled steps and waits for the device: what makes a step fast, and what it keeps."""
+"""Half precision, compiled steps, waits for the device: what makes a step fast, what it keeps."""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from workbench.models.mixers.base import MixerConfig
 from workbench.train import compiling
 from workbench.train.compiling import Compiled
 from workbench.train.config import EvalConfig, TrainConfig
-from workbench.train.precision import check_precision, computing
+from workbench.train.precision import HALF, LossScale, check_precision, computing
 from workbench.train.trainer import Trainer
 
 CASES = [
@@ -42,9 +43,68 @@ def language_model(config: MixerConfig, **more: Any) -> Any:
     return build_model(ModelConfig.model_validate(told), vocab_size=8, seed=0)
 
 
+def outputs_and_gradients(
+    mixer: Any, x_BTD: torch.Tensor, weight_BTD: torch.Tensor, precision: str
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Outputs of two segments and the last state; the gradients of a random functional of them."""
+    x_BTD = x_BTD.clone().requires_grad_()
+    state, parts = mixer.initial_state(len(x_BTD)), []
+    with computing(precision, CPU):
+        for part_BTD in x_BTD.split([11, 13], dim=1):
+            y_BTD, state = mixer(part_BTD, state)
+            parts.append(y_BTD)
+        y_BTD = torch.cat(parts, dim=1)
+    leaves = [x for x in state if isinstance(x, torch.Tensor)]
+    assert all(x.dtype == x_BTD.dtype for x in leaves), "states accumulate"
+    # a scale, without which float16 has no digits for small gradients; exact in all types
+    scale = 1024.0 if precision == "fp16" else 1.0
+    loss = (y_BTD.to(x_BTD.dtype) * weight_BTD).sum() * scale
+    gradients = torch.autograd.grad(loss, [x_BTD, *mixer.parameters()], materialize_grads=True)
+    return [y_BTD, *leaves], [g / scale for g in gradients]
+
+
+def distance(got: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
+    """Of all numbers of several tensors together, relative to the exact ones."""
+    one, other = (torch.cat([x.detach().double().flatten() for x in many]) for many in (got, exact))
+    return float((one - other).norm() / other.norm().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("config", CASES)
-def test_every_mixer_trains_in_bf16(config: MixerConfig) -> None:
+def test_every_precision_is_that_far_from_float64(config: MixerConfig, precision: str) -> None:
+    """In epsilons of the type that matrix products are in. A product rounds its factors and its
+    result once each and sums in float32; a mixer has two or three in a row, whose errors are
+    independent and add up in squares: 3 epsilons, where 2 are measured at most. A gradient goes
+    through as many again: 6, for 4.4. DPFP's features are 0 in most places, and where keys are
+    divided by the sum of theirs it may be close to 0, which the gradient is divided by twice: 16,
+    for 10.
+    """
+    torch.manual_seed(0)
+    mixer = config.build(8)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.add_(0.1 * torch.rand_like(parameter))
+    mixer.eval()
+    generator = torch.Generator().manual_seed(1)
+    x_BTD = torch.randn(3, 24, 8, generator=generator)
+    weight_BTD = torch.randn(3, 24, mixer.d_out, generator=generator)
+    torch.manual_seed(5)
+    got = outputs_and_gradients(mixer, x_BTD, weight_BTD, precision)
+    torch.manual_seed(5)
+    doubles = (copy.deepcopy(mixer).double(), x_BTD.double(), weight_BTD.double())
+    exact = outputs_and_gradients(*doubles, "fp32")
+    epsilon = torch.finfo(HALF.get(precision, torch.float32)).eps
+    for one, other in zip(got[0], exact[0], strict=True):
+        assert not other.numel() or distance([one], [other]) < 3 * epsilon
+    fragile = getattr(getattr(config, "feature_map", None), "kind", "") == "dpfp"
+    assert distance(got[1], exact[1]) < (16 if fragile else 6) * epsilon
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("config", CASES)
+def test_every_mixer_trains_in_half_precision(config: MixerConfig, precision: str) -> None:
     """Close to float32, and nothing that is kept or summed in less than that."""
+    scale = LossScale(precision, 128.0, CPU)
     model = language_model(config)
     tokens = torch.randint(8, (4, 25), generator=torch.Generator().manual_seed(3))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -53,7 +113,7 @@ def test_every_mixer_trains_in_bf16(config: MixerConfig) -> None:
         exact = model.eval().nll(tokens[:, :-1], tokens[:, 1:], model.initial_carry(4))[0].mean()
     carry = model.initial_carry(4)
     for step in range(12):
-        with computing("bf16", CPU):
+        with computing(precision, CPU):
             nll, penalties, carry = model.losses(tokens[:, :-1], tokens[:, 1:], carry)
         assert nll.dtype == torch.float32
         assert all(x.dtype == torch.float32 for x in penalties.values())
@@ -64,19 +124,20 @@ def test_every_mixer_trains_in_bf16(config: MixerConfig) -> None:
             model.train()
         loss = nll.mean() + sum(penalties.values())
         optimizer.zero_grad()
-        loss.backward()
+        scale.scaled(loss).backward()
+        scale.unscale(optimizer)
         assert all(
             p.grad is None or (p.grad.dtype == p.dtype and p.grad.isfinite().all())
             for p in model.parameters()
         )
-        optimizer.step()
+        scale.step(optimizer)
         model.after_step()
         carry = map_tensors(torch.Tensor.detach, carry)
         losses.append(float(nll.detach().mean()))
     assert losses[-1] < losses[0]
 
 
-def test_matrix_products_are_bf16_only_where_asked() -> None:
+def test_matrix_products_are_in_half_precision_only_where_asked() -> None:
     seen: Counter[tuple[str, torch.dtype]] = Counter()
 
     class Products(TorchDispatchMode):
@@ -88,29 +149,36 @@ def test_matrix_products_are_bf16_only_where_asked() -> None:
 
     model = language_model(next(iter(CASES)).values[0])
     tokens = torch.zeros(2, 9, dtype=torch.long)
-    for precision, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for precision, expected in (("fp32", torch.float32), *HALF.items()):
         seen.clear()
         with Products(), computing(precision, CPU):
             model.nll(tokens[:, 1:], tokens[:, :-1], model.initial_carry(2))
         assert seen and {dtype for _, dtype in seen} == {expected}
 
 
-def test_a_run_in_bf16_says_so_and_measures_as_asked(text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_a_run_says_its_precision_and_measures_as_asked(
+    text: Path, tmp_path: Path, half: str
+) -> None:
     plain = {"d_model": 32, "stack": [{"block": {"mixer": FAST}}]}
     rows = {}
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", half):
         valid = {"segment_len": 32, "batch_size": 2, "precision": precision}
         asked = recipe(text, plain, precision=precision, valid=valid, steps=24)
         run = workbench.start(asked, out=tmp_path / precision)
         rows[precision] = [r for r in run if r.kind in ("train", "eval")]
         assert all(p.dtype == torch.float32 for p in run.model.parameters())
-    for one, other in zip(rows["fp32"], rows["bf16"], strict=True):
+    for one, other in zip(rows["fp32"], rows[half], strict=True):
         assert one.loss_nats != other.loss_nats
         assert one.loss_nats == pytest.approx(other.loss_nats, rel=0.02)
-    trained = [r for r in rows["bf16"] if r.kind == "train"]
-    assert {(r.precision, r.compiled) for r in trained} == {("bf16", False)}
+    trained = [r for r in rows[half] if r.kind == "train"]
+    assert {(r.precision, r.compiled) for r in trained} == {(half, False)}
+    scales = {r.loss_scale for r in trained}
+    assert scales == ({65536.0} if half == "fp16" else {None}) and {r.skipped for r in trained} == {
+        0
+    }
     settings = {p: next(r.settings for r in rows[p] if r.kind == "eval") for p in rows}
-    assert settings["bf16"] == settings["fp32"] + ", precision bf16"
+    assert settings[half] == settings["fp32"] + f", precision {half}"
 
 
 def test_precisions_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +190,7 @@ def test_precisions_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) 
         check_precision("bf16", torch.device("cuda"))
     check_precision("fp32", torch.device("cuda"))
     check_precision("bf16", CPU)
+    check_precision("fp16", torch.device("cuda"))
 
 
 def test_what_cannot_be_compiled_runs_uncompiled_with_one_warning(

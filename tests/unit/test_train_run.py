@@ -21,7 +21,7 @@ from workbench.train.records import from_json
 from workbench.train.signals import StopSignals
 
 HERE = Path(__file__).parent
-CLOCK = {"elapsed_s", "tokens_per_s", "bytes"}
+CLOCK = {"elapsed_s", "tokens_per_s", "bytes", "peak_bytes"}
 
 
 @pytest.fixture(scope="module")

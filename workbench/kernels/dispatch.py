@@ -114,8 +114,8 @@ class Op:
         backends: faster ones, best first.
         check: refuses arguments that no backend could take, with a `ValueError`.
         takes_half: where PyTorch's autocast is on, float tensors are handed to the op in float32;
-            with this, the first so many stay as they are if all of them have one half precision
-            type.
+            with this, the first so many stay as they are if all of them are bfloat16. In float16
+            sums over keys and fast weights would overflow, and no faster backend knows it.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Op:
         """The arguments in types that the contract takes together."""
         n = self.takes_half
         types = {x.dtype for x in args[:n]}
-        n = n if len(types) == 1 and types <= HALF else 0
+        n = n if types == {torch.bfloat16} else 0
         return [*args[:n], *(_widened(x) for x in args[n:])]
 
     def _run(self, *args: Any) -> Any:

@@ -19,6 +19,9 @@ class Model(nn.Module, ABC):
 
     vocab_size: int
     """symbols that its tokens are ids of"""
+    recompute: bool = False
+    """whether parts of it keep only their inputs for the backward pass, and compute again what they
+    need beside them; a model without such parts takes no notice"""
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,7 @@ generators, as all others do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -38,6 +38,29 @@ def shared(seed: int, compiled: bool = True) -> Iterator[None]:
         yield
     finally:
         _sharing = False
+
+
+def twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts for two computations of the same thing: in the second, draws `of_weights` are those
+    of the first again, whatever was drawn between."""
+    return nullcontext(), _AsAt(_sharing, _seed)
+
+
+class _AsAt:
+    """A context, as often entered as wanted, in which draws go on from a certain one."""
+
+    def __init__(self, sharing: bool, seed: int) -> None:
+        self._then = sharing, seed
+        self._now = False, 0
+
+    def __enter__(self) -> None:
+        global _sharing, _seed
+        self._now = _sharing, _seed
+        _sharing, _seed = self._then
+
+    def __exit__(self, *error: object) -> None:
+        global _sharing, _seed
+        _sharing, _seed = self._now
 
 
 def of_weights(device: torch.device, draw: Callable[[], Tensor]) -> Tensor:

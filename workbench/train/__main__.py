@@ -4,7 +4,9 @@
     torchrun --standalone --nproc-per-node 2 -m workbench.train RECIPE --out runs/mine
 
 The same command again continues the run. The exit status is 0 when the run is done or was stopped
-after its checkpoint, 2 where the user can mend something, and is told how.
+after its checkpoint (`status.json` says which: `done` or `stopped`), 2 where the user can mend
+something, and is told how. SIGTERM and Ctrl-C stop it after the update at work; a second one acts
+at once.
 """
 
 from __future__ import annotations

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from workbench.config import CarryMode, Config, SameLength, slot
 from workbench.train.averaging import non_monotone  # and its kind of optimizer
 from workbench.train.optim import OptimizerConfig
 from workbench.train.schedule import Constant, ScheduleConfig
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class CacheConfig(Config):
@@ -78,7 +79,7 @@ class EvalConfig(Config):
     skip_first: bool = False
     """`windows`: leave out the first window, whose tokens have a shorter context."""
     precision: Precision = "fp32"
-    """`bf16`: as `train.precision`; the nats differ from the third digit on."""
+    """`bf16` or `fp16`: as `train.precision`; the nats differ from the third digit on."""
     cache: CacheConfig | None = None
     """`carried` or `streams`: mix the softmax with a continuous cache."""
 
@@ -178,6 +179,14 @@ class StopConfig(Config):
         return None
 
 
+def _scale(value: object) -> object:
+    """Refuse what is no scale in one line, where a union would make one for each alternative."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value != "dynamic" and not (number and 0 < value < math.inf):  # type: ignore[operator]
+        raise ValueError(f"got {value!r}, expected dynamic or a number above 0 such as 128")
+    return value if value == "dynamic" else float(value)  # type: ignore[arg-type]
+
+
 class TrainConfig(Config):
     """How long, how fast and how carefully to train."""
 
@@ -226,7 +235,26 @@ class TrainConfig(Config):
     """Stop after this time on the clock, between two updates; null for no limit."""
     precision: Precision = "fp32"
     """`bf16`: matrix products in bfloat16, twice as fast or more on a processor or GPU that has
-    units for it and slower on one without; weights, optimizer, losses and sums stay in float32."""
+    units for it and slower on one without; weights, optimizer, losses and sums stay in float32.
+    `fp16`: in float16, for GPUs before Ampere: three digits more, but nothing above 65504."""
+    loss_scale: Annotated[Literal["dynamic"] | float, BeforeValidator(_scale)] = "dynamic"
+    """`fp16`: what the loss is multiplied by, so that small gradients are not 0 in float16; they
+    are divided by it again. `dynamic`: from 65536 on, halved when a gradient overflows, whose
+    update is left out, and doubled after 2000 updates without. A number: always that one."""
+    on_nonfinite: Literal["stop", "skip", "back_off"] = "stop"
+    """What follows an update whose loss or gradient is NaN or infinite. `stop`: the run fails at
+    the next record. `skip`: the update is left out; more than 10 in a row end the run. `back_off`:
+    and the learning rate is halved, until 200 updates were finite for each doubling back. The last
+    two look at each update before it is made, for which a GPU is waited for at each. All of them
+    save the batch, see `workbench.train.nonfinite`. An overflow of fp16's scaled gradient is the
+    affair of `loss_scale`, as long as the scale can become smaller."""
+    recompute: bool = False
+    """Keep only the inputs of each block for the backward pass, which computes the rest again: the
+    same numbers with less memory, for a quarter more time; see `LanguageModel`."""
+    deterministic: bool = False
+    """Let PyTorch use algorithms alone that give the same bits each time, see
+    `workbench.train.deterministic`. On a CPU all do already; on a GPU it costs time, and
+    CUBLAS_WORKSPACE_CONFIG must be set."""
     compile: bool = False
     """Compile the model with `torch.compile`: minutes first, faster steps after. Where PyTorch
     cannot, a warning says why and the run goes on without; records say which it was."""
@@ -248,6 +276,16 @@ class TrainConfig(Config):
             raise ValueError(
                 "optimizer.clip is per_tensor, but clip_norm is null: nothing would be clipped; "
                 "write clip_norm, or optimizer.clip: global"
+            )
+        if self.loss_scale != "dynamic" and self.precision != "fp16":
+            raise ValueError(
+                f"loss_scale is {self.loss_scale:g}, which says nothing under precision "
+                f"{self.precision}; leave it out, or write precision: fp16"
+            )
+        if self.recompute and self.compile:
+            raise ValueError(
+                "recompute and compile are both true, but torch.compile decides by itself what it "
+                "computes again; leave one of them out"
             )
         return self
 

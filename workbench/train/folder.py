@@ -5,6 +5,7 @@ environment.json    versions, device, git commit, corpus
 records.jsonl       one record a line, see `records.py`
 status.json         {state, step, steps, pid, updated_s, message}
 checkpoints/        see `checkpoint.py`
+nonfinite/          batches whose loss or gradient was not finite, see `nonfinite.py`
 figures/ ...        what notebooks add
 """
 
@@ -36,8 +37,19 @@ RECIPE, RECORDS, STATUS, ENVIRONMENT = (
     "status.json",
     "environment.json",
 )
-CHANGEABLE = ("train.max_seconds", "train.device", "train.micro_batches", "train.keep_every")
-"""Fields that a continued run may change: they do not alter what is learnt, but for rounding."""
+CHANGEABLE = (
+    "train.max_seconds",
+    "train.device",
+    "train.micro_batches",
+    "train.recompute",
+    "train.deterministic",
+    "train.on_nonfinite",
+    "train.loss_scale",
+    "train.keep_checkpoints",
+    "train.keep_every",
+)
+"""Fields that a continued run may change: they do not alter what is learnt, but for rounding, and
+for updates that would have ended the run."""
 
 
 class RunFolder:

@@ -23,7 +23,7 @@ from workbench.train.compiling import Compiled
 from workbench.train.config import TrainConfig
 from workbench.train.distributed import World, own_seed
 from workbench.train.objective import objective, total
-from workbench.train.precision import check_precision, computing
+from workbench.train.precision import LossScale, check_precision, computing
 
 
 class Losses(nn.Module):
@@ -98,13 +98,16 @@ class Gradients:
     def __init__(self, model: Model, config: TrainConfig, world: World) -> None:
         check_precision(config.precision, model.device)
         self.config, self.device = config, model.device
+        self.scale = LossScale(config.precision, config.loss_scale, self.device)
+        model.recompute = config.recompute
         self.losses = Losses(model, config.compile)
         self._ddp = None
         if world.size > 1:
             self._ddp = _averaged(self.losses, self.device)
 
     def add(self, batch: Batch, start: Carry, step: int) -> tuple[dict[str, Tensor], Carry]:
-        """Add the gradient of a batch, averaged over all processes, to that of the parameters.
+        """Add the gradient of a batch, averaged over all processes, to that of the parameters: a
+        multiple of it where there is a `scale`.
 
         The rows are read in `train.micro_batches` pieces one after another: what is in memory
         between forward and backward pass is that of one piece.
@@ -132,7 +135,7 @@ class Gradients:
                         batch.tokens_BT[rows], batch.targets_BT[rows], piece
                     )
                 terms = objective(nll_BT, penalties)
-                (total(terms) * (each / B)).backward()
+                self.scale.scaled(total(terms) * (each / B)).backward()
             parts.append(carry)
             for name, value in terms.items():
                 share = value.detach() * (each / B)

@@ -24,7 +24,7 @@ class TrainRecord:
     lr: float
     """Rate of the last update."""
     grad_norm: float
-    """Of the last update, before clipping."""
+    """Of the last update that was made, before clipping."""
     tokens_per_s: float
     """Training alone, without validation and checkpoints."""
     elapsed_s: float
@@ -36,11 +36,22 @@ class TrainRecord:
     backends: dict[str, str] = field(default_factory=dict)
     """Which implementation of each op ran."""
     precision: str = "fp32"
-    """Of matrix products: `fp32` or `bf16`."""
+    """Of matrix products: `fp32`, `bf16` or `fp16`."""
     compiled: bool = False
     """Whether `torch.compile`'s code ran."""
     processes: int = 1
     """That trained together."""
+    param_norm: float | None = None
+    """Norm of all trainable weights after the last update, not of their averages. This and what
+    follows is null where a record is from before they were told."""
+    loss_scale: float | None = None
+    """What the next loss is multiplied by under fp16; null under other precisions."""
+    skipped: int | None = None
+    """Updates since the record before that were left out: an overflow of fp16, or a loss or
+    gradient that was not finite (`train.on_nonfinite`)."""
+    peak_bytes: int | None = None
+    """Most memory that was held at once: on a GPU by PyTorch's tensors since the record before; on
+    a CPU by the whole process since its start. Of several processes the one that held most."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,24 +10,26 @@ and folder goes on from the newest checkpoint, bit for bit on the CPU.
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from workbench.config import dump
 from workbench.data.corpus import Corpus
-from workbench.errors import CannotWrite, CheckpointError, NonFiniteLoss
+from workbench.errors import CannotWrite, CheckpointError, NonFiniteLoss, WorkbenchError
 from workbench.models.base import Model
 from workbench.recipe import AnyRecipe, of_text
-from workbench.train import checkpoint
+from workbench.train import checkpoint, guard
+from workbench.train.deterministic import deterministic
 from workbench.train.distributed import World
 from workbench.train.folder import RunFolder, recipe_sha256
 from workbench.train.lock import check_owner, release
+from workbench.train.memory import naming, smaller_update, smaller_validation
 from workbench.train.records import (
     CheckpointRecord,
     DoneRecord,
@@ -65,6 +67,7 @@ class Run:
         self._elapsed_s = 0.0
         self._clock_zero = time.monotonic()
         self._finished = False
+        self._broken = ""
         self._unwritten = ""
         self._sha256 = ""
 
@@ -123,17 +126,33 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint now: after `break`, before the process ends."""
         if self.step > self._saved_step:
-            self._check_owner()
+            self._check_usable()
             self._checkpoint(None)
 
-    def _check_owner(self) -> None:
+    def until(self, step: int) -> None:
+        """Train until so many updates are done, or the run ends; its records are in the folder.
+
+        Raises:
+            NonFiniteLoss, OutOfMemory: as iterating does.
+        """
+        self._check_usable()
+        while self.step < step and not self._finished:
+            self._pending.extend(self._update())
+
+    def _check_usable(self) -> None:
+        if self._broken:
+            raise WorkbenchError(
+                f"this run has failed ({self._broken}), in the middle of an update; what "
+                f"workbench.start(..., out={str(self.folder.path)!r}) returns goes on from its "
+                "last checkpoint"
+            )
         if self._world.leads:
             check_owner(self.folder.path, self)
 
     def _advance(self, signals: StopSignals) -> list[Record]:
         """Train until something is worth telling; it is committed when this returns."""
         config = self.recipe.train
-        self._check_owner()
+        self._check_usable()
         if self._unwritten:
             raise CannotWrite(f"{self._unwritten}. In a notebook: call workbench.start again")
         self._status("running")
@@ -145,25 +164,28 @@ class Run:
                     return self._interrupt(signal.Signals(int(signal_number)).name)
                 if late:
                     return self._finish("time", f"max_seconds is {config.max_seconds:g}")
-                with self._trainer.random():
-                    self._trainer.update()
-                if self.step >= config.steps:
-                    return self._finish("steps")
-                if records := self._due():
+                if records := self._update():
                     return records
         except NonFiniteLoss as error:
-            rows = [json.dumps(row) for row in self.folder.records()[-5:]]
             self._last_word("failed", str(error))
-            raise NonFiniteLoss(
-                f"{error}\nThe last checkpoint is untouched. Last records:\n  "
-                + ("\n  ".join(rows) or "none yet")
-            ) from None
+            evidence = guard.evidence(self.folder, self._trainer.guard.found)
+            raise NonFiniteLoss(f"{error}\n{evidence}") from None
         except Exception as error:
+            self._last_word("failed", said := f"{type(error).__name__}: {error}")
             if isinstance(error, CannotWrite):
                 # what the lost record held is gone: going on from here would not be the same run
                 self._unwritten = str(error)
-            self._last_word("failed", f"{type(error).__name__}: {error}")
+            else:
+                self._broken = said
             raise
+
+    def _update(self) -> list[Record]:
+        """One update and the records that are due then, committed."""
+        cure = partial(smaller_update, self.recipe, self._world.size)
+        with self._trainer.random(), naming(cure):
+            self._trainer.update()
+        guard.save(self.folder, self._trainer.guard.found)
+        return self._finish("steps") if self.step >= self.recipe.train.steps else self._due()
 
     def _last_word(self, state: str, message: str) -> None:
         """The status to end with, which no error over it may hide the reason of."""
@@ -180,7 +202,8 @@ class Run:
         """The records of this step, committed; none at most steps."""
         config, step = self.recipe.train, self.step
         records: list[Record] = []
-        if step % config.log_every == 0:
+        # none where all updates since the last one were left out: they have no loss
+        if step % config.log_every == 0 and self._trainer.meters.updates:
             records += self._commit(self._trainer.record(self._clock()))
         valid_nats = None
         if step % config.eval_every == 0:
@@ -246,23 +269,15 @@ class Run:
         self._trainer.check_finite()
         averaged_from = self._trainer.averaged_from
         # a model may draw in evaluation too
-        with self._trainer.averaged(), self._trainer.random():
+        exactly = deterministic(self.recipe.train.deterministic)
+        cure = partial(smaller_validation, self.recipe)
+        with self._trainer.averaged(), self._trainer.random(), exactly, naming(cure):
             result = self.task.validate(self.model, self.step, self._world)
         # rounding may differ between machines; decisions may not
         result = Validation(*self._world.from_leader(list(result)))
         self._validated_step = self.step
         self._trainer.validated(result.loss_nats)
-        return EvalRecord(
-            step=self.step,
-            split="valid",
-            loss_nats=result.loss_nats,
-            tokens=result.targets,
-            method=result.method,
-            context_len=result.context_len,
-            settings=result.settings,
-            averaged_from=averaged_from,
-            elapsed_s=self._clock(),
-        )
+        return result.record(self.step, averaged_from, self._clock())
 
     def _note_best(self, valid_nats: float | None) -> bool:
         """Whether this is the best validation so far; None is no validation."""

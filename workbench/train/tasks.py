@@ -17,6 +17,7 @@ from workbench.recipe import AnyRecipe, Recipe, RetrievalRecipe
 from workbench.train.config import EvalConfig
 from workbench.train.distributed import ALONE, World, own_seed
 from workbench.train.evaluate import check, check_length, evaluate
+from workbench.train.records import EvalRecord
 from workbench.train.sharing import share, unequal
 
 
@@ -30,6 +31,20 @@ class Validation(NamedTuple):
     context_len: int | None = None
     settings: str = ""
     """the method with everything that changes its result"""
+
+    def record(self, step: int, averaged_from: int | None, elapsed_s: float) -> EvalRecord:
+        """What a run says of it; see there."""
+        return EvalRecord(
+            step=step,
+            split="valid",
+            loss_nats=self.loss_nats,
+            tokens=self.targets,
+            method=self.method,
+            context_len=self.context_len,
+            settings=self.settings,
+            averaged_from=averaged_from,
+            elapsed_s=elapsed_s,
+        )
 
 
 class Task(ABC):

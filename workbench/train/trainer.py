@@ -24,8 +24,11 @@ from workbench.models.base import Model
 from workbench.models.mixers.base import Limits
 from workbench.train.averaging import AveragedSGD, non_monotone
 from workbench.train.config import TrainConfig
+from workbench.train.deterministic import check_deterministic, deterministic
 from workbench.train.distributed import ALONE, World, own_seed, state_of, states_of_all
 from workbench.train.gradients import Gradients
+from workbench.train.guard import Guard
+from workbench.train.memory import peak_bytes
 from workbench.train.meters import Meters
 from workbench.train.optim import take_over
 from workbench.train.own_random import OwnRandom
@@ -56,6 +59,8 @@ class Trainer:
         self.model, self.segments, self.config, self.name = model, segments, config, name
         self.world = world
         self.device = model.device
+        if config.deterministic:
+            check_deterministic(self.device)
         self.optimizer = config.optimizer.build(model, config.clip_norm)
         self.random = OwnRandom(own_seed(config.seed, world.rank), self.device)
         self.step = 0
@@ -71,27 +76,53 @@ class Trainer:
         self._ran_before: dict[str, str] = {}
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._gradients = Gradients(model, config, world)
+        self.scale = self._gradients.scale
+        self.guard = Guard(config, world, self.scale, self.device)
 
     def update(self) -> None:
-        """One step of the optimizer on the next segment. Nothing is waited for."""
+        """One step of the optimizer on the next segment. Nothing is waited for, but under
+        `on_nonfinite: skip` and `back_off` and under fp16, see `Guard` and `LossScale`.
+
+        Raises:
+            NonFiniteLoss: too many updates in a row were left out.
+        """
         begin = time.perf_counter()
         self.model.train()
         batch = self.segments.next()
         self.optimizer.zero_grad(set_to_none=True)
-        terms, self.carry = self._gradients.add(batch, self._start_carry(batch), self.step)
-        self.grad_norm = self._clip()
-        self._set_lr(batch)
-        self.optimizer.step()
+        start = self.start_carry(batch)
+        with deterministic(self.config.deterministic):
+            terms, carry = self._gradients.add(batch, start, self.step)
+            self.scale.unscale(self.optimizer)
+            grad_norm = self._clip()
+            self._set_lr(batch)
+            bad, overflow = self.guard.judge(terms, grad_norm)
+            self.step += 1
+            n_targets = batch.targets_BT.numel()
+            self.tokens += n_targets * self.world.size
+            if self.guard.waits and self.guard.leaves_out(self.step, batch, start, bad, self.lr):
+                self.scale.skip()
+                self.carry = start
+                self.meters.skipped += 1
+            else:
+                self.carry = carry
+                self._step(grad_norm, overflow)
+                self.guard.remember(self.step, batch)
+                self.meters.add(terms, n_targets, bad, self.step)
+        self.meters.seconds += time.perf_counter() - begin
+
+    def _step(self, grad_norm: Tensor, overflow: Tensor) -> None:
+        self.scale.step(self.optimizer)
         if isinstance(self.optimizer, AveragedSGD):
             self.lr = self.optimizer.rate
         self.model.after_step()
-        self.step += 1
-        n_targets = batch.targets_BT.numel()
-        self.tokens += n_targets * self.world.size
-        self.meters.add(terms, n_targets, self.grad_norm, self.step)
-        self.meters.seconds += time.perf_counter() - begin
+        if self.scale.used:
+            self.meters.skipped += overflow
+            grad_norm = torch.where(overflow, self.grad_norm, grad_norm)
+        self.grad_norm = grad_norm
 
-    def _start_carry(self, batch: Batch) -> Carry:
+    def start_carry(self, batch: Batch) -> Carry:
+        """What a batch is read from."""
         if self.config.carry == "reset":
             return self.model.initial_carry(len(batch.tokens_BT))
         if self.carry is None or batch.fresh:
@@ -110,7 +141,8 @@ class Trainer:
     def _set_lr(self, batch: Batch) -> None:
         config = self.config
         rate = config.schedule.lr(self.step, config.optimizer.lr, config.steps)
-        self.lr = config.schedule.lowered(rate, self.validations) * batch.lr_scale
+        rate = config.schedule.lowered(rate, self.validations) * batch.lr_scale
+        self.lr = rate * self.guard.factor
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
 
@@ -159,11 +191,14 @@ class Trainer:
         bad_step = int(self.world.highest(int(self.meters.bad_step))[0])
         self.meters.seconds += time.perf_counter() - begin
         if bad_step:
+            self.guard.collect(bad_step)
             raise NonFiniteLoss(
                 f"the loss or its gradient became NaN or infinite in update {bad_step} of recipe "
                 f"'{self.name}' (learning rate {self.lr:.3g}). To mend: a smaller "
-                "train.optimizer.lr, more schedule.warmup_steps, or a smaller train.clip_norm"
+                "train.optimizer.lr, more schedule.warmup_steps, a smaller train.clip_norm, or "
+                "train.on_nonfinite: skip"
             )
+        self.guard.forget()
 
     def record(self, elapsed_s: float) -> TrainRecord:
         """What happened since the last record; waits for the device.
@@ -175,9 +210,13 @@ class Trainer:
         meters, self.meters = self.meters, Meters.fresh(self.device)
         begin = time.perf_counter()
         names = list(meters.penalties)
-        sums = [meters.loss, self.grad_norm.double(), *(meters.penalties[n] for n in names)]
-        summed = self.world.total(torch.stack(sums)) / self.world.size
-        loss, grad_norm, *penalties = summed.tolist()
+        with torch.no_grad():
+            param_norm = torch.nn.utils.get_total_norm(self._parameters)
+        # these are the same in all processes
+        common = [self.grad_norm, param_norm, meters.skipped]
+        sums = [meters.loss, *common, *(meters.penalties[n] for n in names)]
+        summed = self.world.total(torch.stack([x.double() for x in sums])) / self.world.size
+        loss, grad_norm, param_norm, skipped, *penalties = summed.tolist()
         meters.seconds += time.perf_counter() - begin
         return TrainRecord(
             step=self.step,
@@ -186,6 +225,7 @@ class Trainer:
             penalties={n: x / meters.updates for n, x in zip(names, penalties, strict=True)},
             lr=self.lr,
             grad_norm=grad_norm,
+            param_norm=param_norm,
             tokens_per_s=meters.tokens * self.world.size / max(meters.seconds, 1e-9),
             elapsed_s=elapsed_s,
             memory_bytes=carries.nbytes(self.carry or ()),
@@ -194,6 +234,9 @@ class Trainer:
             precision=self.config.precision,
             compiled=self._gradients.losses.compiled,
             processes=self.world.size,
+            loss_scale=self.scale.value(),
+            skipped=round(skipped),
+            peak_bytes=int(self.world.highest(peak_bytes(self.device))[0]),
         )
 
     def _backends(self) -> dict[str, str]:
@@ -217,6 +260,8 @@ class Trainer:
             "grad_norm": self.grad_norm,
             "validations": list(self.validations),
             "averaged_from": self.averaged_from,
+            "loss_scale": self.scale.state(),
+            "guard": self.guard.state(),
             "backends": self._backends(),
             "meters": {
                 "loss": sums[0],
@@ -224,6 +269,7 @@ class Trainer:
                 "tokens": meters.tokens * world.size,
                 "updates": meters.updates,
                 "seconds": meters.seconds,
+                "skipped": meters.skipped,
             },
         }
 
@@ -250,6 +296,9 @@ class Trainer:
             self.optimizer.swap()
         self.validations = list(state.get("validations", ()))
         self.averaged_from = state.get("averaged_from")
+        # not there before there was fp16
+        self.scale.restore(state.get("loss_scale", {}))
+        self.guard.restore(state.get("guard", {}))
         self._ran_before = state.get("backends", {})
         self.segments.restore(state["segments"])
         self._restore_random(state["random"])
@@ -265,6 +314,7 @@ class Trainer:
         self.meters.penalties = {n: x.to(self.device) for n, x in meters["penalties"].items()}
         self.meters.tokens = meters["tokens"] // self.world.size
         self.meters.updates = meters["updates"]
+        self.meters.skipped += meters.get("skipped", 0)
         self.meters.seconds = meters["seconds"]
 
     def _restore_random(self, states: dict[str, Tensor] | list[dict[str, Tensor]]) -> None:
