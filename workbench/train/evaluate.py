@@ -32,7 +32,7 @@ from workbench.models.mixers.base import Limits
 from workbench.train import continuous_cache, cutting
 from workbench.train.config import CacheConfig, EvalConfig
 from workbench.train.distributed import ALONE, World
-from workbench.train.precision import computing
+from workbench.train.precision import check_precision, computing
 from workbench.train.sharing import Out, Passes, Read, padded, share, together
 
 CACHED_TOKENS = 1024
@@ -163,6 +163,7 @@ def _nll(model: LanguageModel, cache: CacheConfig | None) -> Read:
 
 def check(model: LanguageModel, tokens: Tensor, config: EvalConfig) -> None:
     """Refuse a text that cannot be scored so; see `evaluate`."""
+    check_precision(config.precision, model.device, "eval.precision")
     check_length(tokens, config)
     # by numpy: PyTorch has no maximum of two unsigned bytes
     top = int(tokens[: config.max_tokens].cpu().numpy().max())

@@ -26,7 +26,6 @@ from workbench.models.base import Model
 from workbench.recipe import AnyRecipe, of_text
 from workbench.train import checkpoint, guard
 from workbench.train.deterministic import deterministic
-from workbench.train.distributed import World
 from workbench.train.folder import RunFolder, recipe_sha256
 from workbench.train.lock import check_owner, release
 from workbench.train.memory import naming, smaller_update, smaller_validation
@@ -40,6 +39,7 @@ from workbench.train.records import (
 )
 from workbench.train.signals import StopSignals
 from workbench.train.tasks import Task, TextTask, Validation
+from workbench.train.trackers import Tracking
 from workbench.train.trainer import Trainer
 
 log = logging.getLogger("workbench")
@@ -55,11 +55,13 @@ class Run:
         recipe: what was asked for.
         task: what it trains on.
         folder: what is on disk.
+        world: the processes that train together; `evaluate` takes it, to share the work.
     """
 
     def __init__(self, recipe: AnyRecipe, task: Task, folder: RunFolder, trainer: Trainer) -> None:
         self.recipe, self.task, self.folder = recipe, task, folder
-        self._trainer, self._world = trainer, trainer.world
+        self._trainer, self.tracking = trainer, Tracking()
+        self.world = self._world = trainer.world
         self._pending: deque[Record] = deque()
         self._best_nats: float | None = None
         self._saved_step = 0
@@ -88,11 +90,6 @@ class Run:
         return self.task.corpus
 
     @property
-    def world(self) -> World:
-        """The processes that train together: `evaluate(..., world=run.world)` shares the work."""
-        return self._world
-
-    @property
     def leads(self) -> bool:
         """Whether this process, of those that train together, writes the folder."""
         return self._world.leads
@@ -117,11 +114,12 @@ class Run:
                         return
                     self._pending.extend(self._advance(signals))
             finally:
-                # left by `break` or an error in the loop's body; at exit no file can be opened
-                if not sys.is_finalizing() and self.folder.status().get("state") == "running":
-                    self._last_word(
-                        "stopped", f"left at step {self.step}; iterate again to continue"
-                    )
+                # at exit no file can be opened
+                if not sys.is_finalizing():
+                    self.tracking.close()
+                    # left by `break` or an error in the loop's body
+                    if self.folder.status().get("state") == "running":
+                        self._last_word("stopped", f"left at step {self.step}; iterate to go on")
 
     def save(self) -> None:
         """Write a checkpoint now: after `break`, before the process ends."""
@@ -343,6 +341,7 @@ class Run:
     def _commit(self, record: Record) -> list[Record]:
         self._elapsed_s = self._clock()
         self.folder.append(record)
+        self.tracking.log(record)
         return [record]
 
     def _clock(self) -> float:
