@@ -129,25 +129,13 @@ class World(NamedTuple):
         try:
             yield
         except Exception as error:
-            if (explained := self.explained(error)) is error:
-                raise
-            raise explained from error
-
-    def explained(self, error: Exception) -> Exception:
-        """What this process is to raise for an error that ends it.
-
-        Where another one has ended, that says which, and why. Otherwise it is the error itself, and
-        the others are told before they notice.
-        """
-        if self.size == 1 or isinstance(error, ProcessLost):
-            return error
-        if _is_silence(error):
-            return self._lost(*self._last_words())
-        self._leave_word(error)
-        return error
+            if self.size > 1 and _is_silence(error):
+                raise self._lost(*self._last_words()) from error
+            self._leave_word(error)
+            raise
 
     def _leave_word(self, error: Exception) -> None:
-        if self.board is not None:
+        if self.board is not None and not isinstance(error, ProcessLost):
             # the first one is the cause of the others
             self.board.compare_set(_BOARD, "", json.dumps([self.rank, _reason(error)]))
 

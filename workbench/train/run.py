@@ -155,30 +155,28 @@ class Run:
             raise CannotWrite(f"{self._unwritten}. In a notebook: call workbench.start again")
         self._status("running")
         try:
-            while True:
-                # all processes stop at the same update, whichever of them is told to
-                signal_number, late = self._world.highest(signals.number, self._late())
-                if signal_number:
-                    return self._interrupt(signal.Signals(int(signal_number)).name)
-                if late:
-                    return self._finish("time", f"max_seconds is {config.max_seconds:g}")
-                if records := self._update():
-                    return records
+            with self._world.listening():
+                while True:
+                    # all processes stop at the same update, whichever of them is told to
+                    signal_number, late = self._world.highest(signals.number, self._late())
+                    if signal_number:
+                        return self._interrupt(signal.Signals(int(signal_number)).name)
+                    if late:
+                        return self._finish("time", f"max_seconds is {config.max_seconds:g}")
+                    if records := self._update():
+                        return records
         except NonFiniteLoss as error:
             self._last_word("failed", str(error))
             evidence = guard.evidence(self.folder, self._trainer.guard.found)
             raise NonFiniteLoss(f"{error}\n{evidence}") from None
         except Exception as error:
-            why = self._world.explained(error)
-            self._last_word("failed", said := f"{type(why).__name__}: {why}")
+            self._last_word("failed", said := f"{type(error).__name__}: {error}")
             if isinstance(error, CannotWrite):
                 # what the lost record held is gone: going on from here would not be the same run
                 self._unwritten = str(error)
             else:
                 self._broken = said
-            if why is error:
-                raise
-            raise why from error
+            raise
 
     def _update(self) -> list[Record]:
         """One update and the records that are due then, committed."""
