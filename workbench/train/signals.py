@@ -7,6 +7,7 @@ acts at once, as if nobody listened.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -16,6 +17,15 @@ from typing import Any, Self
 log = logging.getLogger("workbench")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def comes_twice(processes: int) -> bool:
+    """Whether one signal may reach this process a second time.
+
+    `torchrun` passes on what its processes have got already, and so does papermill's engine to the
+    Jupyter kernel where Slurm signals everything that belongs to a job.
+    """
+    return processes > 1 or "WORKBENCH_BATCH" in os.environ
 
 
 class StopSignals:
