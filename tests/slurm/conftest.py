@@ -21,7 +21,7 @@ from workbench.train.folder import RunFolder
 ROOT = Path(workbench.__file__).resolve().parents[1]
 SCRIPT = ROOT / "workbench" / "cluster" / "train.sbatch"
 MIXER = {"kind": "fast_weight", "n_heads": 2, "d_head": 4}
-PATIENCE_S = 240.0
+PATIENCE_S = 300.0
 """longest wait for a job; two busy cores need seconds to import PyTorch"""
 
 

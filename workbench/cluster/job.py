@@ -69,8 +69,8 @@ def execute(book: str, executed: Path, parameters: Mapping[str, Any]) -> None:
     path = BOOKS / f"{book}.ipynb"
     if not path.is_file():
         raise DataMissing(
-            f"there is no {path}: jobs and sweeps run the notebooks of a checkout, and the installed "
-            "package has none. Clone the repository and run them there"
+            f"there is no {path}: jobs and sweeps run the notebooks of a checkout, which the "
+            "installed package does not have. Clone the repository and run them there"
         )
     papermill_engines.register("workbench", WorkbenchEngine)
     executed.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +84,8 @@ def train(job: Job) -> int:
     try:
         execute("train", job.executed, job.parameters())
     except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt" and stopped_by(job.executed):
+            return STOPPED
         sys.stderr.write(f"workbench: {error.ename}: {error.evalue}\nnotebook: {job.executed}\n")
         return MENDABLE if error.ename in vars(errors) else FAILED
     except (PapermillException, KeyboardInterrupt, RuntimeError) as error:
