@@ -41,6 +41,10 @@ class OutOfMemory(WorkbenchError, MemoryError):
     """There was not enough memory; the message names the settings to change."""
 
 
+class ProcessesFailed(WorkbenchError, RuntimeError):
+    """A run's processes ended too early; the message says which, how, and its last words."""
+
+
 class UnknownOriginal(WorkbenchError, ValueError):
     """An original program's model, by its arguments or parameters, is not one that is known."""
 

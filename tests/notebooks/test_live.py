@@ -106,3 +106,8 @@ def test_training_view_starts_from_the_folder_and_ends_with_the_last_record(
     data = page.outputs[0][live.PLOTLY_MIME]["data"]
     assert len(data[0]["x"]) == 2 or data[0]["x"]["bdata"]
     assert "2.164 bits per character at step 20" in page.outputs[0]["text/plain"]
+    with live.LiveTraining(run, every_s=3600) as view:
+        view.update(TrainRecord(step=20, loss_nats=2.0, **shared, **rest))
+        # processes that died have begun again at step 10
+        view.update(TrainRecord(step=15, loss_nats=2.5, **shared, **rest))
+        assert [row["step"] for row in view.records] == [10, 15] and view.bar.n == 15

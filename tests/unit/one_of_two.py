@@ -1,4 +1,4 @@
-"""Trains in two processes, of which the second meets something that is not finite, twice."""
+"""Trains in two processes, of which the second meets what is not finite, or that compute twice."""
 
 import sys
 from pathlib import Path
@@ -11,8 +11,24 @@ import workbench
 from workbench.train import distributed, guard
 
 
+def same_when_recomputed(text: str, out: str) -> None:
+    """Whether blocks that are computed twice give the same bits, under DDP and in pieces."""
+    weights = []
+    for recompute in (False, True):
+        asked = recipe(Path(text), recompute=recompute, micro_batches=2)
+        fields = {"train.device": "cpu", "data.batch_size": 8}
+        run = workbench.start(asked, fields, out=Path(out) / str(recompute))
+        run.until(4)
+        weights.append([p.detach().clone() for p in run.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
 def main(text: str, out: str, how: str) -> None:
     torch.set_num_threads(1)
+    if how == "recompute":
+        same_when_recomputed(text, out)
+        distributed.leave()
+        return
     told = {"precision": "fp16"} if how == "fp16" else {"on_nonfinite": "skip"}
     fields = {"train.device": "cpu", "data.batch_size": 4}
     run = workbench.start(recipe(Path(text), **told), fields, out=Path(out) / "run")

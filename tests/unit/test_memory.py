@@ -66,6 +66,11 @@ def test_a_lack_of_memory_names_the_cure_and_the_run_continues_with_it(
     assert list(run)[-1].reason == "steps"
 
 
+def test_pytorchs_own_words_are_known() -> None:
+    with pytest.raises(OutOfMemory, match="allocate"), memory.naming(lambda: "less"):
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+
 def test_the_cure_is_what_is_left_to_do(text: Path) -> None:
     told = memory.smaller_update(recipe(text, micro_batches=3, precision="bf16"), 1)
     assert "micro_batches" not in told and "precision" not in told and "recompute" in told

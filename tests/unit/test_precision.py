@@ -137,6 +137,39 @@ def test_every_mixer_trains_in_half_precision(config: MixerConfig, precision: st
     assert losses[-1] < losses[0]
 
 
+VOCABULARIES = [
+    {"kind": "plain"},
+    {"kind": "plain", "tie_weights": False, "d_embed": 8},
+    {"kind": "plain", "sampled": {"n_samples": 20}},
+    {"kind": "adaptive", "cutoffs": [50, 200], "div_val": 2},
+    {"kind": "split", "splits": [50, 200]},
+]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("vocabulary", VOCABULARIES, ids=lambda v: "-".join(map(str, v)))
+def test_losses_are_summed_in_float32_over_many_classes(
+    vocabulary: dict[str, Any], precision: str
+) -> None:
+    """A whole model: losses within 1 epsilon, gradients within 8, where 4.3 are measured."""
+    block = {"mixer": {"kind": "attention", "n_heads": 2, "d_head": 8, "memory_len": 8}}
+    told = {"d_model": 16, "vocabulary": vocabulary, "stack": [{"block": block}]}
+    model = build_model(ModelConfig.model_validate(told), vocab_size=600, seed=0)
+    tokens = torch.randint(600, (4, 17), generator=torch.Generator().manual_seed(1))
+    found, scale = [], 128.0 if precision == "fp16" else 1.0
+    for it, how in ((model, precision), (copy.deepcopy(model).double(), "fp32")):
+        torch.manual_seed(3)
+        with computing(how, CPU):
+            nll, _, _ = it.losses(tokens[:, :-1], tokens[:, 1:], it.initial_carry(4))
+        assert nll.dtype == next(it.parameters()).dtype
+        loss = nll.mean() * (scale if how == precision else 1.0)
+        gradients = torch.autograd.grad(loss, list(it.parameters()))
+        found.append((nll, [g / (scale if how == precision else 1.0) for g in gradients]))
+    epsilon = torch.finfo(HALF.get(precision, torch.float32)).eps
+    assert distance([found[0][0]], [found[1][0]]) < epsilon
+    assert distance(found[0][1], found[1][1]) < 8 * epsilon
+
+
 def test_matrix_products_are_in_half_precision_only_where_asked() -> None:
     seen: Counter[tuple[str, torch.dtype]] = Counter()
 
@@ -188,6 +221,8 @@ def test_precisions_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
     with pytest.raises(ConfigError, match="an old GPU cannot"):
         check_precision("bf16", torch.device("cuda"))
+    with pytest.raises(ConfigError, match=r"eval\.precision is bf16"):
+        check_precision("bf16", torch.device("cuda"), "eval.precision")
     check_precision("fp32", torch.device("cuda"))
     check_precision("bf16", CPU)
     check_precision("fp16", torch.device("cuda"))
@@ -232,13 +267,14 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def trainer(text: Path, optimizer: dict[str, Any], device: str = "cpu") -> Trainer:
+def trainer(text: Path, optimizer: dict[str, Any], device: str = "cpu", **more: Any) -> Trainer:
     from workbench.train.tasks import open_task
 
     asked = recipe(text)
     task = open_task(asked)
     config = load(
-        TrainConfig, {"steps": 50, "optimizer": optimizer, "clip_norm": 0.5, "carry": "keep"}
+        TrainConfig,
+        {"steps": 50, "optimizer": optimizer, "clip_norm": 0.5, "carry": "keep", **more},
     )
     model = build_model(asked.model, task.vocab_size, seed=1).to(device)
     return Trainer(model, task.batches(Reader(device)), config, "tiny")
@@ -268,6 +304,26 @@ def test_no_step_waits_for_the_device(
         monkeypatch.undo()
         it.record(0.0)
         assert waits.seen["_local_scalar_dense"] == 1, "the mode does see what waits"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "more", "waits"),
+    [
+        ({"kind": "adam", "lr": 1e-3}, {"precision": "fp16"}, 0),
+        ({"kind": "asgd", "lr": 0.1}, {"precision": "fp16"}, 1),
+        ({"kind": "asgd", "lr": 0.1}, {"on_nonfinite": "skip"}, 1),
+    ],
+)
+def test_what_waits_does_so_once_a_step(
+    text: Path, optimizer: dict[str, Any], more: dict[str, Any], waits: int
+) -> None:
+    """Fused optimizers look at the overflow on the device."""
+    it = trainer(text, optimizer, **more)
+    it.update()
+    with Waits() as seen:
+        for _ in range(3):
+            it.update()
+    assert seen.seen.total() == 3 * waits
 
 
 @pytest.mark.gpu

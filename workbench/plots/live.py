@@ -143,7 +143,7 @@ class LiveFigure:
 
 
 class RunLike(Protocol):
-    """What `LiveTraining` needs of a `workbench.Run`."""
+    """What `LiveTraining` needs of what `workbench.start` returns."""
 
     folder: Any
     recipe: Any
@@ -200,6 +200,9 @@ class LiveTraining:
     def update(self, record: Any) -> None:
         """Take in one record: redraw if it is time, move the bar."""
         row = {"kind": record.kind, **dataclasses.asdict(record)}
+        # processes that died begin again at a checkpoint: what they repeat replaces what was lost
+        while self.records and self.records[-1]["step"] > row["step"]:
+            self.records.pop()
         self.records.append(row)
         self.bar.update(row["step"] - self.bar.n)
         if "loss_nats" in row:

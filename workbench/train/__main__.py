@@ -12,11 +12,13 @@ at once.
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch.distributed as dist
 import yaml
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -25,6 +27,7 @@ from workbench.metrics import bits_per_token
 from workbench.train import distributed
 from workbench.train.records import CheckpointRecord, DoneRecord, EvalRecord, Record, TrainRecord
 from workbench.train.start import start
+from workbench.train.torchrun import die_with_parent
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,6 +43,21 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="PATH=VALUE",
         help="change the recipe, such as train.steps=200; as often as wanted",
+    )
+    parser.add_argument(
+        "--track",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="follow the run in tensorboard or wandb too; as often as wanted",
+    )
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module that defines mixers or other kinds which the recipe names",
     )
     return parser
 
@@ -86,8 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train; returns the exit status."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     given = _parser().parse_args(arguments)
+    if dist.is_available() and dist.is_torchelastic_launched():
+        die_with_parent()
+    for module in given.modules:
+        importlib.import_module(module)
     try:
-        run = start(given.recipe, overrides_of(given.set), given.out)
+        run = start(given.recipe, overrides_of(given.set), given.out, trackers=given.track)
         for told in run:
             if run.leads:
                 sys.stdout.write(line(told) + "\n")

@@ -122,16 +122,26 @@ def world(device: str = "cpu") -> World:
         return ALONE
     local_rank, local_size = (int(os.environ[f"LOCAL_{n}"]) for n in ("RANK", "WORLD_SIZE"))
     on_gpus = device != "cpu" and torch.cuda.is_available()
+    check_gpus(device, local_size)
     if on_gpus:
-        if local_size > (n_gpus := torch.cuda.device_count()):
-            raise ConfigError(
-                f"got {local_size} processes on a machine with {n_gpus} GPUs, expected one for "
-                "each at most; start fewer, or set train.device: cpu"
-            )
         torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpus else "gloo", timeout=PATIENCE)
     return World(dist.get_rank(), dist.get_world_size(), local_rank, _control_group())
+
+
+def check_gpus(device: str, processes: int) -> None:
+    """Refuse more processes than this machine has GPUs, if they are to train on GPUs.
+
+    Raises:
+        ConfigError: says how many there are.
+    """
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    if on_gpus and processes > (n_gpus := torch.cuda.device_count()):
+        raise ConfigError(
+            f"got {processes} processes on a machine with {n_gpus} GPUs, expected one for each at "
+            "most; start fewer, or set train.device: cpu"
+        )
 
 
 _groups: list[Any] = []

@@ -30,7 +30,7 @@ from workbench.models.language_model import LanguageModel
 from workbench.models.mixers.base import Limits
 from workbench.train import continuous_cache
 from workbench.train.config import CacheConfig, EvalConfig
-from workbench.train.precision import computing
+from workbench.train.precision import check_precision, computing
 
 CACHED_TOKENS = 1024
 """tokens of a pass over windows on a CPU, about: changes time and memory, not the result"""
@@ -160,6 +160,7 @@ def _nll(model: LanguageModel, cache: CacheConfig | None) -> Read:
 
 def check(model: LanguageModel, tokens: Tensor, config: EvalConfig) -> None:
     """Refuse a text that cannot be scored so; see `evaluate`."""
+    check_precision(config.precision, model.device, "eval.precision")
     check_length(tokens, config)
     # by numpy: PyTorch has no maximum of two unsigned bytes
     top = int(tokens[: config.max_tokens].cpu().numpy().max())

@@ -5,6 +5,7 @@ environment.json    versions, device, git commit, corpus
 records.jsonl       one record a line, see `records.py`
 status.json         {state, step, steps, pid, updated_s, message}
 checkpoints/        see `checkpoint.py`
+torchrun.log        what several processes said, where a notebook started them
 nonfinite/          batches whose loss or gradient was not finite, see `nonfinite.py`
 figures/ ...        what notebooks add
 """
@@ -37,6 +38,7 @@ RECIPE, RECORDS, STATUS, ENVIRONMENT = (
     "status.json",
     "environment.json",
 )
+LOG = "torchrun.log"
 CHANGEABLE = (
     "train.max_seconds",
     "train.device",
@@ -195,7 +197,7 @@ class RunFolder:
 
     def _holds_something(self) -> bool:
         # a process that was killed at its very beginning leaves these
-        own = {LOCK, ENVIRONMENT, *(f".{name}.partial" for name in (ENVIRONMENT, RECIPE))}
+        own = {LOCK, LOG, ENVIRONMENT, *(f".{name}.partial" for name in (ENVIRONMENT, RECIPE))}
         return not self.path.is_dir() or any(x.name not in own for x in self.path.iterdir())
 
     def begin(self, recipe: AnyRecipe, environment: dict[str, Any]) -> None:

@@ -198,8 +198,8 @@ def save(folder: RunFolder, found: list[BadBatch]) -> list[Path]:
 def evidence(folder: RunFolder, found: list[BadBatch]) -> str:
     """What there is to look at after a loss that was not finite; saves its batch."""
     lines = [
-        f"Its batch is {path}. To see where it breaks: "
-        f"workbench.train.nonfinite.replay({str(folder.path)!r})"
+        f'Its batch is {path}. To see where it breaks: python -c "from workbench.train.nonfinite '
+        f'import replay; print(replay({str(folder.path)!r}))"'
         for path in save(folder, found)
     ]
     lines.append("The last checkpoint is untouched. Last records:")

@@ -39,6 +39,7 @@ from workbench.train.records import (
 )
 from workbench.train.signals import StopSignals, comes_twice
 from workbench.train.tasks import Task, TextTask, Validation
+from workbench.train.trackers import Tracking
 from workbench.train.trainer import Trainer
 
 log = logging.getLogger("workbench")
@@ -58,7 +59,7 @@ class Run:
 
     def __init__(self, recipe: AnyRecipe, task: Task, folder: RunFolder, trainer: Trainer) -> None:
         self.recipe, self.task, self.folder = recipe, task, folder
-        self._trainer, self._world = trainer, trainer.world
+        self._trainer, self._world, self.tracking = trainer, trainer.world, Tracking()
         self._pending: deque[Record] = deque()
         self._best_nats: float | None = None
         self._saved_step = 0
@@ -111,11 +112,12 @@ class Run:
                         return
                     self._pending.extend(self._advance(signals))
             finally:
-                # left by `break` or an error in the loop's body; at exit no file can be opened
-                if not sys.is_finalizing() and self.folder.status().get("state") == "running":
-                    self._last_word(
-                        "stopped", f"left at step {self.step}; iterate again to continue"
-                    )
+                # at exit no file can be opened
+                if not sys.is_finalizing():
+                    self.tracking.close()
+                    # left by `break` or an error in the loop's body
+                    if self.folder.status().get("state") == "running":
+                        self._last_word("stopped", f"left at step {self.step}; iterate to go on")
 
     def save(self) -> None:
         """Write a checkpoint now: after `break`, before the process ends."""
@@ -337,6 +339,7 @@ class Run:
     def _commit(self, record: Record) -> list[Record]:
         self._elapsed_s = self._clock()
         self.folder.append(record)
+        self.tracking.log(record)
         return [record]
 
     def _clock(self) -> float:
