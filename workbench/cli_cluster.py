@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,13 @@ def run_sweep(given: argparse.Namespace) -> int:
         executor = submission.Slurm(folder / LOGS, options, given.at_once, str(table.name))
     else:
         executor = submission.Local(folder / LOGS, given.at_once or 1)
-    return conduct(table, runs, folder, executor, given.at_once or 1, say)
+    return conduct(table, runs, folder, executor, given.at_once or 1, _say_now)
+
+
+def _say_now(text: str) -> None:
+    say(text)
+    # it may be hours until the next line
+    sys.stdout.flush()
 
 
 def _options(groups: list[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ import nbformat
 import yaml
 from filelock import FileLock, Timeout
 
-from workbench.cluster.job import execute
+from workbench.cluster.job import execute, stopped_by
 from workbench.cluster.submission import Executor, Submitted
 from workbench.config import dump
 from workbench.errors import ConfigError
@@ -152,6 +152,8 @@ def outcome(run: Planned) -> str:
         return f"done at {steps}{_best(run)}"
     if status.get("state") == "stopped":
         return f"stopped at {steps}"
+    if not status and stopped_by(run.job.executed):
+        return "stopped before it began"
     why = failure(run) or "its job ended without a word"
     return f"failed at {steps}: {why}" if status else f"failed before it began: {why}"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from workbench.cluster.job import STOPPED, Job
+from workbench.cluster.job import DONE, STOPPED, Job
 from workbench.errors import ConfigError
 
 FOREVER_MIN = 60 * 24 * 365
@@ -64,7 +64,11 @@ class Training:
         self.pid = 0
 
     def __call__(self) -> int:
-        """Train; returns the exit status."""
+        """Train; returns the exit status.
+
+        Raises:
+            RuntimeError: the training failed; its words are in the log.
+        """
         with subprocess.Popen(
             [sys.executable, "-m", "workbench.cluster.job", *self.words],
             env={**self.settings, **os.environ},
@@ -75,7 +79,10 @@ class Training:
                 signal.signal(number, self._pass_on)
             self._wait()
             self.pid = 0
-            return process.wait()
+            status = process.wait()
+        if status not in (DONE, STOPPED):
+            raise RuntimeError(f"the training ended with status {status}")
+        return status
 
     def checkpoint(self, *arguments: Any) -> Any:
         """Called by submitit when the time is nearly up: what to queue again, None for nothing."""
