@@ -1,5 +1,6 @@
 """The command line: `workbench recipes` lists the experiments, `workbench data` has the corpora,
-`workbench generate` and `workbench score` use a trained model, `workbench sweep` trains many.
+`workbench generate`, `workbench score` and `workbench evaluate` use a trained model, and
+`workbench sweep` trains many.
 
 A command is a function `add_*` that describes its arguments and names what runs them. What a
 command needs is imported when it runs, so that `--help` answers at once.
@@ -19,6 +20,7 @@ from typing import Any
 
 from workbench.cli_cluster import add_slurm_script, add_sweep
 from workbench.cli_data import add_data, say
+from workbench.cli_evaluate import add_evaluate
 from workbench.errors import ConfigError, DataMissing, WorkbenchError
 
 Commands = Any
@@ -188,6 +190,7 @@ COMMANDS: tuple[Callable[[Commands], None], ...] = (
     add_recipes,
     add_generate,
     add_score,
+    add_evaluate,
     add_import,
     add_export,
     add_data,

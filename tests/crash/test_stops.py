@@ -29,7 +29,7 @@ from workbench.train.start import start
 
 pytestmark = pytest.mark.crash
 
-LONG = {"steps": 900, "log_every": 50, "eval_every": 300, "checkpoint_every": 100}
+LONG = {"steps": 500, "log_every": 50, "eval_every": 250, "checkpoint_every": 100}
 PATIENCE_S = 120
 
 
@@ -95,12 +95,7 @@ def test_sigterm_and_a_second_process(asked: Path, expected: RunFolder, tmp_path
 def test_ctrl_c_in_a_terminal(asked: Path, expected: RunFolder, tmp_path: Path, times: int) -> None:
     """Once: a checkpoint and status 0. Twice: at once, and the checkpoint before counts."""
     out = tmp_path / "run"
-    ours, theirs = pty.openpty()
-    process = shell(
-        asked, out, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-        preexec_fn=lambda: _take_terminal(theirs),
-    )  # fmt: skip
-    os.close(theirs)
+    process, ours = in_a_terminal(asked, out)
     folder = until_a_checkpoint(out)
     os.write(ours, b"\x03")
     if times == 2:
@@ -114,6 +109,43 @@ def test_ctrl_c_in_a_terminal(asked: Path, expected: RunFolder, tmp_path: Path, 
         assert folder.records()[-1]["reason"] == "interrupted"
         assert "SIGINT: stopping after this update" in screen and "Traceback" not in screen
     goes_on(asked, out, expected, after=100)
+
+
+@pytest.mark.parametrize("how", ["closed", "nohup"])
+def test_the_terminal_is_closed(asked: Path, expected: RunFolder, tmp_path: Path, how: str) -> None:
+    """A lost connection: a checkpoint; under `nohup` it trains on."""
+    out = tmp_path / "run"
+    process, ours = in_a_terminal(asked, out, ignoring=how == "nohup")
+    folder = until_a_checkpoint(out)
+    os.close(ours)
+    process.wait(PATIENCE_S)
+    if how == "closed":
+        assert folder.status()["state"] == "stopped" and folder.status()["message"] == "SIGHUP"
+        step = folder.records()[-1]["step"]
+        assert folder.records("checkpoint")[-1]["step"] == step < LONG["steps"]
+        goes_on(asked, out, expected, after=step)
+    else:
+        assert differences(folder, expected) == []
+
+
+def in_a_terminal(
+    recipe: Path, out: Path, ignoring: bool = False
+) -> tuple[subprocess.Popen[Any], int]:
+    """A process in a terminal of its own, and our side of it; `nohup` redirects what it says."""
+    ours, theirs = pty.openpty()
+    said: Any = subprocess.DEVNULL if ignoring else theirs
+    process = shell(
+        recipe, out, stdin=theirs, stdout=said, stderr=said, start_new_session=True,
+        preexec_fn=lambda: _begin(theirs, ignoring),
+    )  # fmt: skip
+    os.close(theirs)
+    return process, ours
+
+
+def _begin(terminal: int, ignoring: bool) -> None:
+    if ignoring:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _take_terminal(terminal)
 
 
 def _take_terminal(terminal: int) -> None:

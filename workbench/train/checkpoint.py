@@ -97,6 +97,9 @@ def save(
     what = f"the checkpoint of step {step}"
     needed_bytes = storage.tensor_bytes([weights, state]) + storage.SPARE_BYTES
     with storage.writing(what, folder):
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            storage.flush(folder.parent)
         _tidy(folder)
     with storage.writing(what, folder, needed_bytes):
         try:
@@ -112,7 +115,7 @@ def _fill(
     partial: Path, weights: dict[str, Tensor], state: Mapping[str, Any], manifest: dict[str, Any]
 ) -> None:
     """Write the three files, the manifest completed by what the others hold, and flush them."""
-    partial.mkdir(parents=True)
+    partial.mkdir()
     # save_file would make it readable for its owner only
     (partial / WEIGHTS).write_bytes(safetensors.torch.save(weights))
     with (partial / STATE).open("wb") as file:

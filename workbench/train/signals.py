@@ -1,7 +1,8 @@
 """Stopping politely: the first Ctrl-C or SIGTERM ends training after the update at work.
 
-Jupyter's stop button, papermill's engine, Slurm and `docker stop` all arrive here. A second signal
-acts at once, as if nobody listened.
+Jupyter's stop button, papermill's engine, Slurm, `docker stop` and a terminal or connection that is
+closed (SIGHUP, unless `nohup` ignores it) all arrive here. A second signal acts at once, as if
+nobody listened.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Self
 
 log = logging.getLogger("workbench")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP"))
 
 
 def comes_twice(processes: int) -> bool:
@@ -66,6 +67,8 @@ class StopSignals:
             return
         for number in SIGNALS:
             current = signal.getsignal(number)
+            if number.name == "SIGHUP" and current == signal.SIG_IGN:
+                continue
             # None: a handler that is not Python's, which could not be put back
             if current is not None and current != self._handle:
                 self._previous[number] = current

@@ -35,9 +35,10 @@ def writing(what: str, path: Path, needed_bytes: int | None = None) -> Iterator[
     Raises:
         CannotWrite: no space, no permission, a broken disk.
     """
-    free_bytes = _free_bytes(path)
-    if needed_bytes is not None and free_bytes is not None and free_bytes < needed_bytes:
-        raise _refusal(what, path, needed_bytes, errno.ENOSPC)
+    if needed_bytes is not None:
+        free_bytes = _free_bytes(path)
+        if free_bytes is not None and free_bytes < needed_bytes:
+            raise _refusal(what, path, needed_bytes, errno.ENOSPC)
     try:
         yield
     except CannotWrite:
@@ -133,6 +134,8 @@ def replace(path: Path, data: bytes, durable: bool = True) -> None:
             if durable:
                 os.fsync(file.fileno())
         os.replace(partial, path)
+        if durable:
+            flush(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -140,6 +143,9 @@ def replace(path: Path, data: bytes, durable: bool = True) -> None:
 
 def flush(path: Path) -> None:
     """Wait until the disk has a file, or the names in a folder."""
+    if os.name == "nt" and path.is_dir():
+        # which cannot be opened there
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
