@@ -311,7 +311,7 @@ class Run:
         written = checkpoint.save(
             folder,
             self.step,
-            self.model,
+            self._trainer.stored or self.model,
             state,
             recipe_sha256=self._sha256,
             recipe=dump(self.recipe),
@@ -355,7 +355,7 @@ class Run:
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
         """Take over weights and everything else of a checkpoint; nothing is written."""
-        checkpoint.load_weights(found, self.model)
+        checkpoint.load_weights(found, self._trainer.storage)
         state = checkpoint.load_state(found)
         checkpoint.compare_versions(found)
         try:
