@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workbench.scoring import Score, score
     from workbench.train.evaluate import Evaluation, evaluate
     from workbench.train.folder import RunFolder
+    from workbench.train.launch import LaunchedRun
     from workbench.train.run import Run
     from workbench.train.start import start
 
@@ -38,6 +39,7 @@ _HOMES = {
     "Evaluation": "workbench.train.evaluate",
     "evaluate": "workbench.train.evaluate",
     "RunFolder": "workbench.train.folder",
+    "LaunchedRun": "workbench.train.launch",
     "Run": "workbench.train.run",
     "start": "workbench.train.start",
 }
@@ -45,6 +47,7 @@ _HOMES = {
 __all__ = [
     "Evaluation",
     "Generation",
+    "LaunchedRun",
     "Recipe",
     "Run",
     "RunFolder",

@@ -1,5 +1,5 @@
 """The command line: `workbench recipes` lists the experiments, `workbench data` has the corpora,
-`workbench generate` and `workbench score` use a trained model.
+`workbench generate`, `workbench score` and `workbench evaluate` use a trained model.
 
 A command is a function `add_*` that describes its arguments and names what runs them. What a
 command needs is imported when it runs, so that `--help` answers at once.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cli_data import add_data, say
+from workbench.cli_evaluate import add_evaluate
 from workbench.errors import ConfigError, DataMissing, WorkbenchError
 
 Commands = Any
@@ -187,6 +188,7 @@ COMMANDS: tuple[Callable[[Commands], None], ...] = (
     add_recipes,
     add_generate,
     add_score,
+    add_evaluate,
     add_import,
     add_export,
     add_data,

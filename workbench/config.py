@@ -163,6 +163,24 @@ def dump(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
+def essence(value: Any) -> Any:
+    """As `dump`, without the fields that have their default values.
+
+    A field that is added later with a default leaves it as it was.
+    """
+    if isinstance(value, Config):
+        fields = type(value).model_fields
+        given = {name: getattr(value, name) for name in fields}
+        return {
+            name: essence(x)
+            for name, x in given.items()
+            if name == "kind" or x != fields[name].get_default(call_default_factory=True)
+        }
+    if isinstance(value, tuple | list):
+        return [essence(x) for x in value]
+    return {k: essence(x) for k, x in value.items()} if isinstance(value, dict) else value
+
+
 def override(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A deep copy of nested plain data with values at dotted paths replaced.
 

@@ -106,7 +106,7 @@ def test_the_recipes_hold_what_they_are_there_for(undisturbed: Any) -> None:
     _, averaged = undisturbed("qrnn, nt-asgd")
     since = [row["averaged_from"] for row in averaged.records("eval")]
     assert since[0] is None and 0 < since[-1] < 24
-    _, scaled = undisturbed("fp16, loss scale")
+    _, scaled = undisturbed("fp16, recomputed")
     assert any(row["skipped"] for row in scaled.records("train")[1:])
     _, other = undisturbed("transformer-xl")
     assert len(differences(averaged, other)) > 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -30,7 +31,8 @@ def test_two_processes_unattended(tmp_path: Path) -> None:
     papermill_engines.register("workbench", WorkbenchEngine)
     recipe = write_recipe(tmp_path / "two.yaml", write_text(tmp_path / "text.txt"), DELTA)
     run, out = RunFolder(tmp_path / "run"), tmp_path / "executed.ipynb"
-    values = {"recipe": str(recipe), "out": str(run.path), "processes": 2}
+    track = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    values = {"recipe": str(recipe), "out": str(run.path), "processes": 2, "track": track}
     papermill.execute_notebook(BOOK, out, values, engine_name="workbench", progress_bar=False)
     assert run.status()["state"] == "done" and run.status()["step"] == 20
     assert {row["processes"] for row in run.records("train")} == {2}
@@ -40,6 +42,7 @@ def test_two_processes_unattended(tmp_path: Path) -> None:
     # the live one ends as the still one from the run folder
     assert len(figures) == 2 and figures[0]["data"] == figures[1]["data"]
     assert (run.path / LOG).is_file()
+    assert len(list(run.path.glob("tensorboard/*"))) == len(track), "one process tracks"
     with pytest.raises(papermill.PapermillExecutionError, match="3 processes cannot share"):
         papermill.execute_notebook(
             BOOK, out, {**values, "processes": 3}, engine_name="workbench", progress_bar=False

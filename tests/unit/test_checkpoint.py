@@ -5,14 +5,14 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from tiny_run import recipe, write_text
 
 import workbench
-from workbench.config import load
+from workbench.config import Config, essence, load
 from workbench.errors import CannotWrite, CheckpointError, ConfigError
 from workbench.recipe import Recipe
 from workbench.train import checkpoint, storage
@@ -323,6 +323,18 @@ def test_recipe_hash_ignores_only_what_a_continued_run_may_change(asked: Recipe)
     assert recipe_sha256(asked.model_copy(update={"train": train})) == recipe_sha256(asked)
     train = asked.train.model_copy(update={"seed": 9})
     assert recipe_sha256(asked.model_copy(update={"train": train})) != recipe_sha256(asked)
+
+
+def test_recipe_hash_stays_where_fields_with_defaults_are_added() -> None:
+    class Before(Config):
+        kind: Literal["a"] = "a"
+        width: int = 3
+
+    class After(Before):
+        depth: int = 1
+
+    assert essence(After(width=4)) == essence(Before(width=4)) == {"kind": "a", "width": 4}
+    assert essence([After(depth=2)]) == [{"kind": "a", "depth": 2}]
 
 
 def test_a_run_folder_for_readers(trained: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from workbench.errors import ConfigError, DataError
 from workbench.models.language_model import LanguageModel, ModelConfig
 from workbench.models.mixers.base import Limits
 from workbench.train.config import EvalConfig
-from workbench.train.evaluate import evaluate, plan_rows
+from workbench.train.cutting import plan_rows
+from workbench.train.evaluate import evaluate
 
 VOCAB = 11
 

@@ -9,8 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from workbench.config import load
 from workbench.errors import ConfigError, ProcessesFailed
 from workbench.models.mixers.fast_weight import FastWeightConfig
 from workbench.recipe import Recipe
-from workbench.train import torchrun
+from workbench.train import launch, torchrun
 from workbench.train.folder import LOG, RunFolder
 from workbench.train.follow import Follower
 from workbench.train.launch import LaunchedRun
@@ -259,22 +261,44 @@ time.sleep(300)
 """
 
 
+@pytest.mark.parametrize("signals", [1, 2])
 def test_processes_that_do_not_listen_are_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: int
 ) -> None:
-    monkeypatch.setattr(torchrun, "GRACE_S", 0.5)
+    """After their time to write a checkpoint; at a second interrupt at once."""
+    monkeypatch.setattr(torchrun, "GRACE_S", 0.5 if signals == 1 else 60.0)
+    monkeypatch.setattr(launch, "ECHO_S", 0.0)
     (tmp_path / "sleeper.py").write_text(SLEEPER)
-    words = ["sleeper", str(tmp_path / "pid")]
-    child = Torchrun(words, 2, tmp_path / "log", tmp_path, {"OMP_NUM_THREADS": "1"})
+    run = launched(long(text), tmp_path / "run")
+    begun: list[Torchrun] = []
+
+    def begin() -> Torchrun:
+        words = ["sleeper", str(tmp_path / "pid")]
+        begun.append(Torchrun(words, 2, tmp_path / "log", tmp_path, {"OMP_NUM_THREADS": "1"}))
+        return begun[0]
+
+    monkeypatch.setattr(run, "_start", begin)
     files = [tmp_path / "pid0", tmp_path / "pid1"]
-    assert within(120, lambda: all(f.is_file() and f.read_text() for f in files))
-    pids = [int(file.read_text()) for file in files]
-    assert all(alive(pid) for pid in pids)
-    child.stop()
-    time.sleep(0.6)
-    child.stop()
-    assert within(5, lambda: not any(alive(pid) for pid in pids))
-    assert child.ended() == -signal.SIGKILL and child.failure().how.endswith("by SIGKILL")
+
+    def interrupt() -> None:
+        assert within(120, lambda: all(f.is_file() and f.read_text() for f in files))
+        for _ in range(signals):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+
+    # jobs in the background of a shell are started with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt) if signals == 2 else nullcontext():
+            assert list(run) == []
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert not [pid for pid in (int(file.read_text()) for file in files) if alive(pid)]
+    assert begun[0].ended() == -signal.SIGKILL
+    assert begun[0].failure().how == "torchrun was killed by SIGKILL"
 
 
 def line(step: int, seconds: float = 0.0) -> str:

@@ -23,11 +23,16 @@ _apart: Callable[[torch.device, Callable[[], Tensor]], Tensor] | None = None
 
 
 @contextmanager
-def shared(seed: int) -> Iterator[None]:
-    """Inside, the n-th draw `of_weights` follows from `seed` and n alone."""
+def shared(seed: int, compiled: bool = True) -> Iterator[None]:
+    """Inside, the n-th draw `of_weights` follows from `seed` and n alone.
+
+    Args:
+        compiled: whether the model may run as a compiled graph there.
+    """
     global _sharing, _seed, _apart
-    # a graph would hold the seed of its first run; made late: it brings the compiler
-    _apart = _apart or torch.compiler.disable(_drawn)
+    if compiled:
+        # a graph would hold the seed of its first run; made late: it brings the compiler
+        _apart = _apart or torch.compiler.disable(_drawn)
     _sharing, _seed = True, seed
     try:
         yield
@@ -65,7 +70,7 @@ def of_weights(device: torch.device, draw: Callable[[], Tensor]) -> Tensor:
         device: whose generators it draws from, beside the CPU's.
         draw: draws from PyTorch's generators.
     """
-    return _apart(device, draw) if _sharing and _apart is not None else draw()
+    return (_apart or _drawn)(device, draw) if _sharing else draw()
 
 
 def _drawn(device: torch.device, draw: Callable[[], Tensor]) -> Tensor:

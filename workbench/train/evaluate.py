@@ -7,39 +7,38 @@ positions (arXiv:1901.02860 section 4). Recurrent states reach back without a bo
 `streams`: the loops of the papers' codes. B streams side by side, segment by segment, each with its
 own carried state: what a token sees depends on where its segment begins, as in the originals.
 
+Several processes share the work (`world`): windows, rows or streams, each process its own. All of
+them get the result, which is that of one process, to the last bit where the same rows are read
+side by side (`windows`), and else up to the rounding of products of other sizes.
+
 Shapes: B rows side by side, T segment, n tokens of text, n - 1 of them scored.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.carry import Carry
-from workbench.data.sentences import SentenceStreams, bounds
 from workbench.errors import ConfigError, DataError
 from workbench.models.base import evaluating
 from workbench.models.language_model import LanguageModel
 from workbench.models.mixers.base import Limits
-from workbench.train import continuous_cache
+from workbench.train import continuous_cache, cutting
 from workbench.train.config import CacheConfig, EvalConfig
+from workbench.train.distributed import ALONE, World
 from workbench.train.precision import check_precision, computing
+from workbench.train.sharing import Out, Passes, Read, padded, share, together
 
 CACHED_TOKENS = 1024
 """tokens of a pass over windows on a CPU, about: changes time and memory, not the result"""
 
 Progress = Callable[[int, int], None]
-Out = tuple[Tensor, ...]
-Read = Callable[[Tensor, Tensor, Carry], tuple[Out, Carry]]
-"""(tokens_BT, targets_BT, carry) -> what is kept of each target, (B, T, ...) each, and the carry;
-where tokens are more than targets, the first ones are context only"""
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,7 @@ def evaluate(
     config: EvalConfig,
     *,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> Evaluation:
     """Score a text.
 
@@ -95,13 +95,15 @@ def evaluate(
         tokens: (n,) token ids of any integer type.
         config: how to cut the text; see `EvalConfig`.
         progress: called now and then with tokens done and tokens in all.
+        world: the processes that share the work, such as `run.world`; all of them must call this,
+            with the same arguments.
 
     Raises:
         DataError: too few tokens, or ids outside the vocabulary.
         ConfigError: `carried` for a model whose position codes restart at each segment.
     """
     begin = time.perf_counter()
-    (nll,), positions, rows = measure(model, tokens, config, progress=progress)
+    (nll,), positions, rows = measure(model, tokens, config, progress=progress, world=world)
     counted = len(tokens[: config.max_tokens]) // config.streams * config.streams
     return Evaluation(
         nll_nats=nll,
@@ -123,11 +125,12 @@ def measure(
     read: Read | None = None,
     *,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> Measured:
     """Walk through a text as `evaluate` does, keeping what `read` says of each scored token.
 
     Args:
-        model, tokens, config, progress: as for `evaluate`, which raises the same.
+        model, tokens, config, progress, world: as for `evaluate`, which raises the same.
         read: from one segment to what is kept; None: the nats of each token.
     """
     check(model, tokens, config)
@@ -135,8 +138,8 @@ def measure(
     walks = {"windows": _windows, "carried": _carried, "streams": _streams}
     walk = _sentences if config.order == "sentences" else walks[config.method]
     with evaluating(model), computing(config.precision, model.device):
-        read = read or _nll(model, config.cache)
-        return Measured(*walk(model, tokens, config, read, progress or _silent))
+        read = Passes(read or _nll(model, config.cache))
+        return Measured(*walk(model, tokens, config, read, world, progress or _silent))
 
 
 def _nll(model: LanguageModel, cache: CacheConfig | None) -> Read:
@@ -198,7 +201,7 @@ def check_length(tokens: Tensor, config: EvalConfig, name: str = "text") -> None
             f"(corpus.split) or a smaller eval.{field}"
         )
     if config.order == "sentences":
-        streams = _sentence_streams(tokens[: config.max_tokens], config)
+        streams = cutting.sentence_streams(tokens[: config.max_tokens], config)
         if streams.take(config.segment_len) is None:
             raise DataError(
                 f"{name}: got sentences of {length:,} tokens, too few for a segment of "
@@ -212,7 +215,12 @@ def _silent(done: int, total: int) -> None:
 
 
 def _windows(
-    model: LanguageModel, tokens: Tensor, config: EvalConfig, read: Read, progress: Progress
+    model: LanguageModel,
+    tokens: Tensor,
+    config: EvalConfig,
+    read: Passes,
+    world: World,
+    progress: Progress,
 ) -> tuple[Out, Tensor, int]:
     """The first window of a stream scores all its positions, each later one its last.
 
@@ -225,7 +233,7 @@ def _windows(
     positions alone.
     """
     assert config.context_len is not None, "EvalConfig lets no window be without a length"
-    streams_BN = _cut(tokens, config.streams)
+    streams_BN = cutting.streams(tokens, config.streams)
     B, n = streams_BN.shape
     W = min(config.context_len, n - 1)
     # a limit on equal numbers of keys belongs to running text, not to a window of its own
@@ -237,15 +245,21 @@ def _windows(
     def run(begin_BN: Tensor, n_scored: int) -> Out:
         """Windows that begin there; the last targets of each are scored, (B, N * n_scored, ...)."""
         nonlocal done
-        parts = []
-        for begin_R in begin_BN.flatten().split(rows):
-            ids = tokens[begin_R[:, None] + window_1S].to(device).long()
+        parts, before, pieces = [], read.number, begin_BN.flatten().split(rows)
+        own = share(len(pieces), world).tolist()
+        for i in own:
+            ids = tokens[pieces[i][:, None] + window_1S].to(device).long()
             carry = model.initial_carry(len(ids), limits)
+            read.number = before + i
             out, _ = read(ids[:, :-1], ids[:, -n_scored:], carry)
             parts.append(tuple(x.cpu() for x in out))
-            done += len(ids) * n_scored
-            progress(done, total)
-        whole = (torch.cat(x) for x in zip(*parts, strict=True))
+            done += len(ids) * n_scored * world.size
+            progress(min(done, total), total)
+        read.number = before + len(pieces)
+        made = (torch.cat(x) for x in zip(*parts, strict=True))
+        if world.size > 1:
+            made = (padded(x, len(own) * rows) for x in made)
+        whole = together(tuple(made), begin_BN.numel(), world)
         return tuple(x.unflatten(0, (B, -1)).flatten(1, 2) for x in whole)
 
     n_first = 1 if config.skip_first else W
@@ -253,7 +267,11 @@ def _windows(
     if n > W + 1:
         later = run(begin_B1 + torch.arange(1, n - W), 1)
         kept = tuple(torch.cat(x, dim=1) for x in zip(kept, later, strict=True))
-    return tuple(x.flatten(0, 1) for x in kept), _positions(B, n, n - kept[0].shape[1], n), rows
+    return (
+        tuple(x.flatten(0, 1) for x in kept),
+        cutting.positions(B, n, n - kept[0].shape[1], n),
+        rows,
+    )
 
 
 def _rows(model: LanguageModel, batch_size: int, W: int) -> int:
@@ -265,114 +283,85 @@ def _rows(model: LanguageModel, batch_size: int, W: int) -> int:
     return min(batch_size, max(1, CACHED_TOKENS // W))
 
 
-def _cut(tokens: Tensor, n_streams: int) -> Tensor:
-    """Contiguous streams of equal length; the remainder is dropped."""
-    length = len(tokens) // n_streams
-    return tokens[: n_streams * length].view(n_streams, length)
-
-
-def _positions(n_streams: int, length: int, first: int, stop: int) -> Tensor:
-    """Where in the text the tokens `first` to `stop` of each stream stand."""
-    return (torch.arange(n_streams)[:, None] * length + torch.arange(first, stop)).flatten()
-
-
 def _streams(
-    model: LanguageModel, tokens: Tensor, config: EvalConfig, read: Read, progress: Progress
+    model: LanguageModel,
+    tokens: Tensor,
+    config: EvalConfig,
+    read: Passes,
+    world: World,
+    progress: Progress,
 ) -> tuple[Out, Tensor, int]:
     """Streams side by side, each with its state, one segment after another."""
-    streams_BN = _cut(tokens, config.streams)
+    streams_BN = cutting.streams(tokens, config.streams)
     device, (B, n), T = model.device, streams_BN.shape, config.segment_len
+    own_BN = streams_BN[own := share(B, world)]
     n_targets = (n - 1) // T * T if config.average == "of_blocks" else n - 1
     # a state that starts afresh never meets the repeated tokens twice
     repeated = 0 if config.carry == "reset" else config.ext_len
     limits = Limits(config.memory_len, config.same_length, config.clamp_len, repeated, True)
-    carry, parts = model.initial_carry(B, limits), []
+    carry, parts = model.initial_carry(len(own), limits), []
     for start in range(0, n_targets, T):
         stop, begin = min(start + T, n_targets), max(0, start - config.ext_len)
-        ids = streams_BN[:, begin : stop + 1].to(device).long()
+        ids = own_BN[:, begin : stop + 1].to(device).long()
         if config.carry == "reset":
-            carry = model.initial_carry(B, limits)
+            carry = model.initial_carry(len(own), limits)
         out, carry = read(ids[:, :-1], ids[:, start - begin + 1 :], carry)
         parts.append(tuple(x.cpu() for x in out))
         progress(B * stop, B * n_targets)
-    kept = tuple(torch.cat(x, dim=1).flatten(0, 1) for x in zip(*parts, strict=True))
-    return kept, _positions(B, n, 1, n_targets + 1), B
-
-
-def _sentence_streams(tokens: Tensor, config: EvalConfig) -> SentenceStreams:
-    """The sentences of a text, in its order, for the streams of `config`."""
-    ids = tokens.numpy()
-    # what follows the last mark is no whole sentence
-    stop = int(np.flatnonzero(ids == ids[0])[-1])
-    if stop == 0:
-        raise DataError(
-            f"eval.order is sentences, but the token {ids[0]} that begins the text, and so should "
-            "open and close each sentence, does not come again. Write eval.order: contiguous"
-        )
-    starts = bounds(ids, int(ids[0]), 0, stop)
-    return SentenceStreams(starts, None, config.batch_size, config.ext_len)
+    kept = together(tuple(torch.cat(x, dim=1) for x in zip(*parts, strict=True)), B, world)
+    where = cutting.positions(B, n, 1, n_targets + 1)
+    return tuple(x.flatten(0, 1) for x in kept), where, B
 
 
 def _sentences(
-    model: LanguageModel, tokens: Tensor, config: EvalConfig, read: Read, progress: Progress
+    model: LanguageModel,
+    tokens: Tensor,
+    config: EvalConfig,
+    read: Passes,
+    world: World,
+    progress: Progress,
 ) -> tuple[Out, Tensor, int]:
     """Streams side by side, each with its state, filled with sentences in the order of the text."""
     ids, B, T = tokens.numpy(), config.batch_size, config.segment_len
     repeated = 0 if config.carry == "reset" else config.ext_len
     limits = Limits(config.memory_len, config.same_length, config.clamp_len, repeated, True)
-    streams, places = _sentence_streams(tokens, config), []
-    carry, parts = model.initial_carry(B, limits), []
+    streams, places = cutting.sentence_streams(tokens, config), []
+    own = share(B, world)
+    carry, parts = model.initial_carry(len(own), limits), []
     while (taken := streams.take(T)) is not None:
-        inputs_BT, targets_BT = (torch.from_numpy(ids.take(x)).to(model.device) for x in taken)
+        mine = (ids.take(x[own.numpy()]) for x in taken)
+        inputs_BT, targets_BT = (torch.from_numpy(x).to(model.device) for x in mine)
         if config.carry == "reset":
-            carry = model.initial_carry(B, limits)
+            carry = model.initial_carry(len(own), limits)
         out, carry = read(inputs_BT.long(), targets_BT.long(), carry)
         parts.append(tuple(x.cpu() for x in out))
         places.append(torch.from_numpy(taken[1]))
         progress(B * T * len(parts), len(ids))
     # in the order of the text, as everywhere
     positions, order = torch.cat(places, dim=1).flatten().sort()
-    kept = tuple(torch.cat(x, dim=1).flatten(0, 1)[order] for x in zip(*parts, strict=True))
-    return kept, positions, B
-
-
-def plan_rows(n_inputs: int, batch_size: int, reach: int | None) -> tuple[int, int, int]:
-    """How `carried` cuts a text into rows that can be read side by side.
-
-    Row b reads `warm_up + stride` inputs from position `b * stride`. Row 0 is scored throughout,
-    the others after their warm-up: by then all that can influence them has been read.
-
-    Args:
-        n_inputs: positions to predict from, n - 1.
-        batch_size: rows at most.
-        reach: past positions that can influence a prediction; None where there is no bound.
-
-    Returns:
-        rows, stride and warm_up.
-    """
-    if reach is None or reach >= n_inputs or batch_size == 1:
-        return 1, n_inputs, 0
-    # not more warm-up than text: beyond that, more rows cost more than they save
-    rows = min(batch_size, 1 + n_inputs // max(1, reach), n_inputs - reach)
-    if rows < 2:
-        return 1, n_inputs, 0
-    stride = math.ceil((n_inputs - reach) / rows)
-    return math.ceil((n_inputs - reach) / stride), stride, reach
+    kept = together(tuple(torch.cat(x, dim=1) for x in zip(*parts, strict=True)), B, world)
+    return tuple(x.flatten(0, 1)[order] for x in kept), positions, B
 
 
 def _carried(
-    model: LanguageModel, tokens: Tensor, config: EvalConfig, read: Read, progress: Progress
+    model: LanguageModel,
+    tokens: Tensor,
+    config: EvalConfig,
+    read: Passes,
+    world: World,
+    progress: Progress,
 ) -> tuple[Out, Tensor, int]:
     """The state runs along the text, in rows that overlap by the model's reach."""
     device, n_scored = model.device, len(tokens) - 1
     # a cache looks back over rows' ends
     reach = None if config.cache else model.reach(config.context_len)
-    rows, stride, warm_up = plan_rows(n_scored, config.batch_size, reach)
+    rows, stride, warm_up = cutting.plan_rows(n_scored, config.batch_size * world.size, reach)
     row_len = stride + warm_up
     # the last row may end behind the text: it reads the last token again and is cut off below
-    index_BT = torch.arange(rows)[:, None] * stride + torch.arange(row_len)
+    own = share(rows, world)
+    index_BT = own[:, None] * stride + torch.arange(row_len)
     limits = Limits(config.context_len, "beyond_self", config.clamp_len, constant_weights=True)
-    carry = model.initial_carry(rows, limits)
+    carry = model.initial_carry(len(own), limits)
     parts = []
     for start in range(0, row_len, config.segment_len):
         piece_BT = index_BT[:, start : start + config.segment_len].clamp(max=n_scored - 1)
@@ -383,6 +372,6 @@ def _carried(
         done = start + piece_BT.shape[1]
         scored = done + (rows - 1) * max(0, done - warm_up)
         progress(min(n_scored, scored), n_scored)
-    whole = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
+    whole = together(tuple(torch.cat(x, dim=1) for x in zip(*parts, strict=True)), rows, world)
     kept = tuple(torch.cat([x[0], x[1:, warm_up:].flatten(0, 1)])[:n_scored] for x in whole)
-    return kept, _positions(1, n_scored + 1, 1, n_scored + 1), rows
+    return kept, cutting.positions(1, n_scored + 1, 1, n_scored + 1), rows

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from workbench import kernels
-from workbench.config import differences, dump
+from workbench.config import differences, dump, essence
 from workbench.errors import CheckpointError, ConfigError
 from workbench.models.base import Model
 from workbench.recipe import AnyRecipe, load_recipe
@@ -279,9 +279,13 @@ def origin_of(recipe: AnyRecipe) -> checkpoint.Checkpoint | None:
 
 
 def recipe_sha256(recipe: AnyRecipe) -> str:
-    """Identifies a recipe up to the fields that a continued run may change."""
-    data = dump(recipe)
+    """Identifies a recipe up to the fields that a continued run may change.
+
+    What it leaves to defaults does not count: a version with more fields continues the runs of one
+    with fewer.
+    """
+    data = essence(recipe)
     for path in CHANGEABLE:
         section, name = path.split(".")
-        data[section].pop(name)
+        data[section].pop(name, None)
     return checkpoint.digest(yaml.safe_dump(data, sort_keys=True))

@@ -55,11 +55,13 @@ class Run:
         recipe: what was asked for.
         task: what it trains on.
         folder: what is on disk.
+        world: the processes that train together; `evaluate` takes it, to share the work.
     """
 
     def __init__(self, recipe: AnyRecipe, task: Task, folder: RunFolder, trainer: Trainer) -> None:
         self.recipe, self.task, self.folder = recipe, task, folder
-        self._trainer, self._world, self.tracking = trainer, trainer.world, Tracking()
+        self._trainer, self.tracking = trainer, Tracking()
+        self.world = self._world = trainer.world
         self._pending: deque[Record] = deque()
         self._best_nats: float | None = None
         self._saved_step = 0
@@ -268,7 +270,7 @@ class Run:
         exactly = deterministic(self.recipe.train.deterministic)
         cure = partial(smaller_validation, self.recipe)
         with self._trainer.averaged(), self._trainer.random(), exactly, naming(cure):
-            result = self.task.validate(self.model, self.step)
+            result = self.task.validate(self.model, self.step, self._world)
         # rounding may differ between machines; decisions may not
         result = Validation(*self._world.from_leader(list(result)))
         self._validated_step = self.step

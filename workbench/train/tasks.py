@@ -10,12 +10,15 @@ from torch import Tensor
 
 from workbench.data.batches import Batches, Reader
 from workbench.data.retrieval import RetrievalBatches, questions
+from workbench.models import draws
 from workbench.models.base import Model, evaluating
 from workbench.models.language_model import LanguageModel
 from workbench.recipe import AnyRecipe, Recipe, RetrievalRecipe
 from workbench.train.config import EvalConfig
+from workbench.train.distributed import ALONE, World, own_seed
 from workbench.train.evaluate import check, check_length, evaluate
 from workbench.train.records import EvalRecord
+from workbench.train.sharing import share, unequal
 
 
 class Validation(NamedTuple):
@@ -64,8 +67,8 @@ class Task(ABC):
         """Refuse a model that could not be validated, before it is trained."""
 
     @abstractmethod
-    def validate(self, model: Model, step: int) -> Validation:
-        """Measure a model after so many updates."""
+    def validate(self, model: Model, step: int, world: World = ALONE) -> Validation:
+        """Measure a model after so many updates, which all processes do together."""
 
 
 def open_task(recipe: AnyRecipe) -> Task:
@@ -96,9 +99,9 @@ class TextTask(Task):
         assert isinstance(model, LanguageModel)
         check(model, *self._validation())
 
-    def validate(self, model: Model, step: int) -> Validation:
+    def validate(self, model: Model, step: int, world: World = ALONE) -> Validation:
         assert isinstance(model, LanguageModel)
-        it = evaluate(model, *self._validation())
+        it = evaluate(model, *self._validation(), world=world)
         return Validation(it.mean_nats, it.tokens, it.method, it.context_len, it.settings)
 
     def _validation(self) -> tuple[Tensor, EvalConfig]:
@@ -121,18 +124,19 @@ class RetrievalTask(Task):
     def check(self, model: Model) -> None:
         """Every model can be asked."""
 
-    def validate(self, model: Model, step: int) -> Validation:
+    def validate(self, model: Model, step: int, world: World = ALONE) -> Validation:
         """New sequences, which depend on the seed and the step alone; each is a pass of its own,
         so that a map that draws at every pass is measured over as many draws."""
-        config = self.recipe.eval
-        source = self.recipe.data.sequences(self.recipe.train.seed, step)
+        config, seed = self.recipe.eval, self.recipe.train.seed
+        source = self.recipe.data.sequences(seed, step)
+        drawn = [source.all_queries() for _ in range(config.n_sequences)]
+        asked = [(keys, values, q[: config.max_queries]) for keys, values, q in drawn]
         losses = []
         with evaluating(model):
-            for _ in range(config.n_sequences):
-                keys, values, queries = source.all_queries()
-                asked = questions([(keys, values, queries[: config.max_queries])])
-                tokens_BT, targets_BQ = (x.to(model.device) for x in asked)
-                losses.append(model.nll(tokens_BT, targets_BQ, ())[0].flatten())
-        nats = torch.cat(losses)
+            for i in share(len(asked), world).tolist():
+                tokens_BT, targets_BQ = (x.to(model.device) for x in questions([asked[i]]))
+                with draws.shared(own_seed(seed + step, i + 1), compiled=False):
+                    losses.append(model.nll(tokens_BT, targets_BQ, ())[0].flatten())
+        nats = torch.cat(unequal(losses, [len(q) for _, _, q in asked], world))
         settings = f"queries, n_sequences {config.n_sequences}, max_queries {config.max_queries}"
         return Validation(float(nats.mean()), len(nats), "queries", settings=settings)

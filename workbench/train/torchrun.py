@@ -132,9 +132,15 @@ class Torchrun:
 
 
 def _children(pid: int) -> list[int]:
-    """The processes that a process has started, on Linux."""
+    """The processes that a process has started."""
     path = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(word) for word in path.read_text().split()] if path.is_file() else []
+    if path.is_file():
+        return [int(word) for word in path.read_text().split()]
+    try:
+        done = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [int(word) for word in done.stdout.split()]
 
 
 def _signal(status: int) -> str:
