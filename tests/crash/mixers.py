@@ -62,6 +62,16 @@ MIXERS: dict[str, dict[str, Any]] = {
     "favor, redrawn": {"model": _stack(FAVOR, FAVOR), "train": {"carry": "reset"}},
     "delta lstm": {"model": _stack(DELTA_LSTM), "train": {"keep_checkpoints": 1}},
     "micro-batches": {"model": _stack(XL, DELTA, SPAN), "train": {"micro_batches": 3}},
+    "fp16, recomputed": {
+        "model": _stack(XL, DELTA),
+        # a rate high enough for overflows: updates are left out, the scale falls on the way
+        "train": {
+            "precision": "fp16",
+            "recompute": True,
+            "on_nonfinite": "back_off",
+            "optimizer": {"kind": "adam", "lr": 3e-2},
+        },
+    },
     "retrieval": {},
 }
 

@@ -234,3 +234,35 @@ def test_a_gpu_needs_a_setting_to_be_deterministic(monkeypatch: pytest.MonkeyPat
         check_deterministic(torch.device("cuda"))
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     check_deterministic(torch.device("cuda"))
+
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+
+
+@pytest.mark.gpu
+@GPU
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_gpu_recomputes_the_same_with_less_memory(
+    text: Path, tmp_path: Path, precision: str
+) -> None:
+    block = {"mixer": {**XL, "d_head": 32}, "channel": {"kind": "feed_forward", "d_ffn": 512}}
+    model = {"d_model": 64, "stack": [{"block": {**block, "p_drop": 0.1}, "repeat": 8}]}
+    losses, peaks = [], []
+    for recompute in (False, True):
+        asked = recipe(text, model, device="cuda", recompute=recompute, precision=precision)
+        fields = {"data.segment_len": 200, "train.steps": 12, "train.eval_every": 50}
+        run = workbench.start(asked, fields, out=tmp_path / str(recompute))
+        records = [r for r in run if r.kind == "train"]
+        losses.append([r.loss_nats for r in records])
+        peaks.append(records[1].peak_bytes)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert peaks[1] < peaks[0]
+
+
+@pytest.mark.gpu
+@GPU
+def test_a_gpu_says_what_to_change_when_it_is_full(text: Path, tmp_path: Path) -> None:
+    run = workbench.start(recipe(text, device="cuda"), out=tmp_path / "run")
+    run.model.layers[0].register_forward_pre_hook(lambda *_: torch.empty(1 << 50, device="cuda"))
+    with pytest.raises(OutOfMemory, match=r"micro_batches: 3(.|\n)*CUDA out of memory"):
+        list(run)

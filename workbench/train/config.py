@@ -240,7 +240,8 @@ class TrainConfig(Config):
     precision: Precision = "fp32"
     """`bf16`: matrix products in bfloat16, twice as fast or more on a processor or GPU that has
     units for it and slower on one without; weights, optimizer, losses and sums stay in float32.
-    `fp16`: in float16, for GPUs before Ampere: three digits more, but nothing above 65504."""
+    `fp16`: in float16, for GPUs before Ampere: three digits more, but nothing above 65504. This
+    package's kernels get float32 then, and a CPU without units for it takes ten times as long."""
     loss_scale: Annotated[Literal["dynamic"] | float, BeforeValidator(_scale)] = "dynamic"
     """`fp16`: what the loss is multiplied by, so that small gradients are not 0 in float16; they
     are divided by it again. `dynamic`: from 65536 on, halved when a gradient overflows, whose

@@ -91,9 +91,11 @@ def replay(folder: str | Path, step: int | None = None) -> Replay:
     with tempfile.TemporaryDirectory(prefix="workbench-replay-") as place:
         copy = Path(place) / "run"
         _copy_checkpoint(source, copy, step)
-        run = start(source.recipe(), out=copy)
+        # the clock of that run is not what it is about
+        run = start(source.recipe(), {"train.max_seconds": None}, out=copy)
         try:
             run.until(step - 1)
+            assert run.step == step - 1, "a run does not end before a batch that it has read"
             return _look(run, tensors)
         finally:
             release(copy)

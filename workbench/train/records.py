@@ -48,7 +48,7 @@ class TrainRecord:
     """What the next loss is multiplied by under fp16; null under other precisions."""
     skipped: int | None = None
     """Updates since the record before that were left out: an overflow of fp16, or a loss or
-    gradient that was not finite (`train.on_nonfinite`)."""
+    gradient that was not finite (`train.on_nonfinite`). Where all were, there is no record."""
     peak_bytes: int | None = None
     """Most memory that was held at once: on a GPU by PyTorch's tensors since the record before; on
     a CPU by the whole process since its start. Of several processes the one that held most."""
