@@ -1,5 +1,6 @@
 """The command line: `workbench recipes` lists the experiments, `workbench data` has the corpora,
-`workbench generate`, `workbench score` and `workbench evaluate` use a trained model.
+`workbench generate`, `workbench score` and `workbench evaluate` use a trained model, and
+`workbench sweep` trains many.
 
 A command is a function `add_*` that describes its arguments and names what runs them. What a
 command needs is imported when it runs, so that `--help` answers at once.
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.cli_cluster import add_slurm_script, add_sweep
 from workbench.cli_data import add_data, say
 from workbench.cli_evaluate import add_evaluate
 from workbench.errors import ConfigError, DataMissing, WorkbenchError
@@ -192,6 +194,8 @@ COMMANDS: tuple[Callable[[Commands], None], ...] = (
     add_import,
     add_export,
     add_data,
+    add_sweep,
+    add_slurm_script,
 )
 
 

@@ -20,8 +20,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# trackers: who uses one installs it; their tests are skipped elsewhere
-BY_CHOICE = {"tracking", "wandb"}
+# trackers, clusters: who uses one installs it; their tests are skipped elsewhere
+BY_CHOICE = {"cluster", "tracking", "wandb"}
 CONDA_NAMES = {"pytorch": "torch"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from workbench.plots import live
 from workbench.plots.style import WIDTH, finish
-from workbench.train.records import EvalRecord, TrainRecord
+from workbench.train.records import EvalRecord, TrainRecord, to_json
 
 
 class Page:
@@ -90,7 +91,8 @@ def test_training_view_starts_from_the_folder_and_ends_with_the_last_record(
     monkeypatch.setenv("WORKBENCH_BATCH", "1")
     shared = {"tokens": 1, "elapsed_s": 1.0}
     rest = {"lr": 0.1, "grad_norm": 1.0, "tokens_per_s": 5.0, "memory_bytes": 0}
-    before = {"kind": "train", "step": 10, "loss_nats": 3.0, **shared, **rest}
+    first = TrainRecord(step=10, loss_nats=3.0, **shared, **rest)
+    before = json.loads(to_json(first))
     run: Any = SimpleNamespace(
         corpus=SimpleNamespace(unit="character"),
         folder=SimpleNamespace(records=lambda: [before]),
@@ -108,6 +110,7 @@ def test_training_view_starts_from_the_folder_and_ends_with_the_last_record(
     assert "2.164 bits per character at step 20" in page.outputs[0]["text/plain"]
     with live.LiveTraining(run, every_s=3600) as view:
         view.update(TrainRecord(step=20, loss_nats=2.0, **shared, **rest))
-        # processes that died have begun again at step 10
+        # processes that died have begun again at step 10, whose record is there already
+        view.update(first)
         view.update(TrainRecord(step=15, loss_nats=2.5, **shared, **rest))
         assert [row["step"] for row in view.records] == [10, 15] and view.bar.n == 15

@@ -175,12 +175,12 @@ def test_a_fault_is_told_and_the_folder_says_so(
     model = {"d_model": 8, "stack": [{"block": {"mixer": mixer}}]}
     asked = recipe(text, model)
     run = launched(asked.model_copy(update={"data": shared(text).data}), Path("run"), trackers=())
-    run.restarts = 0
     try:
         with pytest.raises(ProcessesFailed) as error:
             list(run)
     finally:
         FastWeightConfig.registry.pop("broken")
+    assert (run.folder.path / LOG).read_text().count("$ ") == 1, "tried again"
     assert "ended with status 1" in str(error.value)
     assert "RuntimeError: the third head came off" in str(error.value)
     assert str(run.folder.path / LOG) in str(error.value)

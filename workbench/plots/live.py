@@ -203,7 +203,9 @@ class LiveTraining:
         # processes that died begin again at a checkpoint: what they repeat replaces what was lost
         while self.records and self.records[-1]["step"] > row["step"]:
             self.records.pop()
-        self.records.append(row)
+        # after a `break` the folder may have told it before the run does
+        if row not in self.records[-4:]:
+            self.records.append(row)
         self.bar.update(row["step"] - self.bar.n)
         if "loss_nats" in row:
             name = "train" if row["kind"] == "train" else row["split"]

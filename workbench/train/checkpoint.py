@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -26,7 +26,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from workbench.errors import CheckpointError
-from workbench.models.base import Model
 from workbench.train import storage
 from workbench.train.environment import versions
 from workbench.train.records import CheckpointRecord
@@ -36,6 +35,15 @@ log = logging.getLogger("workbench")
 FORMAT = 1
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 BEFORE, PARTIAL = ".before", ".partial-"
+
+
+class Storable(Protocol):
+    """A model, or what stands for one whose weights are elsewhere."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+    def load_state_dict(self, weights: Mapping[str, Tensor], /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ def digest(data: str | bytes) -> str:
 def save(
     folder: Path,
     step: int,
-    model: Model,
+    model: Storable,
     state: Mapping[str, Any],
     *,
     recipe_sha256: str,
@@ -315,7 +323,7 @@ def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
                 _delete(path)
 
 
-def load_weights(checkpoint: Checkpoint, model: Model) -> None:
+def load_weights(checkpoint: Checkpoint, model: Storable) -> None:
     """Put a checkpoint's weights into a model.
 
     Raises:

@@ -49,7 +49,8 @@ class LaunchedRun:
     The processes start with the iteration and end with it. `break`, an interrupt and SIGTERM make
     them write a checkpoint and leave; iterating again starts them again, and they continue. If one
     dies, all are started again from the last checkpoint, up to `restarts` times in a row without a
-    new one. A fault that its message says how to mend is never tried again.
+    new one. What would only fail again is not tried again: a fault whose message says how to mend
+    it, and an error before the first record.
 
     Attributes:
         recipe: what was asked for.
@@ -217,7 +218,8 @@ class LaunchedRun:
             self._say_stopped()
             return False
         failure = child.failure()
-        if not failure.mendable and self._crashes < self.restarts:
+        hopeless = failure.mendable or (self._last is None and not failure.killed)
+        if not hopeless and self._crashes < self.restarts:
             self._crashes += 1
             log.warning(
                 "%s after step %d; starting all %d again from the last checkpoint (%d of %d "

@@ -37,7 +37,7 @@ from workbench.train.records import (
     from_json,
     to_json,
 )
-from workbench.train.signals import StopSignals
+from workbench.train.signals import StopSignals, comes_twice
 from workbench.train.tasks import Task, TextTask, Validation
 from workbench.train.trackers import Tracking
 from workbench.train.trainer import Trainer
@@ -45,7 +45,7 @@ from workbench.train.trainer import Trainer
 log = logging.getLogger("workbench")
 
 ECHO_S = 10.0
-"""seconds during which several processes take a second signal for an echo of the first"""
+"""seconds during which a second signal is taken for an echo of the first, where it may be one"""
 
 
 class Run:
@@ -101,7 +101,7 @@ class Run:
 
     def __iter__(self) -> Iterator[Record]:
         self._clock_zero = time.monotonic() - self._elapsed_s
-        with StopSignals(ECHO_S if self._world.size > 1 else 0.0) as signals:
+        with StopSignals(ECHO_S if comes_twice(self._world.size) else 0.0) as signals:
             try:
                 while True:
                     while self._pending:
@@ -311,7 +311,7 @@ class Run:
         written = checkpoint.save(
             folder,
             self.step,
-            self.model,
+            self._trainer.stored or self.model,
             state,
             recipe_sha256=self._sha256,
             recipe=dump(self.recipe),
@@ -347,7 +347,7 @@ class Run:
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
         """Take over weights and everything else of a checkpoint; nothing is written."""
-        checkpoint.load_weights(found, self.model)
+        checkpoint.load_weights(found, self._trainer.storage)
         state = checkpoint.load_state(found)
         checkpoint.compare_versions(found)
         try:

@@ -8,6 +8,7 @@ nobody listened.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -17,6 +18,15 @@ from typing import Any, Self
 log = logging.getLogger("workbench")
 
 SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP"))
+
+
+def comes_twice(processes: int) -> bool:
+    """Whether one signal may reach this process a second time.
+
+    `torchrun` passes on what its processes have got already, and so does papermill's engine to the
+    Jupyter kernel where Slurm signals everything that belongs to a job.
+    """
+    return processes > 1 or "WORKBENCH_BATCH" in os.environ
 
 
 class StopSignals:

@@ -46,6 +46,8 @@ class Failure(NamedTuple):
 
     how: str
     """such as `process 1 was killed by SIGKILL`"""
+    killed: bool
+    """somebody else ended it: the same program may fare better another time"""
     mendable: bool
     """the user was told what to mend: doing it again would fail again"""
     story: str
@@ -124,11 +126,12 @@ class Torchrun:
             file.seek(self._begin)
             text = file.read().decode("utf-8", "replace")
         if (status := self._child.returncode) < 0:
-            return Failure(f"torchrun was killed by {_signal(status)}", False, "")
+            return Failure(f"torchrun was killed by {_signal(status)}", True, False, "")
         lines = text.splitlines()
         told = [i for i, line in enumerate(lines) if line.startswith("workbench: ")]
         story = _message(lines[told[0] :]) if told else _traceback(lines)
-        return Failure(_how(text) or f"torchrun ended with status {status}", bool(told), story)
+        how = _how(text) or f"torchrun ended with status {status}"
+        return Failure(how, "was killed by" in how, bool(told), story)
 
 
 def _children(pid: int) -> list[int]:

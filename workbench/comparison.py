@@ -1,0 +1,164 @@
+"""Runs side by side: what differs in their recipes, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.config import dump, nearest
+from workbench.errors import DataMissing
+from workbench.metrics import bits_per_token
+from workbench.notebook import place
+from workbench.recipe import AnyRecipe
+from workbench.report import evaluation
+from workbench.train.folder import RunFolder
+
+Cell = str | int | float | None
+NAMES = ("name", "about", "source")
+"""fields of a recipe that say what it is called, and nothing of what it does"""
+
+
+def open_runs(sweep: str | Path, runs: Sequence[str | Path] = ()) -> dict[str, RunFolder]:
+    """The runs of a parameters cell by their names: those of `runs`, or all of a sweep's folder.
+
+    Runs that have not begun are left out.
+
+    Raises:
+        DataMissing: there is no run at all.
+    """
+    paths = [place(run) for run in runs] or sorted(place(sweep).glob("*/"))
+    found = {path.name: RunFolder(path) for path in paths if RunFolder(path).exists()}
+    if not found:
+        where = place(sweep)
+        others = sorted(p.parents[1].name for p in where.parent.glob("*/*/recipe.yaml"))
+        hint = f" {nearest(where.name, sorted(set(others)))}" if others else ""
+        raise DataMissing(
+            f"parameter sweep: no run folder in {', '.join(map(str, runs)) or where}.{hint} Give a "
+            "folder that holds runs, such as `workbench sweep` makes, or the runs' own folders"
+        )
+    return found
+
+
+def fields(data: Any, path: str = "") -> dict[str, Any]:
+    """The values of nested plain data by dotted path; empty lists and mappings are values."""
+    if isinstance(data, Mapping) and data:
+        inside = list(data.items())
+    elif isinstance(data, list) and data:
+        inside = list(enumerate(data))
+    else:
+        return {path: data}
+    found: dict[str, Any] = {}
+    for name, value in inside:
+        found |= fields(value, f"{path}.{name}" if path else str(name))
+    return found
+
+
+def differing(recipes: Mapping[str, AnyRecipe]) -> dict[str, dict[str, Any]]:
+    """Which fields of recipes differ: dotted path -> run -> value, without a run that lacks it."""
+    plain = {
+        run: fields({k: v for k, v in dump(recipe).items() if k not in NAMES})
+        for run, recipe in recipes.items()
+    }
+    paths = dict.fromkeys(path for values in plain.values() for path in values)
+    found = {}
+    for path in paths:
+        values = {run: own[path] for run, own in plain.items() if path in own}
+        if len(values) < len(plain) or len({json.dumps(v) for v in values.values()}) > 1:
+            found[path] = values
+    return found
+
+
+def difference_table(recipes: Mapping[str, AnyRecipe]) -> list[dict[str, Cell]]:
+    """A row for each field that differs, a column for each run."""
+    return [
+        {"field": path, **{run: _cell(values.get(run, "")) for run in recipes}}
+        for path, values in differing(recipes).items()
+    ]
+
+
+def _cell(value: Any) -> Cell:
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    return value if isinstance(value, int | float | str) else json.dumps(value)
+
+
+def row(name: str, folder: RunFolder) -> dict[str, Cell]:
+    """One run in the table: size, tokens read, losses, speed, time, what computed it, state."""
+    status, train = folder.status(), folder.records("train")
+    scored = {s: x["loss_nats"] for s, x in evaluation(folder).get("splits", {}).items()}
+    best = best_validation(folder)
+    test = scored.get("test")
+    speeds = [r["tokens_per_s"] for r in train]
+    ran = {f"{op}: {backend}" for r in train for op, backend in r["backends"].items()}
+    last = (folder.records() or [{}])[-1]
+    return {
+        "run": name,
+        "recipe": folder.recipe().name,
+        "parameters": n_parameters(folder),
+        "tokens": train[-1]["tokens"] if train else None,
+        "valid bits": round(best, 4) if best is not None else None,
+        "test bits": round(bits_per_token(test), 4) if test is not None else None,
+        "tokens/s": round(statistics.median(speeds)) if speeds else None,
+        "minutes": round(last["elapsed_s"] / 60, 2) if last else None,
+        "processes": train[-1].get("processes", 1) if train else None,
+        "backends": ", ".join(sorted(ran)) or "torch",
+        "state": state(status),
+    }
+
+
+def state(status: Mapping[str, Any]) -> str:
+    """How a run stands, with its step where it is not done."""
+    if not status:
+        return "not begun"
+    if status["state"] == "done":
+        return "done"
+    return f"{status['state']} at {status['step']:,} of {status['steps']:,}"
+
+
+def best_validation(folder: RunFolder) -> float | None:
+    """The lowest validation of a run, in bits per token; None before the first."""
+    losses = [r["loss_nats"] for r in folder.records("eval") if r["loss_nats"] is not None]
+    return bits_per_token(min(losses)) if losses else None
+
+
+def n_parameters(folder: RunFolder) -> int | None:
+    """Trainable numbers of a run's model, which is built without memory; None before its first
+    checkpoint, which knows the size of the vocabulary."""
+    manifests = sorted(folder.checkpoints.glob("*/manifest.json"))
+    if not manifests:
+        return None
+    vocab_size = json.loads(manifests[-1].read_text("utf-8"))["vocab_size"]
+    with torch.device("meta"):
+        model = folder.recipe().model.build(vocab_size)
+    return int(model.n_parameters)
+
+
+def validated(folders: Mapping[str, RunFolder]) -> dict[str, float]:
+    """The best validation of each run that has one, in bits per token."""
+    found = {name: best_validation(folder) for name, folder in folders.items()}
+    return {name: bits for name, bits in found.items() if bits is not None}
+
+
+def several(
+    recipes: Mapping[str, AnyRecipe], runs: Mapping[str, float], most: int = 6
+) -> dict[str, dict[str, Any]]:
+    """The fields with several values among some runs, for a picture each.
+
+    Args:
+        recipes: of all runs.
+        runs: those that count.
+        most: fields; those first in which most runs have a partner with the same value.
+    """
+    fields_of = differing({run: recipe for run, recipe in recipes.items() if run in runs})
+    shared = {
+        path: len(values) - len({json.dumps(v) for v in values.values()})
+        for path, values in fields_of.items()
+        if len({json.dumps(v) for v in values.values()}) > 1
+    }
+    chosen = sorted(shared, key=shared.__getitem__, reverse=True)[:most]
+    return {path: fields_of[path] for path in chosen}
