@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ from workbench.train import distributed
 from workbench.train.records import CheckpointRecord, DoneRecord, EvalRecord, Record, TrainRecord
 from workbench.train.start import start
 from workbench.train.torchrun import die_with_parent
+
+log = logging.getLogger("workbench")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,6 +119,17 @@ def line(record: Record) -> str:
             return f"step {record.step:>8}  {record.reason} after {record.elapsed_s:.0f} s"
 
 
+def _say(text: str) -> None:
+    """Show a line to whoever still looks; the records are in the run folder in any case."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        # the terminal was closed, or the program behind a pipe has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        log.warning("nobody reads this any more (%s): training goes on in silence", error)
+
+
 @record
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train; returns the exit status."""
@@ -131,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = start(given.recipe, overrides_of(given.set), given.out, trackers=given.track)
         for told in run:
             if run.leads:
-                sys.stdout.write(line(told) + "\n")
-                sys.stdout.flush()
+                _say(line(told))
     except WorkbenchError as error:
         if distributed.told_elsewhere(error):
             _let_them_speak()
