@@ -108,7 +108,7 @@ def parts() -> dict[str, AnyRecipe]:
         "spans and clamps": ([SPANS, SPANS], {}),
         "dynamic spans": ([DYNAMIC, DYNAMIC], {}),
         "trimmed memory": (
-            [TRIMMED, SPANS], {}),
+            [TRIMMED, TRIMMED], {}),
         "dropped distances": ([{**XL, "positions": sinusoid}] * 2, {}),
         "output penalties": (
             [LSTM, LSTM], {"model__output_penalties": {"activation": 2.0, "temporal": 1.0}}),

@@ -1,5 +1,7 @@
 """Trains recipes of `law_cases` one after another, in float64: `OUT [PATH=VALUE] NAME...`
 
+`until=N` stops them after so many updates; the same again goes on.
+
 Alone or under `torchrun`. What a run folder holds in the end is what is compared; that all
 processes end with the same weights, bit for bit, is checked here.
 """
@@ -31,11 +33,16 @@ def main(out: str, *words: str) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     overrides = overrides_of([word for word in words if "=" in word])
+    until = overrides.pop("until", None)
     known = cases()
     for name in (word for word in words if "=" not in word):
         run = workbench.start(known[name], overrides, Path(out) / name)
-        for _ in run:
-            pass
+        if until is None:
+            for _ in run:
+                pass
+        else:
+            run.until(until)
+            run.save()
         prints = run._world.gather(fingerprint(run))
         if any(not torch.equal(x, prints[0]) for x in prints):
             sys.exit(f"{name}: the processes ended with different weights")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from law_cases import cases, mixers, parts
+from law_cases import STEPS, cases, mixers, parts
 from torch import Tensor
 
 from workbench.data.batches import Reader
@@ -21,14 +21,17 @@ from workbench.train.tasks import open_task
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-9
-WAYS = {
-    "2 processes": (2, ()),
-    "4 processes": (4, ()),
-    "2 pieces": (1, ("train.micro_batches=2",)),
-    "8 pieces": (1, ("train.micro_batches=8",)),
-    "2 processes, 2 pieces": (2, ("train.micro_batches=2",)),
+WAYS: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
+    "2 processes": ((2,), ()),
+    "4 processes": ((4,), ()),
+    "2 pieces": ((1,), ("train.micro_batches=2",)),
+    "8 pieces": ((1,), ("train.micro_batches=8",)),
+    "2 processes, 2 pieces": ((2,), ("train.micro_batches=2",)),
+    "2, then 1, then 4": ((2, 1, 4), ()),
 }
-"""processes, and what is changed in the recipe"""
+"""processes, one world after another, and what is changed in the recipe"""
+STOPS = (7, 13, STEPS)
+"""updates after which another number of processes goes on"""
 SHORT = (
     "spans and clamps", "dynamic spans", "dropped weights", "dropped distances", "adaptive softmax",
     "sentences", "averaged weights", "retrieval, redrawn",
@@ -80,8 +83,10 @@ def compare(names: list[str], folder: Path, ways: list[str]) -> dict[str, dict[s
     whole = {name: ended(folder / "whole" / name) for name in names}
     table: dict[str, dict[str, float]] = {name: {} for name in names}
     for way in ways:
-        processes, changes = WAYS[way]
-        train(names, folder / way, processes, changes)
+        worlds, changes = WAYS[way]
+        for processes, stop in zip(worlds, STOPS[-len(worlds) :], strict=True):
+            stops = () if stop == STEPS else (f"until={stop}",)
+            train(names, folder / way, processes, (*changes, *stops))
         for name in names:
             table[name][way] = difference(whole[name], ended(folder / way / name))
     return table

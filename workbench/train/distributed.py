@@ -180,11 +180,15 @@ class World(NamedTuple):
         return carries.map_tensors(lambda x: torch.cat(self.gather(x) or [x.cpu()]), carry)
 
     def rows(self, carry: Carry) -> Carry:
-        """This process's rows of a carry of all rows."""
-        return carries.map_tensors(
-            lambda x: x[len(x) * self.rank // self.size : len(x) * (self.rank + 1) // self.size],
-            carry,
-        )
+        """This process's rows of a carry of all rows: copies, which do not hold the others'."""
+        if self.size == 1:
+            return carry
+
+        def own(x: Tensor) -> Tensor:
+            n = len(x)
+            return x[n * self.rank // self.size : n * (self.rank + 1) // self.size].clone()
+
+        return carries.map_tensors(own, carry)
 
 
 ALONE = World()

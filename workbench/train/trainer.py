@@ -259,7 +259,8 @@ class Trainer:
         all processes, which any other number of them can continue from."""
         meters, world = self.meters, self.world
         self.stored = self.shards.stored() if self.shards else None
-        sums = world.total(torch.stack([meters.loss, *meters.penalties.values()]))
+        own = torch.stack([meters.loss, *meters.penalties.values()])
+        sums = world.total(own)
         carry = None if self.carry is None else world.join(_compact(self.carry))
         return {
             "step": self.step,
@@ -276,6 +277,8 @@ class Trainer:
             "guard": self.guard.state(),
             "backends": self._backends(),
             "meters": {
+                # so many processes again add up the same numbers in the same order
+                "each": world.gather(own),
                 "loss": sums[0],
                 "penalties": dict(zip(meters.penalties, sums[1:] / world.size, strict=True)),
                 "tokens": meters.tokens * world.size,
@@ -337,8 +340,12 @@ class Trainer:
             self.carry = carries.to(self.world.rows(carry), self.device)
         meters = state["meters"]
         self.meters = Meters.fresh(self.device)
-        self.meters.loss += meters["loss"].to(self.device) / self.world.size
-        self.meters.penalties = {n: x.to(self.device) for n, x in meters["penalties"].items()}
+        sums = [meters["loss"] / self.world.size, *meters["penalties"].values()]
+        if len(each := meters.get("each", ())) == self.world.size:
+            sums = list(each[self.world.rank])
+        loss, *penalties = (x.to(self.device) for x in sums)
+        self.meters.loss += loss
+        self.meters.penalties = dict(zip(meters["penalties"], penalties, strict=True))
         self.meters.tokens = meters["tokens"] // self.world.size
         self.meters.updates = meters["updates"]
         self.meters.skipped += meters.get("skipped", 0)
