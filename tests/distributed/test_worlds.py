@@ -83,7 +83,7 @@ def test_stopped_together_and_continued_bit_for_bit(
 
 def restarted(agent: Agent, rank: int, killed: int) -> bool:
     now = agent.workers()
-    return len(now) == 2 and now[rank] != killed
+    return len(now) == 2 and now.get(rank, killed) != killed
 
 
 @pytest.mark.slow

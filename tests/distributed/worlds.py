@@ -83,7 +83,11 @@ class Agent:
         pid = self.process.pid
         found = {}
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            settings = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            try:
+                settings = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            except OSError:
+                # it has just ended
+                continue
             if rank := [x[5:] for x in settings if x.startswith(b"RANK=")]:
                 found[int(rank[0])] = int(child)
         return found

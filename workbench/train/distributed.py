@@ -222,6 +222,7 @@ def world(device: str = "cpu") -> World:
         torch.cuda.set_device(local_rank)
     if not _joined:
         store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store = dist.PrefixStore(f"workbench/{size}/{_attempt()}", store)
         backend = "nccl" if on_gpus else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         control = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -231,6 +232,16 @@ def world(device: str = "cpu") -> World:
 
 _joined: list[World] = []
 """the world of this process, once it has joined one"""
+
+
+def _attempt() -> str:
+    """Which start of the processes this is, as far as all of them know.
+
+    torchrun keeps its store when it starts them again; in it are the addresses of those that ended.
+    The agents of several machines count restarts each for itself.
+    """
+    one_agent = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_agent else "any"
 
 
 def check_gpus(device: str, processes: int) -> None:

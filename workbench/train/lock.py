@@ -40,6 +40,25 @@ def hold(folder: Path, owner: object) -> None:
     _owners[path] = id(owner)
 
 
+def check_free(folder: Path) -> None:
+    """Refuse a folder that another process trains in, before its checkpoints are read: that one may
+    be deleting them.
+
+    Raises:
+        ConfigError: another process on this machine is training in it.
+    """
+    path = (folder / LOCK).resolve()
+    if fcntl is None or path in _held or not path.is_file():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _busy(handle, folder) from None
+    finally:
+        os.close(handle)
+
+
 def check_owner(folder: Path, owner: object) -> None:
     """Refuse to train in a folder that was opened again since.
 
@@ -58,15 +77,20 @@ def _lock(path: Path, folder: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        owner = os.read(handle, 32).decode().strip()
+        error = _busy(handle, folder)
         os.close(handle)
-        raise ConfigError(
-            f"out: process {owner or 'unknown'} is training in {folder}; wait for it, stop it, or "
-            "give another folder"
-        ) from None
+        raise error from None
     os.ftruncate(handle, 0)
     os.write(handle, f"{os.getpid()}\n".encode())
     _held[path] = handle
+
+
+def _busy(handle: int, folder: Path) -> ConfigError:
+    owner = os.read(handle, 32).decode().strip()
+    return ConfigError(
+        f"out: process {owner or 'unknown'} is training in {folder}; wait for it, stop it, or "
+        "give another folder"
+    )
 
 
 def release(folder: Path) -> None:

@@ -22,7 +22,7 @@ from workbench.train.environment import choose_device, describe
 from workbench.train.folder import RunFolder, origin_of, recipe_sha256
 from workbench.train.gradients import check_pieces
 from workbench.train.launch import LaunchedRun
-from workbench.train.lock import hold
+from workbench.train.lock import check_free, hold
 from workbench.train.run import Run
 from workbench.train.tasks import Task, open_task
 from workbench.train.trackers import Tracker, check_trackers, open_trackers
@@ -173,6 +173,7 @@ def _checkpoints(
 ) -> tuple[checkpoint.Checkpoint | None, checkpoint.Checkpoint | None]:
     """What a run continues from, and what it takes its first weights from, if anything."""
     folder.check(recipe)
+    check_free(folder.path)
     found = _checkpoint_of(folder, recipe)
     return found, None if found else origin_of(recipe)
 
