@@ -168,12 +168,14 @@ class Local:
 
 @contextmanager
 def _deaf_to_the_terminal() -> Iterator[None]:
-    """Ctrl-C in a terminal reaches all that was started there; it is for us to pass it on."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C in a terminal, or its end, reaches all that was started there; it is for us to pass it
+    on."""
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _gpus() -> list[int]:
