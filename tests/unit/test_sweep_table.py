@@ -1,6 +1,7 @@
 """Tables of runs: what they become, what is refused before anything starts."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from tiny_run import recipe as tiny_recipe
 from tiny_run import write_text
 
 import workbench
-from workbench import cli
+from workbench import cli, cli_cluster
 from workbench.cluster import job, submission
 from workbench.errors import ConfigError
 from workbench.sweep import load_sweep, plan
@@ -76,6 +77,36 @@ def test_a_recipe_beside_the_table_and_no_runs(tmp_path):
     (run,) = planned(write(tmp_path / "one.yaml", recipe="own.yaml"))
     assert (run.name, run.recipe) == ("own", own)
     assert run.job.recipe == str(tmp_path / "own.yaml")
+
+
+def test_the_table_of_the_readme(tmp_path):
+    text = (Path(workbench.__file__).parents[1] / "README.md").read_text("utf-8")
+    (table,) = re.findall(r"```yaml\n(# lr\.yaml.*?)```", text, re.DOTALL)
+    path = tmp_path / "lr.yaml"
+    path.write_text(table, encoding="utf-8")
+    assert [run.name for run in planned(path)] == [
+        f"{name}-lr{lr}" for name in ("spans", "delta") for lr in ("0.002", "0.004")
+    ]
+    # the options beside it are options of sbatch
+    (told,) = re.findall(r"--slurm (\S+)", text.split("# lr.yaml")[1].split("sbatch")[0])
+    given, further = submission.settings(
+        cli_cluster.options([told]), {"partition", "gpus_per_node"}
+    )
+    assert given["time"] == 480 and given["gpus_per_node"] == 1 and further == {}
+
+
+def test_the_gpus_that_are_shared_out(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    assert submission.visible_gpus() == [3, 5]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert submission.visible_gpus() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932")
+    with pytest.raises(ConfigError, match="got 'GPU-8932', expected numbers"):
+        submission.visible_gpus()
+    # the two that are used least
+    assert submission.least_used([0, 1, 2, 3], [[0], [1, 0]], 2) == [2, 3]
+    assert submission.least_used([0, 1], [[0]], 1) == [1]
+    assert submission.least_used([], [[]], 2) == []
 
 
 SPAN = "span-python-tiny"
