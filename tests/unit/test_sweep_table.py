@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from tiny_run import recipe as tiny_recipe
@@ -13,7 +14,7 @@ from tiny_run import write_text
 
 import workbench
 from workbench import cli, cli_cluster
-from workbench.cluster import job, submission
+from workbench.cluster import conduct, job, submission
 from workbench.errors import ConfigError
 from workbench.sweep import load_sweep, plan
 
@@ -156,6 +157,22 @@ def test_more_time_than_it_had_makes_a_run_unfinished(tmp_path):
     assert planned(table, tmp_path / "sweep")[0].is_done
     write(table, recipe="own.yaml", overrides={"train.max_seconds": 60.0})
     assert not planned(table, tmp_path / "sweep")[0].is_done
+
+
+def test_a_job_that_was_killed_leaves_a_torn_notebook(tmp_path):
+    (run,) = planned(write(tmp_path / "t.yaml", recipe=SPAN), tmp_path)
+    run.job.executed.parent.mkdir()
+    run.job.executed.write_text('{"cells": [{"cell_type": "co')
+    assert conduct.outcome(run) == "failed before it began: its job ended without a word"
+    nb = nbformat.v4.new_notebook(metadata={"papermill": {"stopped_by": "SIGTERM"}})
+    nbformat.write(nb, run.job.executed)
+    assert conduct.outcome(run) == "stopped before it began"
+
+
+def test_a_comparison_that_fails_is_told(tmp_path):
+    said = []
+    conduct.compare(tmp_path, ["nothing"], said.append)
+    assert said[0].startswith("comparison failed: DataMissing: parameter sweep: no run folder in")
 
 
 def test_a_dry_run_lists_and_writes_nothing(tmp_path, capsys):
