@@ -101,9 +101,12 @@ def test_some_kills(mixer: str, kill: Callable[[str, int], None]) -> None:
 
 
 def test_the_recipes_hold_what_they_are_there_for(undisturbed: Any) -> None:
-    """Averaging begins in the middle of its run; a comparison finds what differs."""
+    """Averaging begins, and a scaled gradient overflows, in the middle of a run; a comparison finds
+    what differs."""
     _, averaged = undisturbed("qrnn, nt-asgd")
     since = [row["averaged_from"] for row in averaged.records("eval")]
     assert since[0] is None and 0 < since[-1] < 24
+    _, scaled = undisturbed("fp16, recomputed")
+    assert any(row["skipped"] for row in scaled.records("train")[1:])
     _, other = undisturbed("transformer-xl")
     assert len(differences(averaged, other)) > 3

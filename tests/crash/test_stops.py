@@ -119,6 +119,7 @@ def test_the_terminal_is_closed(asked: Path, expected: RunFolder, tmp_path: Path
     folder = until_a_checkpoint(out)
     os.close(ours)
     process.wait(PATIENCE_S)
+    assert process.returncode == 0
     if how == "closed":
         assert folder.status()["state"] == "stopped" and folder.status()["message"] == "SIGHUP"
         step = folder.records()[-1]["step"]
@@ -131,11 +132,14 @@ def test_the_terminal_is_closed(asked: Path, expected: RunFolder, tmp_path: Path
 def in_a_terminal(
     recipe: Path, out: Path, ignoring: bool = False
 ) -> tuple[subprocess.Popen[Any], int]:
-    """A process in a terminal of its own, and our side of it; `nohup` redirects what it says."""
+    """A process in a terminal of its own, and our side of it.
+
+    Args:
+        ignoring: what closing the terminal sends, as under `nohup`; what it says goes there still.
+    """
     ours, theirs = pty.openpty()
-    said: Any = subprocess.DEVNULL if ignoring else theirs
     process = shell(
-        recipe, out, stdin=theirs, stdout=said, stderr=said, start_new_session=True,
+        recipe, out, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
         preexec_fn=lambda: _begin(theirs, ignoring),
     )  # fmt: skip
     os.close(theirs)

@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 import yaml
@@ -29,9 +31,27 @@ from workbench.train.records import CheckpointRecord, DoneRecord, EvalRecord, Re
 from workbench.train.start import start
 from workbench.train.torchrun import die_with_parent
 
+log = logging.getLogger("workbench")
+
+
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if not distributed.told_elsewhere():
+            super()._print_message(message, file)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        if status and distributed.told_elsewhere():
+            _let_them_speak()
+        super().exit(status, message)
+
+
+def _let_them_speak() -> None:
+    # torchrun ends all of a machine's processes when the first one has failed
+    time.sleep(distributed.LAST_WORDS_S)
+
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m workbench.train",
         description="Train a recipe, or continue where its folder stands.",
     )
@@ -99,11 +119,24 @@ def line(record: Record) -> str:
             return f"step {record.step:>8}  {record.reason} after {record.elapsed_s:.0f} s"
 
 
+def _say(text: str) -> None:
+    """Show a line to whoever still looks; the records are in the run folder in any case."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        # the terminal was closed, or the program behind a pipe has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        log.warning("nobody reads this any more (%s): training goes on in silence", error)
+
+
 @record
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train; returns the exit status."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     given = _parser().parse_args(arguments)
+    # what is worth knowing happens in all processes alike
+    level = logging.ERROR if distributed.told_elsewhere() else logging.INFO
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     if dist.is_available() and dist.is_torchelastic_launched():
         die_with_parent()
     for module in given.modules:
@@ -112,10 +145,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = start(given.recipe, overrides_of(given.set), given.out, trackers=given.track)
         for told in run:
             if run.leads:
-                sys.stdout.write(line(told) + "\n")
-                sys.stdout.flush()
+                _say(line(told))
     except WorkbenchError as error:
-        sys.stderr.write(f"workbench: {error}\n")
+        if distributed.told_elsewhere(error):
+            _let_them_speak()
+        else:
+            sys.stderr.write(f"workbench: {error}\n")
+            sys.stderr.flush()
         return 2
     distributed.leave()
     return 0
