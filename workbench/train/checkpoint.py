@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -26,15 +26,24 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from workbench.errors import CheckpointError
-from workbench.models.base import Model
 from workbench.train import storage
 from workbench.train.environment import versions
+from workbench.train.records import CheckpointRecord
 
 log = logging.getLogger("workbench")
 
 FORMAT = 1
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 BEFORE, PARTIAL = ".before", ".partial-"
+
+
+class Storable(Protocol):
+    """A model, or what stands for one whose weights are elsewhere."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+    def load_state_dict(self, weights: Mapping[str, Tensor], /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,16 @@ class Checkpoint:
     def nbytes(self) -> int:
         return sum(entry["bytes"] for entry in self.manifest["files"].values())
 
+    def record(self, run: Path, best_nats: float | None, elapsed_s: float) -> CheckpointRecord:
+        """What a run says of it: its folder, the best validation so far, its clock."""
+        return CheckpointRecord(
+            step=self.step,
+            path=self.path.with_suffix("").relative_to(run).as_posix(),
+            bytes=self.nbytes,
+            best=self.valid_nats is not None and self.valid_nats == best_nats,
+            elapsed_s=elapsed_s,
+        )
+
 
 def digest(data: str | bytes) -> str:
     """sha256 in hexadecimal."""
@@ -60,7 +79,7 @@ def digest(data: str | bytes) -> str:
 def save(
     folder: Path,
     step: int,
-    model: Model,
+    model: Storable,
     state: Mapping[str, Any],
     *,
     recipe_sha256: str,
@@ -304,7 +323,7 @@ def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
                 _delete(path)
 
 
-def load_weights(checkpoint: Checkpoint, model: Model) -> None:
+def load_weights(checkpoint: Checkpoint, model: Storable) -> None:
     """Put a checkpoint's weights into a model.
 
     Raises:

@@ -207,6 +207,10 @@ class TrainConfig(Config):
     micro_batches: int = Field(default=1, gt=0)
     """Pieces that a batch's rows are read in, one after another, where it does not fit into memory
     at once: the same update up to rounding."""
+    shard: bool = False
+    """Several processes: each keeps its part of weights, gradients and optimizer instead of all of
+    them, for models that do not fit into one GPU; see `workbench/train/SCALING.md`. Alone: as
+    without."""
     carry: CarryMode = "keep"
     """`keep` hands the state from segment to segment, `reset` starts each segment afresh."""
     log_every: int = Field(default=20, gt=0)
@@ -283,12 +287,27 @@ class TrainConfig(Config):
                 f"loss_scale is {self.loss_scale:g}, which says nothing under precision "
                 f"{self.precision}; leave it out, or write precision: fp16"
             )
+        if self.shard:
+            self._can_shard()
         if self.recompute and self.compile:
             raise ValueError(
                 "recompute and compile are both true, but torch.compile decides by itself what it "
                 "computes again; leave one of them out"
             )
         return self
+
+    def _can_shard(self) -> None:
+        reasons = {
+            "precision is fp16, whose loss scale each process would choose by its own part; write "
+            "bf16 or fp32": self.precision == "fp16",
+            "compile is true, which is not tested together": self.compile,
+            "optimizer.clip is per_tensor, but no process has a whole tensor": (
+                self.optimizer.clips == "per_tensor"
+            ),
+        }
+        for reason, is_so in reasons.items():
+            if is_so:
+                raise ValueError(f"shard is true, but {reason}; or write shard: false")
 
 
 class RetrievalEvalConfig(Config):

@@ -24,6 +24,7 @@ from workbench.train.config import TrainConfig
 from workbench.train.distributed import World, own_seed
 from workbench.train.objective import objective, total
 from workbench.train.precision import LossScale, check_precision, computing
+from workbench.train.shards import Shards
 
 
 class Losses(nn.Module):
@@ -32,9 +33,9 @@ class Losses(nn.Module):
     The carry it returns is cut from its gradient.
     """
 
-    def __init__(self, model: Model, compiled: bool) -> None:
+    def __init__(self, model: Model, compiled: bool, shards: Shards | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.shards = model, shards
         self.function = Compiled(model.losses) if compiled else model.losses
 
     @property
@@ -46,6 +47,8 @@ class Losses(nn.Module):
         self, tokens_BT: Tensor, targets_BT: Tensor, carry: Carry
     ) -> tuple[Tensor, dict[str, Tensor], Carry]:
         nll_BT, penalties, carry = self.function(tokens_BT, targets_BT, carry)
+        if self.shards is not None:
+            nll_BT = nll_BT + self.shards.touched()
         return nll_BT, penalties, carries.detach(carry)
 
 
@@ -90,19 +93,22 @@ class Gradients:
         model: on the device where it is to be trained.
         config: how.
         world: the processes that average their gradients.
+        shards: of the model, where it is spread over them.
 
     Raises:
         ConfigError: the device cannot compute in `train.precision`.
     """
 
-    def __init__(self, model: Model, config: TrainConfig, world: World) -> None:
+    def __init__(
+        self, model: Model, config: TrainConfig, world: World, shards: Shards | None = None
+    ) -> None:
         check_precision(config.precision, model.device)
         self.config, self.device = config, model.device
         self.scale = LossScale(config.precision, config.loss_scale, self.device)
         model.recompute = config.recompute
-        self.losses = Losses(model, config.compile)
+        self.losses, self._shards = Losses(model, config.compile, shards), shards
         self._ddp = None
-        if world.size > 1:
+        if world.size > 1 and shards is None:
             self._ddp = _averaged(self.losses, self.device)
 
     def add(self, batch: Batch, start: Carry, step: int) -> tuple[dict[str, Tensor], Carry]:
@@ -128,6 +134,8 @@ class Gradients:
             rows = slice(at, at + each)
             piece = carries.rows(start, at, at + each) if each < B else start
             # gradients meet those of the other processes once, when all pieces are there
+            if self._shards is not None:
+                self._shards.accumulate(last=at == last)
             alone = nullcontext() if self._ddp is None or at == last else self._ddp.no_sync()
             with alone, draws.shared(own_seed(config.seed, ~step)):
                 with computing(config.precision, self.device):
@@ -140,4 +148,6 @@ class Gradients:
             for name, value in terms.items():
                 share = value.detach() * (each / B)
                 sums[name] = sums[name] + share if name in sums else share
+        if self._shards is not None:
+            self._shards.collect()
         return sums, carries.join(parts) if len(parts) > 1 else parts[0]

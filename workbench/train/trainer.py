@@ -23,6 +23,7 @@ from workbench.errors import ConfigError, NonFiniteLoss
 from workbench.models.base import Model
 from workbench.models.mixers.base import Limits
 from workbench.train.averaging import AveragedSGD, non_monotone
+from workbench.train.checkpoint import Storable
 from workbench.train.config import TrainConfig
 from workbench.train.deterministic import check_deterministic, deterministic
 from workbench.train.distributed import ALONE, World, own_seed, state_of, states_of_all
@@ -33,6 +34,7 @@ from workbench.train.meters import Meters
 from workbench.train.optim import take_over
 from workbench.train.own_random import OwnRandom
 from workbench.train.records import TrainRecord
+from workbench.train.shards import Shards
 
 log = logging.getLogger("workbench")
 
@@ -61,7 +63,11 @@ class Trainer:
         self.device = model.device
         if config.deterministic:
             check_deterministic(self.device)
-        self.optimizer = config.optimizer.build(model, config.clip_norm)
+        self.shards = Shards(model, world) if config.shard and world.size > 1 else None
+        self.stored: Storable | None = None
+        """What `state` has put together of weights that are spread, in process 0."""
+        trained = self.shards.own if self.shards else model
+        self.optimizer = config.optimizer.build(trained, config.clip_norm)
         self.random = OwnRandom(own_seed(config.seed, world.rank), self.device)
         self.step = 0
         self.tokens = 0
@@ -74,8 +80,8 @@ class Trainer:
         """Updates done when the averaging of weights began; None while there is none."""
         self.grad_norm = torch.zeros((), device=self.device)
         self._ran_before: dict[str, str] = {}
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._gradients = Gradients(model, config, world)
+        self._parameters = [p for p in trained.parameters() if p.requires_grad]
+        self._gradients = Gradients(model, config, world, self.shards)
         self.scale = self._gradients.scale
         self.guard = Guard(config, world, self.scale, self.device)
 
@@ -132,6 +138,11 @@ class Trainer:
 
     def _clip(self) -> Tensor:
         """Norm of the gradient before clipping."""
+        if self.shards is not None:
+            norm = self.shards.norm(gradients=True)
+            if self.config.clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.clip_norm, norm)
+            return norm
         if self.config.clip_norm is not None and self.config.optimizer.clips == "global":
             return torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
         return torch.nn.utils.get_total_norm(
@@ -154,14 +165,13 @@ class Trainer:
     def averaged(self) -> Iterator[None]:
         """Inside, the model holds the averaged weights, where there are any: for validation and
         for checkpoints. The optimizer keeps the others meanwhile."""
-        if not self._averages:
-            yield
-            return
         self.swap()
         try:
             yield
         finally:
             self.swap()
+            if self.shards is not None:
+                self.shards.reshard()
 
     def swap(self) -> None:
         """Exchange the weights in training with their averages, where there are any."""
@@ -211,7 +221,8 @@ class Trainer:
         begin = time.perf_counter()
         names = list(meters.penalties)
         with torch.no_grad():
-            param_norm = torch.nn.utils.get_total_norm(self._parameters)
+            norm = torch.nn.utils.get_total_norm
+            param_norm = self.shards.norm(False) if self.shards else norm(self._parameters)
         # these are the same in all processes
         common = [self.grad_norm, param_norm, meters.skipped]
         sums = [meters.loss, *common, *(meters.penalties[n] for n in names)]
@@ -247,12 +258,13 @@ class Trainer:
         """All but the weights, as tensors and plain values for a checkpoint: in process 0 that of
         all processes, which any other number of them can continue from."""
         meters, world = self.meters, self.world
+        self.stored = self.shards.stored() if self.shards else None
         sums = world.total(torch.stack([meters.loss, *meters.penalties.values()]))
         carry = None if self.carry is None else world.join(_compact(self.carry))
         return {
             "step": self.step,
             "tokens": self.tokens,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._optimizer_state(),
             "carry": None if carry is None else carries.flatten(carry),
             "segments": self.segments.state(),
             "random": states_of_all(world, self.random.state),
@@ -273,6 +285,21 @@ class Trainer:
             },
         }
 
+    def _optimizer_state(self) -> dict[str, Any]:
+        if self.shards is not None:
+            return self.shards.whole_state(self.optimizer)
+        return self.optimizer.state_dict()
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        if self.shards is not None:
+            state = self.shards.own_state(self.optimizer, state)
+        take_over(self.optimizer, state)
+
+    @property
+    def storage(self) -> Storable:
+        """Where a checkpoint's weights go to."""
+        return self.shards.unfilled() if self.shards else self.model
+
     def adopt(self, state: dict[str, Any]) -> None:
         """Take over the statistics of another run's optimizer; rates and settings are our own.
 
@@ -285,12 +312,12 @@ class Trainer:
                 "train.start_optimizer is continued, but the run of train.start_from holds no "
                 "statistics of an optimizer; write start_optimizer: fresh"
             )
-        take_over(self.optimizer, {**self.optimizer.state_dict(), "state": theirs})
+        self._take_over({**self.optimizer.state_dict(), "state": theirs})
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` gave; the weights are the caller's affair."""
         self.step, self.tokens, self.lr = state["step"], state["tokens"], state["lr"]
-        take_over(self.optimizer, state["optimizer"])
+        self._take_over(state["optimizer"])
         if isinstance(self.optimizer, AveragedSGD) and self.optimizer.swapped:
             # the checkpoint's weights are the averages
             self.optimizer.swap()
