@@ -11,10 +11,10 @@ STRIP  := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
 BOOKS   = $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-crash test-slurm test-gpu sanitize parity lint fix size lab bench clean
+.PHONY: help setup demo test test-slow test-crash test-distributed test-slurm test-gpu sanitize parity lint fix size lab bench clean
 
 help:       ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:      ## make .venv and install into it; nothing to do when nothing changed
 	@TORCH=$(TORCH) $(PYTHON) .ci/setup_env.py $(ENV)
@@ -31,6 +31,10 @@ test-slow: setup ## the long tests, and those that need an NVIDIA GPU where ther
 # another seed each time, which is printed; the same kills again: ARGS="--crash-seed 7"
 test-crash: setup ## kill training over a hundred times; show that it ends as if undisturbed
 	@$(PYTEST) tests/crash $(ARGS)
+
+# the first lines are the law's table: what differs between one process and several
+test-distributed: setup ## several processes that train together: laws, restarts, signals
+	@$(PYTEST) -rP -m distributed $(ARGS)
 
 # needs root and Debian's packages slurm-wlm and munge; without them the status is 77 (make's own: 2)
 test-slurm: setup ## training and sweeps on a Slurm that is started for them, and stopped after

@@ -37,6 +37,10 @@ class NonFiniteLoss(WorkbenchError, ArithmeticError):
     """The loss became NaN or infinite; the message names the step and the recipe."""
 
 
+class ProcessLost(WorkbenchError, RuntimeError):
+    """Another of the processes that train together has ended; the message says which, and why."""
+
+
 class OutOfMemory(WorkbenchError, MemoryError):
     """There was not enough memory; the message names the settings to change."""
 

@@ -16,8 +16,9 @@ import importlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 import yaml
@@ -33,8 +34,24 @@ from workbench.train.torchrun import die_with_parent
 log = logging.getLogger("workbench")
 
 
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if not distributed.told_elsewhere():
+            super()._print_message(message, file)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        if status and distributed.told_elsewhere():
+            _let_them_speak()
+        super().exit(status, message)
+
+
+def _let_them_speak() -> None:
+    # torchrun ends all of a machine's processes when the first one has failed
+    time.sleep(distributed.LAST_WORDS_S)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m workbench.train",
         description="Train a recipe, or continue where its folder stands.",
     )
@@ -116,8 +133,10 @@ def _say(text: str) -> None:
 @record
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train; returns the exit status."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     given = _parser().parse_args(arguments)
+    # what is worth knowing happens in all processes alike
+    level = logging.ERROR if distributed.told_elsewhere() else logging.INFO
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     if dist.is_available() and dist.is_torchelastic_launched():
         die_with_parent()
     for module in given.modules:
@@ -128,7 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if run.leads:
                 _say(line(told))
     except WorkbenchError as error:
-        sys.stderr.write(f"workbench: {error}\n")
+        if distributed.told_elsewhere(error):
+            _let_them_speak()
+        else:
+            sys.stderr.write(f"workbench: {error}\n")
+            sys.stderr.flush()
         return 2
     distributed.leave()
     return 0

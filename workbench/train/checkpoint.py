@@ -28,6 +28,7 @@ from torch import Tensor
 from workbench.errors import CheckpointError
 from workbench.train import storage
 from workbench.train.environment import versions
+from workbench.train.records import CheckpointRecord
 
 log = logging.getLogger("workbench")
 
@@ -58,6 +59,16 @@ class Checkpoint:
     @property
     def nbytes(self) -> int:
         return sum(entry["bytes"] for entry in self.manifest["files"].values())
+
+    def record(self, run: Path, best_nats: float | None, elapsed_s: float) -> CheckpointRecord:
+        """What a run says of it: its folder, the best validation so far, its clock."""
+        return CheckpointRecord(
+            step=self.step,
+            path=self.path.with_suffix("").relative_to(run).as_posix(),
+            bytes=self.nbytes,
+            best=self.valid_nats is not None and self.valid_nats == best_nats,
+            elapsed_s=elapsed_s,
+        )
 
 
 def digest(data: str | bytes) -> str:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -23,10 +25,12 @@ from torch import Tensor
 
 from workbench import carry as carries
 from workbench.carry import Carry
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, NonFiniteLoss, ProcessLost
 
 PATIENCE = timedelta(minutes=30)
 """how long a process waits for the others, who may be writing a checkpoint or validating"""
+LAST_WORDS_S = 3.0
+"""how long the reason of a process that has ended is waited for"""
 
 
 class World(NamedTuple):
@@ -38,6 +42,8 @@ class World(NamedTuple):
     """among those on this machine: which of its GPUs is ours"""
     control: Any = None
     """the gloo group of all processes; None in a world of one"""
+    board: Any = None
+    """the store by which they found each other, where one that ends leaves its reason"""
 
     @property
     def leads(self) -> bool:
@@ -76,6 +82,81 @@ class World(NamedTuple):
         dist.broadcast(letters, 0, group=self.control)
         return json.loads(bytes(letters.tolist()))
 
+    def from_all(self, data: Any) -> list[Any]:
+        """What each process gives, in their order: data as `from_leader` takes it."""
+        if self.size == 1:
+            return [data]
+        text = json.dumps(data).encode()
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(text)]), group=self.control)
+        longest = max(int(n) for n in sizes)
+        parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+        own = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)
+        dist.all_gather(parts, own, group=self.control)
+        return [json.loads(bytes(part.tolist())) for part in parts]
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """What is done inside succeeds in all processes, or is an error in all of them.
+
+        Inside, no process waits for another.
+
+        Raises:
+            ProcessLost: another process failed; says which, and why.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            if self.size == 1:
+                raise
+            error = caught
+        reasons = self.from_all(None if error is None else _reason(error))
+        failed = [(rank, reason) for rank, reason in enumerate(reasons) if reason is not None]
+        # the leader's own is raised as it is: most errors are everybody's
+        if error is not None and self.leads:
+            raise error
+        if failed:
+            raise self._lost(*failed[0])
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, an error of one process ends the others' waiting for it, and they know why.
+
+        Raises:
+            ProcessLost: another process has ended.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.size > 1 and _is_silence(error):
+                raise self._lost(*self._last_words()) from error
+            self._leave_word(error)
+            raise
+
+    def _leave_word(self, error: Exception) -> None:
+        if self.board is not None and not isinstance(error, ProcessLost):
+            # the first one is the cause of the others
+            self.board.compare_set(_BOARD, "", json.dumps([self.rank, _reason(error)]))
+
+    def _last_words(self) -> tuple[int | None, str]:
+        """Which process ended, and its reason, as far as they are known."""
+        end = time.monotonic() + LAST_WORDS_S
+        while self.board is not None and time.monotonic() < end:
+            if self.board.check([_BOARD]):
+                rank, reason = json.loads(self.board.get(_BOARD))
+                return rank, reason
+            time.sleep(0.1)
+        return None, "it was killed, or does not answer any more"
+
+    def _lost(self, rank: int | None, reason: str) -> ProcessLost:
+        which = "a process" if rank is None else f"process {rank}"
+        return ProcessLost(
+            f"{which} of the {self.size} that train together has ended: {reason}\n"
+            "All end with it. Mend the cause and start them again: they continue from the last "
+            "checkpoint"
+        )
+
     def gather(self, rows: Tensor) -> list[Tensor]:
         """Tensors of one shape and type from all processes, in their order, on the CPU.
 
@@ -107,6 +188,16 @@ class World(NamedTuple):
 
 
 ALONE = World()
+_BOARD = "workbench/ended"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _is_silence(error: Exception) -> bool:
+    """Whether it says no more than that another process does not answer."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def world(device: str = "cpu") -> World:
@@ -125,9 +216,17 @@ def world(device: str = "cpu") -> World:
     check_gpus(device, local_size)
     if on_gpus:
         torch.cuda.set_device(local_rank)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpus else "gloo", timeout=PATIENCE)
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, _control_group())
+    if not _joined:
+        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+        backend = "nccl" if on_gpus else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        _joined.append(World(rank, size, local_rank, control, store))
+    return _joined[0]
+
+
+_joined: list[World] = []
+"""the world of this process, once it has joined one"""
 
 
 def check_gpus(device: str, processes: int) -> None:
@@ -144,20 +243,24 @@ def check_gpus(device: str, processes: int) -> None:
         )
 
 
-_groups: list[Any] = []
+def told_elsewhere(error: Exception | None = None) -> bool:
+    """Whether another process says the same: one line on a terminal is enough.
 
-
-def _control_group() -> Any:
-    """The gloo group of all processes, made once."""
-    if not _groups:
-        _groups.append(dist.new_group(backend="gloo", timeout=PATIENCE))
-    return _groups[0]
+    Args:
+        error: that ends this process; None for what happens in all of them alike.
+    """
+    if not dist.is_available() or not dist.is_torchelastic_launched():
+        return False
+    if not _joined:
+        # so far all are alike; the machines may not be
+        return os.environ["LOCAL_RANK"] != "0"
+    return not _joined[0].leads and isinstance(error, ProcessLost | NonFiniteLoss)
 
 
 def leave() -> None:
     """Part from the other processes, at the end of a program."""
-    if dist.is_available() and dist.is_initialized():
-        _groups.clear()
+    if _joined:
+        _joined.clear()
         dist.destroy_process_group()
 
 

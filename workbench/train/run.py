@@ -155,15 +155,16 @@ class Run:
             raise CannotWrite(f"{self._unwritten}. In a notebook: call workbench.start again")
         self._status("running")
         try:
-            while True:
-                # all processes stop at the same update, whichever of them is told to
-                signal_number, late = self._world.highest(signals.number, self._late())
-                if signal_number:
-                    return self._interrupt(signal.Signals(int(signal_number)).name)
-                if late:
-                    return self._finish("time", f"max_seconds is {config.max_seconds:g}")
-                if records := self._update():
-                    return records
+            with self._world.listening():
+                while True:
+                    # all processes stop at the same update, whichever of them is told to
+                    signal_number, late = self._world.highest(signals.number, self._late())
+                    if signal_number:
+                        return self._interrupt(signal.Signals(int(signal_number)).name)
+                    if late:
+                        return self._finish("time", f"max_seconds is {config.max_seconds:g}")
+                    if records := self._update():
+                        return records
         except NonFiniteLoss as error:
             self._last_word("failed", str(error))
             evidence = guard.evidence(self.folder, self._trainer.guard.found)
@@ -279,9 +280,8 @@ class Run:
 
     def _note_best(self, valid_nats: float | None) -> bool:
         """Whether this is the best validation so far; None is no validation."""
-        if valid_nats is None:
-            return False
-        best = self._best_nats is None or valid_nats < self._best_nats
+        before = self._best_nats
+        best = valid_nats is not None and (before is None or valid_nats < before)
         if best:
             self._best_nats = valid_nats
         return best
@@ -323,20 +323,12 @@ class Run:
 
     def _record_of(self, written: checkpoint.Checkpoint | None) -> CheckpointRecord:
         """The record of what process 0 has written, the same in all."""
-        record = self._describe(written) if written else None
+        best, clock = self._best_nats, self._elapsed_s
+        record = written.record(self.folder.path, best, clock) if written else None
         said = self._world.from_leader(record and to_json(record))
         told = record or from_json(said)
         assert isinstance(told, CheckpointRecord)
         return told
-
-    def _describe(self, written: checkpoint.Checkpoint) -> CheckpointRecord:
-        return CheckpointRecord(
-            step=written.step,
-            path=written.path.with_suffix("").relative_to(self.folder.path).as_posix(),
-            bytes=written.nbytes,
-            best=written.valid_nats is not None and written.valid_nats == self._best_nats,
-            elapsed_s=self._elapsed_s,
-        )
 
     def _commit(self, record: Record) -> list[Record]:
         self._elapsed_s = self._clock()

@@ -17,7 +17,7 @@ from workbench.models.base import Model
 from workbench.models.language_model import build_model
 from workbench.recipe import AnyRecipe, Experiment, load_recipe
 from workbench.train import checkpoint, distributed
-from workbench.train.distributed import ALONE, World
+from workbench.train.distributed import World
 from workbench.train.environment import choose_device, describe
 from workbench.train.folder import RunFolder, origin_of, recipe_sha256
 from workbench.train.gradients import check_pieces
@@ -82,29 +82,61 @@ def start(
     if processes != 1:
         return _launch(recipe, path, processes, trackers)
     world = distributed.world(recipe.train.device)
-    folder = RunFolder(path, writes=world.leads)
-    found, origin = _checkpoints(recipe, folder, world)
-    device = choose_device(recipe.train.device)
-    task, batches, model = _parts(recipe, folder, Reader(device, world.rank, world.size))
-    if origin is not None:
-        checkpoint.load_weights(origin, model)
+    with world.listening():
+        return _agreed(recipe, RunFolder(path, writes=world.leads), world, trackers)
+
+
+def _agreed(
+    recipe: AnyRecipe, folder: RunFolder, world: World, trackers: Sequence[str | Tracker]
+) -> Run:
+    """The run, when all processes agree that it can begin."""
+    with world.agreeing():
+        device = choose_device(recipe.train.device)
+        # what process 0 finds is what all go on from
+        found, origin = _checkpoints(recipe, folder) if world.leads else (None, None)
+        task, batches, model = _parts(recipe, folder, Reader(device, world.rank, world.size))
+    identities = world.from_all([recipe_sha256(recipe), task.info.get("tokens_sha256")])
+    with world.agreeing():
+        _check_alike(identities)
+    places = world.from_leader([x and str(x.path) for x in (found, origin)])
+    with world.agreeing():
+        found, origin = (x and checkpoint.read(Path(x)) for x in places)
+        if origin is not None:
+            checkpoint.load_weights(origin, model)
     trainer = Trainer(model, ahead(batches, device), recipe.train, recipe.name, world)
-    if origin is not None and recipe.train.start_optimizer == "continued":
-        trainer.adopt(checkpoint.load_state(origin))
     run = Run(recipe, task, folder, trainer)
-    if found is not None:
-        run._restore(found)
-    if world.leads:
-        run.tracking = open_trackers(trackers, folder, recipe, run.step)
-    kernels.prepare()
-    kernels.forget()
-    # none of us may be looking at the folder still
-    world.wait()
-    if world.leads:
-        hold(folder.path, run)
-    folder.begin(recipe, folder.environment() or describe(device, task.info))
+    with world.agreeing():
+        if origin is not None and recipe.train.start_optimizer == "continued":
+            trainer.adopt(checkpoint.load_state(origin))
+        if found is not None:
+            run._restore(found)
+        if world.leads:
+            run.tracking = open_trackers(trackers, folder, recipe, run.step)
+        kernels.prepare()
+        kernels.forget()
+    # none of us is looking at the folder any more
+    with world.agreeing():
+        if world.leads:
+            hold(folder.path, run)
+            folder.begin(recipe, folder.environment() or describe(device, task.info))
     run._open(found)
     return run
+
+
+def _check_alike(identities: list[list[str | None]]) -> None:
+    """Refuse processes that were started with different recipes, or have different texts.
+
+    Args:
+        identities: of each process, the sha256 of its recipe and of its text.
+    """
+    for rank, other in enumerate(identities):
+        for what, here, there in zip(("recipe", "text"), identities[0], other, strict=True):
+            if here != there:
+                raise ConfigError(
+                    f"process {rank} of {len(identities)} was started with another {what} than "
+                    f"process 0: its sha256 is {there}, expected {here}. Give all machines the "
+                    "same command and the same corpus"
+                )
 
 
 def _launch(
@@ -121,7 +153,7 @@ def _launch(
     distributed.check_gpus(recipe.train.device, processes)
     choose_device(recipe.train.device)
     folder = RunFolder(path)
-    found, origin = _checkpoints(recipe, folder, ALONE)
+    found, origin = _checkpoints(recipe, folder)
     # on the CPU: the GPUs are the processes'
     task, _, model = _parts(recipe, folder, Reader("cpu", 0, processes))
     if (weights := found or origin) is not None:
@@ -137,11 +169,11 @@ def _launch(
 
 
 def _checkpoints(
-    recipe: AnyRecipe, folder: RunFolder, world: World
+    recipe: AnyRecipe, folder: RunFolder
 ) -> tuple[checkpoint.Checkpoint | None, checkpoint.Checkpoint | None]:
     """What a run continues from, and what it takes its first weights from, if anything."""
     folder.check(recipe)
-    found = _checkpoint_of(folder, recipe, world)
+    found = _checkpoint_of(folder, recipe)
     return found, None if found else origin_of(recipe)
 
 
@@ -153,10 +185,12 @@ class _Parts(NamedTuple):
 
 def _parts(recipe: AnyRecipe, folder: RunFolder, reader: Reader) -> _Parts:
     """What trains on what, checked for this folder and for so many processes."""
+    # refused before a text is prepared for it
+    reader.rows(recipe.data.batch_size)
+    check_pieces(recipe.train, recipe.data.batch_size, World(size=reader.world_size))
     task = open_task(recipe)
     _same_corpus(folder, task)
     batches = task.batches(reader)
-    check_pieces(recipe.train, recipe.data.batch_size, World(size=reader.world_size))
     model: Model = build_model(recipe.model, task.vocab_size, seed=recipe.train.seed)
     task.check(model.to(reader.device))
     return _Parts(task, batches, model)
@@ -172,15 +206,11 @@ def _same_corpus(folder: RunFolder, task: Task) -> None:
         )
 
 
-def _checkpoint_of(
-    folder: RunFolder, recipe: AnyRecipe, world: World
-) -> checkpoint.Checkpoint | None:
-    """What all processes continue from: what process 0 found whole."""
-    found = checkpoint.newest(folder.checkpoints) if world.leads else None
-    name = world.from_leader(found and found.path.name)
-    if name is None:
+def _checkpoint_of(folder: RunFolder, recipe: AnyRecipe) -> checkpoint.Checkpoint | None:
+    """The newest whole checkpoint of the folder."""
+    found = checkpoint.newest(folder.checkpoints)
+    if found is None:
         return None
-    found = found or checkpoint.read(folder.checkpoints / name)
     expected, got = recipe_sha256(recipe), found.manifest["recipe_sha256"]
     if got != expected:
         raise CheckpointError(

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from workbench.config import Choice, Positive, Probability
 from workbench.kernels.attention import Positions
+from workbench.models.draws import of_weights
 from workbench.models.dropout import Element
 from workbench.models.positions import Sinusoid
 
@@ -130,7 +131,10 @@ class RelativeSinusoid(AttentionPositions):
         distances = torch.arange(n, device=weight.device)
         if clamp_len > 0:
             distances = distances.clamp(max=clamp_len)
-        codes_RD = self.drop(self.sinusoid(distances).to(weight.dtype))
+        codes_RD = self.sinusoid(distances).to(weight.dtype)
+        if self.training and self.drop.p:
+            # one draw for all rows, whichever process reads them
+            codes_RD = of_weights(weight.device, lambda: self.drop(codes_RD))
         return self.project(codes_RD).view(n, *self.shape)
 
     def by_distance(
