@@ -43,8 +43,8 @@ def run_sweep(given: argparse.Namespace) -> int:
 
     if given.at_once is not None and given.at_once < 1:
         raise ConfigError(f"--at-once: got {given.at_once}, expected 1 or more")
-    options = _options(given.slurm)
-    if options and given.executor != "slurm":
+    given_options = options(given.slurm)
+    if given_options and given.executor != "slurm":
         raise ConfigError(
             "--slurm: options of sbatch, but the executor is not slurm; add --executor slurm"
         )
@@ -66,7 +66,7 @@ def run_sweep(given: argparse.Namespace) -> int:
     logging.getLogger("papermill").setLevel(logging.WARNING)
     executor: submission.Executor
     if given.executor == "slurm":
-        executor = submission.Slurm(folder / LOGS, options, given.at_once, str(table.name))
+        executor = submission.Slurm(folder / LOGS, given_options, given.at_once, str(table.name))
     else:
         executor = submission.Local(folder / LOGS, given.at_once or 1)
     return conduct(table, runs, folder, executor, given.at_once or 1, _say_now)
@@ -78,7 +78,7 @@ def _say_now(text: str) -> None:
     sys.stdout.flush()
 
 
-def _options(groups: list[str]) -> dict[str, str]:
+def options(groups: list[str]) -> dict[str, str]:
     """Options of sbatch from `name=value,name=value`."""
     found: dict[str, str] = {}
     for group in groups:

@@ -34,9 +34,7 @@ def _told(stats: dict[str, list[Any]]) -> Iterator[tuple[str, dict[str, int], in
     for reports in stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport) and report.when == "call" and report.passed:
-                facts = dict(report.user_properties).get(KEY)
-                if facts is not None:
-                    yield facts
+                yield from (facts for key, facts in report.user_properties if key == KEY)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

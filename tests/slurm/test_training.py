@@ -41,9 +41,9 @@ def test_what_the_user_can_mend_has_status_2(submit: Submit) -> None:
     assert "Did you mean 'steps'" in job.log.read_text()
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_scancel_leaves_a_checkpoint(submit: Submit, nodes: int) -> None:
-    job = submit(f"--nodes={nodes}", overrides=FOREVER)
+@pytest.mark.parametrize(("nodes", "processes"), [(1, 1), (1, 2), (2, 1)])
+def test_scancel_leaves_a_checkpoint(submit: Submit, nodes: int, processes: int) -> None:
+    job = submit(f"--nodes={nodes}", f"--export=ALL,PROCESSES={processes}", overrides=FOREVER)
     job.trains()
     job.cluster.ask("scancel", job.number)
     assert job.ends()["JobState"] == "CANCELLED"
@@ -52,6 +52,7 @@ def test_scancel_leaves_a_checkpoint(submit: Submit, nodes: int) -> None:
     saved = job.run.records("checkpoint")[-1]
     assert saved["step"] == status["step"] and job.run.load_model().n_parameters > 0
     assert job.run.records("done")[-1]["reason"] == "interrupted"
+    assert job.run.records("train")[-1]["processes"] == nodes * processes
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

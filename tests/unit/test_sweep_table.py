@@ -1,18 +1,20 @@
 """Tables of runs: what they become, what is refused before anything starts."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from tiny_run import recipe as tiny_recipe
 from tiny_run import write_text
 
 import workbench
-from workbench import cli
-from workbench.cluster import job, submission
+from workbench import cli, cli_cluster
+from workbench.cluster import conduct, job, submission
 from workbench.errors import ConfigError
 from workbench.sweep import load_sweep, plan
 
@@ -78,6 +80,36 @@ def test_a_recipe_beside_the_table_and_no_runs(tmp_path):
     assert run.job.recipe == str(tmp_path / "own.yaml")
 
 
+def test_the_table_of_the_readme(tmp_path):
+    text = (Path(workbench.__file__).parents[1] / "README.md").read_text("utf-8")
+    (table,) = re.findall(r"```yaml\n(# lr\.yaml.*?)```", text, re.DOTALL)
+    path = tmp_path / "lr.yaml"
+    path.write_text(table, encoding="utf-8")
+    assert [run.name for run in planned(path)] == [
+        f"{name}-lr{lr}" for name in ("spans", "delta") for lr in ("0.002", "0.004")
+    ]
+    # the options beside it are options of sbatch
+    (told,) = re.findall(r"--slurm (\S+)", text.split("# lr.yaml")[1].split("sbatch")[0])
+    given, further = submission.settings(
+        cli_cluster.options([told]), {"partition", "gpus_per_node"}
+    )
+    assert given["time"] == 480 and given["gpus_per_node"] == 1 and further == {}
+
+
+def test_the_gpus_that_are_shared_out(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    assert submission.visible_gpus() == [3, 5]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert submission.visible_gpus() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932")
+    with pytest.raises(ConfigError, match="got 'GPU-8932', expected numbers"):
+        submission.visible_gpus()
+    # the two that are used least
+    assert submission.least_used([0, 1, 2, 3], [[0], [1, 0]], 2) == [2, 3]
+    assert submission.least_used([0, 1], [[0]], 1) == [1]
+    assert submission.least_used([], [[]], 2) == []
+
+
 SPAN = "span-python-tiny"
 
 
@@ -125,6 +157,22 @@ def test_more_time_than_it_had_makes_a_run_unfinished(tmp_path):
     assert planned(table, tmp_path / "sweep")[0].is_done
     write(table, recipe="own.yaml", overrides={"train.max_seconds": 60.0})
     assert not planned(table, tmp_path / "sweep")[0].is_done
+
+
+def test_a_job_that_was_killed_leaves_a_torn_notebook(tmp_path):
+    (run,) = planned(write(tmp_path / "t.yaml", recipe=SPAN), tmp_path)
+    run.job.executed.parent.mkdir()
+    run.job.executed.write_text('{"cells": [{"cell_type": "co')
+    assert conduct.outcome(run) == "failed before it began: its job ended without a word"
+    nb = nbformat.v4.new_notebook(metadata={"papermill": {"stopped_by": "SIGTERM"}})
+    nbformat.write(nb, run.job.executed)
+    assert conduct.outcome(run) == "stopped before it began"
+
+
+def test_a_comparison_that_fails_is_told(tmp_path):
+    said = []
+    conduct.compare(tmp_path, ["nothing"], said.append)
+    assert said[0].startswith("comparison failed: DataMissing: parameter sweep: no run folder in")
 
 
 def test_a_dry_run_lists_and_writes_nothing(tmp_path, capsys):

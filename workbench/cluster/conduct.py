@@ -11,13 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import nbformat
 import yaml
 from filelock import FileLock, Timeout
+from papermill.exceptions import PapermillExecutionError
 
-from workbench.cluster.job import execute, stopped_by
+from workbench.cluster.job import execute, read, stopped_by
 from workbench.cluster.submission import Executor, Submitted
 from workbench.config import dump
 from workbench.errors import ConfigError
@@ -166,11 +165,9 @@ def _best(run: Planned) -> str:
 
 def failure(run: Planned) -> str:
     """The first line of the error in a run's executed notebook, or of its status."""
-    if run.job.executed.is_file():
-        cells: list[Any] = nbformat.read(run.job.executed, 4).cells
-        for output in (o for cell in cells for o in cell.get("outputs", [])):
-            if output.output_type == "error":
-                return f"{output.ename}: {output.evalue}".splitlines()[0]
+    for output in (o for cell in read(run.job.executed).cells for o in cell.get("outputs", [])):
+        if output.output_type == "error":
+            return f"{output.ename}: {output.evalue}".splitlines()[0]
     return str(run.folder.status().get("message", "")).partition("\n")[0]
 
 
@@ -191,5 +188,9 @@ def compare(folder: Path, names: Sequence[str], say: Say) -> None:
     """Run `notebooks/compare.ipynb` over the runs of a sweep."""
     executed = folder / COMPARISON
     runs = [str(folder / name) for name in names]
-    execute("compare", executed, {"sweep": str(folder), "runs": runs})
-    say(f"comparison: {executed}")
+    try:
+        execute("compare", executed, {"sweep": str(folder), "runs": runs})
+    except PapermillExecutionError as error:
+        say(f"comparison failed: {error.ename}: {error.evalue}; see {executed}")
+    else:
+        say(f"comparison: {executed}")

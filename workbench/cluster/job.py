@@ -105,9 +105,15 @@ def state(out: Path) -> str:
 
 def stopped_by(executed: Path) -> str:
     """The signal that ended an executed notebook; empty where none did."""
-    if not executed.is_file():
-        return ""
-    return str(nbformat.read(executed, 4).metadata.get("papermill", {}).get("stopped_by", ""))
+    return str(read(executed).metadata.get("papermill", {}).get("stopped_by", ""))
+
+
+def read(executed: Path) -> Any:
+    """An executed notebook; an empty one where there is none, or it is torn: its job was killed."""
+    try:
+        return nbformat.read(executed, 4)
+    except (OSError, ValueError):
+        return nbformat.v4.new_notebook()
 
 
 def _overrides(assignments: Sequence[str]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class Local:
 
     def __init__(self, logs: Path, at_once: int) -> None:
         self._make = _submitit().LocalExecutor
-        self._logs, self._gpus = logs, _gpus()
+        self._logs, self._gpus = logs, visible_gpus()
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         # alone, a run has what PyTorch takes by itself
         self._settings = {"OMP_NUM_THREADS": str(max(1, cores // at_once))} if at_once > 1 else {}
@@ -143,8 +143,7 @@ class Local:
 
     def _submit(self, job: Job) -> Submitted:
         running = [gpus for handle, gpus in self._jobs.values() if not handle.done()]
-        used = Counter(gpu for gpus in running for gpu in gpus)
-        gpus = sorted(self._gpus, key=used.__getitem__)[: job.processes]
+        gpus = least_used(self._gpus, running, job.processes)
         executor = self._make(self._logs)
         executor.update_parameters(
             timeout_min=FOREVER_MIN,
@@ -168,15 +167,29 @@ class Local:
 
 @contextmanager
 def _deaf_to_the_terminal() -> Iterator[None]:
-    """Ctrl-C in a terminal reaches all that was started there; it is for us to pass it on."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C in a terminal, or its end, reaches all that was started there; it is for us to pass it
+    on."""
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _gpus() -> list[int]:
+def least_used(gpus: Sequence[int], running: Sequence[Sequence[int]], count: int) -> list[int]:
+    """So many GPUs as one more job gets.
+
+    Args:
+        gpus: all of them.
+        running: those of each job at work.
+        count: how many; fewer where there are fewer.
+    """
+    used = Counter(gpu for own in running for gpu in own)
+    return sorted(gpus, key=used.__getitem__)[:count]
+
+
+def visible_gpus() -> list[int]:
     """The numbers of the GPUs that this process may use."""
     import torch
 

@@ -41,9 +41,10 @@ def learning_curves(records: Mapping[str, Sequence[Row]], over: str = "tokens") 
         colour, dash = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
         label = html.escape(name)
         style = {"legendgroup": name, "mode": "lines"}
+        x, y = thin(_along(train, train, over), _bits(train))
         fig.add_scatter(
-            x=thin(_along(train, train, over), _bits(train))[0],
-            y=thin(_along(train, train, over), _bits(train))[1],
+            x=x,
+            y=y,
             line={"color": colour, "width": 1, "dash": dash},
             opacity=0.45,
             showlegend=not held,

@@ -16,6 +16,7 @@ Shapes: R rows of a parameter, ceil(R / processes) of them here, fewer or none a
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -259,6 +260,8 @@ def _spread(model: LanguageModel, whole: set[nn.Parameter]) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     from torch.distributed.tensor import DTensor
 
+    # nothing that a model returns here is changed in place
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
     device = model.device.type
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     for block in model.layers:
