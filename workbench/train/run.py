@@ -189,7 +189,7 @@ class Run:
         return self._finish("steps") if self.step >= self.recipe.train.steps else self._due()
 
     def _rest(self) -> list[Record]:
-        """Wait a moment, as somebody asked, first with a checkpoint; no clock of the run counts it."""
+        """Wait a moment, as somebody asked, first with a checkpoint; the run's clock does not."""
         records = []
         if not self._paused:
             records = self._checkpoint(None) if self.step > self._saved_step else []
