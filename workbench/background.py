@@ -2,8 +2,8 @@
 
 The process belongs to nobody: closing the tab, restarting the Jupyter kernel and shutting down
 JupyterLab leave it alone, and whoever opens the notebook again finds it by its run folder. It ends
-when the run does, when it is asked to (`workbench.train.control`), or with the machine; SIGTERM makes it
-write a checkpoint first, as it makes every run. What it says goes to `training.log`.
+when the run does, when it is asked to (`workbench.train.control`), or with the machine; SIGTERM
+makes it write a checkpoint first, as it makes every run. What it says goes to `training.log`.
 
     python -m workbench.background --out runs/mine < recipe.yaml
 """

@@ -56,7 +56,7 @@ class SpeedLimit:
 
 def flop_per_token(model: LanguageModel) -> int:
     """Floating-point operations that training cannot do without, for one token."""
-    matrices = [
+    matrices: list[torch.Tensor] = [
         parameter
         for name, parameter in model.blocks.named_parameters()
         if parameter.ndim == 2
