@@ -302,9 +302,14 @@ def save_figure(folder: RunFolder, name: str, fig: go.Figure) -> None:
     show(fig)
 
 
+def keep_html(folder: RunFolder, name: str, html: str) -> None:
+    """Keep a piece of HTML in the run folder's `figures/`, where the report finds it."""
+    (_figures(folder) / f"{name}.html").write_text(html, encoding="utf-8")
+
+
 def save_html(folder: RunFolder, name: str, html: str) -> None:
     """Keep a piece of HTML in the run folder's `figures/`, and show it."""
-    (_figures(folder) / f"{name}.html").write_text(html, encoding="utf-8")
+    keep_html(folder, name, html)
     display(HTML(html))
 
 
