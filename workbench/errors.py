@@ -59,3 +59,7 @@ class Unsupported(UnknownOriginal):
 
 class HostileFile(CheckpointError):
     """A checkpoint asks for something that reading numbers never needs; the message names it."""
+
+
+class RunFolderError(WorkbenchError, ValueError):
+    """A file of a run folder is not what it should be; the message names it, and what is wrong."""

@@ -5,31 +5,13 @@ Paper: arXiv:1904.09751 (how surprising drawn text is); arXiv:1612.04426 (contin
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
 from workbench.plots.style import COLOURS, INK, MAGNITUDE, finish, float32, mark, thin
-
-
-def samples(texts: Mapping[str, str], prompt: str = "") -> str:
-    """Generated texts one below the other, as HTML that loads nothing.
-
-    Args:
-        texts: what to call each -> the text.
-        prompt: what all begin with; shown in bold.
-    """
-    parts = [
-        f"<div style='margin-top:.8em;color:#52606D'>{html.escape(name)}</div>"
-        "<pre style='white-space:pre-wrap;word-break:break-word;background:#fff;padding:.6em;"
-        "margin:.2em 0;max-height:30em;overflow:auto;border:1px solid #E4E7EB;color:#1F2933'>"
-        f"<b>{html.escape(prompt)}</b>{html.escape(text)}</pre>"
-        for name, text in texts.items()
-    ]
-    return f"<div class='samples'>{''.join(parts)}</div>"
 
 
 def surprise_by_temperature(
