@@ -19,7 +19,7 @@ ABOUT = {
 }
 
 
-def add_export(commands: Commands) -> None:
+def add_export_run(commands: Commands) -> None:
     about = "write a run's figures, numbers and report as files for other programs"
     parser = commands.add_parser("export", help=about, description=about)
     parser.add_argument("folder", help="the folder of a run")

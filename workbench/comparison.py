@@ -12,10 +12,11 @@ import torch
 
 from workbench.config import dump, nearest
 from workbench.errors import DataMissing
+from workbench.kept import evaluation
 from workbench.metrics import bits_per_token
 from workbench.notebook import place
+from workbench.plots.table import flat
 from workbench.recipe import AnyRecipe
-from workbench.report import evaluation
 from workbench.train.folder import RunFolder
 
 Cell = str | int | float | None
@@ -44,24 +45,10 @@ def open_runs(sweep: str | Path, runs: Sequence[str | Path] = ()) -> dict[str, R
     return found
 
 
-def fields(data: Any, path: str = "") -> dict[str, Any]:
-    """The values of nested plain data by dotted path; empty lists and mappings are values."""
-    if isinstance(data, Mapping) and data:
-        inside = list(data.items())
-    elif isinstance(data, list) and data:
-        inside = list(enumerate(data))
-    else:
-        return {path: data}
-    found: dict[str, Any] = {}
-    for name, value in inside:
-        found |= fields(value, f"{path}.{name}" if path else str(name))
-    return found
-
-
 def differing(recipes: Mapping[str, AnyRecipe]) -> dict[str, dict[str, Any]]:
     """Which fields of recipes differ: dotted path -> run -> value, without a run that lacks it."""
     plain = {
-        run: fields({k: v for k, v in dump(recipe).items() if k not in NAMES})
+        run: flat({k: v for k, v in dump(recipe).items() if k not in NAMES})
         for run, recipe in recipes.items()
     }
     paths = dict.fromkeys(path for values in plain.values() for path in values)

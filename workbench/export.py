@@ -18,7 +18,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,11 @@ import plotly
 import plotly.graph_objects as go
 
 from workbench import kept, report
-from workbench.config import flat
 from workbench.errors import ConfigError, DataMissing
 from workbench.plots import standalone
 from workbench.plots.passages import Passage
 from workbench.plots.style import WIDTH, Theme, dress
-from workbench.plots.table import Table, alt, table, words
+from workbench.plots.table import Table, alt, flat, table, words
 from workbench.train import storage
 from workbench.train.folder import RunFolder
 
@@ -112,7 +111,12 @@ def pictures(figures: Sequence[go.Figure], kind: str) -> list[bytes]:
 
 def _size(fig: go.Figure, kind: str) -> dict[str, Any]:
     width, height = fig.layout.width or WIDTH, fig.layout.height or 450
-    return {"format": kind, "width": width, "height": height, "scale": SCALE if kind == "png" else 1}
+    return {
+        "format": kind,
+        "width": width,
+        "height": height,
+        "scale": SCALE if kind == "png" else 1,
+    }
 
 
 def described_svg(svg: bytes, title: str, text: str) -> bytes:

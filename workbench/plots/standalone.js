@@ -16,7 +16,12 @@
     if (chosen) root.dataset.theme = chosen;
     button.textContent = name === "dark" ? "Light theme" : "Dark theme";
     return Promise.all(
-      drawn.map((place) => Plotly.relayout(place, { template: shared.templates[name] })),
+      drawn
+        .filter((place) => place.dataset.theme !== name)
+        .map((place) => {
+          place.dataset.theme = name;
+          return Plotly.relayout(place, { template: shared.templates[name] });
+        }),
     );
   };
   button.addEventListener("click", () => {
@@ -36,7 +41,8 @@
   const draw = async (place) => {
     try {
       const figure = read(place.dataset.figure);
-      figure.layout.template = shared.templates[theme()];
+      place.dataset.theme = theme();
+      figure.layout.template = shared.templates[place.dataset.theme];
       await Plotly.newPlot(place, { ...figure, config: shared.config });
       drawn.push(place);
     } catch (error) {
@@ -45,6 +51,7 @@
   };
   // one after the other: the page answers in between
   const all = async () => {
+    await dress();
     for (const place of document.querySelectorAll("[data-figure]")) await draw(place);
     await dress();
     root.dataset.drawn = drawn.length;

@@ -33,6 +33,20 @@ def words(text: Any) -> str:
     return html.unescape(re.sub(r"</?[a-z][^<>]*>", "", plain)).strip()
 
 
+def flat(data: Any, path: str = "") -> dict[str, Any]:
+    """The values of nested plain data by dotted path; empty lists and mappings are values."""
+    if isinstance(data, Mapping) and data:
+        inside = list(data.items())
+    elif isinstance(data, list) and data:
+        inside = list(enumerate(data))
+    else:
+        return {path: data}
+    found: dict[str, Any] = {}
+    for name, value in inside:
+        found |= flat(value, f"{path}.{name}" if path else str(name))
+    return found
+
+
 def table(fig: go.Figure) -> Table:
     """The numbers of all traces, also of those that a slider hides.
 
