@@ -178,13 +178,13 @@ def _column(values: Sequence[Any]) -> list[Any]:
 
 
 def csv_text(columns: Table) -> str:
-    """A table as CSV (RFC 4180, lines end with `\\n`); None and NaN are empty cells.
+    """A table as CSV (RFC 4180); None and NaN are empty cells.
 
     A text that a spreadsheet would take for a formula gets an apostrophe in front; numbers, also
     negative ones, stay as they are and read back as they were.
     """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
     writer.writerow([_cell(name) for name in columns])
     for row in zip(*columns.values(), strict=True):
         writer.writerow([_cell(value) for value in row])

@@ -166,9 +166,19 @@ def _map(trace: dict[str, Any], layout: dict[str, Any]) -> Table:
 def _axis(trace: dict[str, Any], layout: dict[str, Any], letter: str) -> str:
     """What an axis of a trace is called; its letter where it has no name."""
     own = trace.get(f"{letter}axis") or letter
-    axis = layout.get(f"{letter}axis{str(own)[1:]}") or {}
-    title = axis.get("title") or {}
-    return words(title.get("text") if isinstance(title, dict) else title) or letter
+    name = f"{letter}axis{str(own)[1:]}"
+    axis = layout.get(name) or {}
+    # of panels above each other the lowest alone tells what they share
+    shared = axis.get("matches") or str(own)
+    group = [axis, layout.get(f"{letter}axis{str(shared)[1:]}") or {}]
+    group += [v for k, v in layout.items() if _shares(k, v, letter, shared)]
+    found = (words((a.get("title") or {}).get("text")) for a in group)
+    return next((title for title in found if title), letter)
+
+
+def _shares(name: str, axis: Any, letter: str, shared: str) -> bool:
+    is_axis = name.startswith(f"{letter}axis") and isinstance(axis, dict)
+    return is_axis and axis.get("matches") == shared
 
 
 def _list(values: Any) -> list[Any]:
