@@ -12,7 +12,7 @@ import torch
 
 from workbench.config import dump, nearest
 from workbench.errors import DataMissing
-from workbench.kept import evaluation
+from workbench.kept import evaluation, records, status
 from workbench.metrics import bits_per_token
 from workbench.notebook import place
 from workbench.plots.table import flat

@@ -101,12 +101,7 @@ def test_parallel_axes_frames_and_points_without_positions() -> None:
         go.Parcoords(
             dimensions=[
                 {"label": "lr", "values": [0.1, 0.2]},
-                {
-                    "label": "rule",
-                    "values": [0, 1],
-                    "tickvals": [0, 1],
-                    "ticktext": ["sum", "delta"],
-                },
+                {"label": "rule", "values": [0, 1], **named},
             ]
         )
     )
@@ -136,7 +131,7 @@ def test_no_text_is_a_formula(text: str) -> None:
 def test_records_and_evaluation_as_numbers(folder: RunFolder) -> None:
     head, *rows = read_back(export.records_table(folder))
     records = folder.records()
-    assert len(rows) == len(records) > 8
+    assert len(rows) == len(records) > 5
     for row, record in zip(rows, records, strict=True):
         told = dict(zip(head, row, strict=True))
         assert told["kind"] == record["kind"] and int(told["step"]) == record["step"]

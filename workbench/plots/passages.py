@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from workbench.plots import evaluation, page
+from workbench.plots.style import running
 
 KIND = "passages"
 """what the file says it holds; a figure says nothing"""
@@ -75,10 +76,10 @@ def _coloured(p: Passage, top: float) -> str:
 
 def _plain_text(p: Passage) -> str:
     given, rest = "".join(p.symbols[: p.given]), "".join(p.symbols[p.given :])
-    bold = f"<b>{html.escape(given)}</b>" if given else ""
+    bold = f"<b>{html.escape(running(given))}</b>" if given else ""
     return (
         f'<div style="margin-top:.8em;color:{page.MUTED}">{html.escape(p.title)}</div>'
         '<pre tabindex="0" style="white-space:pre-wrap;overflow-wrap:anywhere;padding:.6em;'
         f"margin:.2em 0;max-height:30em;overflow:auto;background:{page.PAPER};color:{page.INK};"
-        f'border:1px solid {page.LINE}">{bold}{html.escape(rest)}</pre>'
+        f'border:1px solid {page.LINE}">{bold}{html.escape(running(rest))}</pre>'
     )
