@@ -171,10 +171,11 @@ def test_in_batch_the_same_parameters_give_stills(
     for mark in ("↵\n", "&lt;", "&gt;", "&amp;"):
         plain = plain.replace(mark, {"↵\n": "\n", "&lt;": "<", "&gt;": ">", "&amp;": "&"}[mark])
     assert plain == "def " + text
-    costs = [float(b) for b in re.findall(r": (\d+\.\d\d) bits", page)]
-    assert costs[:4] == [0.0] * 4 and len(costs) == 24
+    costs = [float(b) for b in re.findall(r"%, (\d+\.\d\d) bits, rank", page)]
     scored = score(view, "def " + text)
-    assert costs[4:] == pytest.approx((scored.nll_nats[3:] / np.log(2)).tolist(), abs=0.006)
+    assert costs == pytest.approx((scored.nll_nats[3:] / np.log(2)).tolist(), abs=0.006)
+    kept = json.loads((view.folder.path / "figures" / "written.json").read_text("utf-8"))
+    assert kept["kind"] == "passages" and "".join(kept["passages"][0]["symbols"][:4]) == "def "
 
 
 # retrieval

@@ -18,8 +18,9 @@ from workbench.errors import WorkbenchError
 from workbench.metrics import bits_per_token
 from workbench.notebook import View
 from workbench.plots import page
-from workbench.plots.evaluation import coloured_text, full_colour
+from workbench.plots.evaluation import full_colour
 from workbench.plots.live import in_batch
+from workbench.plots.passages import Passage
 from workbench.plots.spans import span_bars
 from workbench.plots.style import WIDTH
 from workbench.plots.writing import past_in_use, rivals
@@ -120,13 +121,13 @@ class Writer(Panel):
         """
         if in_batch():
             self.write(self._first)
-            keep = notebook.save_html
+            keep = notebook.save_text
         else:
             display(self.live())
             self.write(self._first)
-            keep = notebook.keep_html
+            keep = notebook.keep_text
         if folder is not None:
-            keep(folder, "written", self.text_html())
+            keep(folder, "written", [self.passage])
         for name, fig in self.stills().items():
             if folder is not None:
                 notebook.keep_figure(folder, name, fig)
@@ -203,9 +204,12 @@ class Writer(Panel):
         bits = bits_per_token(sum(t.nats for t in written) / len(written))
         return f"{len(written):,} tokens, {bits:.2f} bits per {self.unit} under the model itself"
 
-    def text_html(self) -> str:
-        """The text in colours, as HTML that loads nothing."""
-        return coloured_text(self.writing.symbols, self.writing.bits, title=self.title)
+    @property
+    def passage(self) -> Passage:
+        """The text with what each token cost."""
+        writing, n = self.writing, len(self.writing.ids)
+        tips = [writing.tip(i) for i in range(n)]
+        return Passage(self.title, writing.symbols, writing.bits, tips)
 
     def past_figure(self, width: int = WIDTH) -> go.Figure:
         """What the model does with its past, token by token."""
