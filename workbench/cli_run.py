@@ -161,38 +161,40 @@ def _run(book: Path, executed: Path, values: dict[str, Any], trains: Path | None
 
 
 class Heard:
-    """What a notebook prints, on a terminal: progress on one line that is rewritten."""
+    """What a notebook prints, on a terminal: progress on one line that is rewritten; elsewhere a
+    line of it now and then, and the last."""
 
     def __init__(self) -> None:
         self.rewrites = sys.stdout.isatty()
-        self._told, self._open = time.monotonic(), False
+        self._said_s, self._progress = time.monotonic(), ""
 
     def write(self, text: str) -> None:
         """Lines; one that begins with a carriage return replaces the one before it."""
         text = text.translate(UNSEEN)
         if not text.startswith("\r"):
+            was_open = bool(self._progress)
             self.end()
-            sys.stdout.write(text)
+            # the end of a bar's line is ours already
+            sys.stdout.write(text.removeprefix("\n") if was_open else text)
             return
         # several may come at once: the last one is how it stands
-        last = [part for part in text.split("\r") if part.strip()][-1:]
+        self._progress = ([part.rstrip() for part in text.split("\r") if part.strip()] or [""])[-1]
         now = time.monotonic()
-        if last and self.rewrites:
-            sys.stdout.write(f"\r\x1b[K{last[0].rstrip()}")
-            self._open = True
-        elif last and now - self._told >= EVERY_S:
-            say(last[0].rstrip())
-            self._told = now
+        if self.rewrites:
+            sys.stdout.write(f"\r\x1b[K{self._progress}")
+        elif self._progress and now - self._said_s >= EVERY_S:
+            say(self._progress)
+            self._said_s, self._progress = now, ""
 
     def flush(self) -> None:
         """It may be long until the next line."""
         sys.stdout.flush()
 
     def end(self) -> None:
-        """Leave the line about progress as it is."""
-        if self._open:
-            sys.stdout.write("\n")
-        self._open = False
+        """Leave the last word about progress as it is."""
+        if self._progress:
+            say("" if self.rewrites else self._progress)
+        self._progress = ""
 
 
 def describe(name: str, nb: Any, known: Mapping[str, Parameter]) -> str:
