@@ -17,7 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-KNOWN = ("attention_probs", "persistent_probs", "span_mask", "fast_weight_inputs")
+KNOWN = (
+    "attention_probs",
+    "persistent_probs",
+    "span_mask",
+    "span_tokens",
+    "fast_weight_inputs",
+)
 
 Taps = dict[str, list[Any]]
 

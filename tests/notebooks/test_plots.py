@@ -13,6 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from workbench.distances import distances_TS
 from workbench.plots import (
     benchmark,
     curves,
@@ -75,7 +76,7 @@ def matrices(T: int = len(TEXT), F: int = 16, V: int = 8) -> np.ndarray:
 
 
 def probs(T: int = 32, S: int = 96) -> np.ndarray:
-    gap = spans.distances_TS(T, S)
+    gap = distances_TS(T, S)
     weight = np.exp(-np.clip(gap, 0, None) / 8.0) * (gap >= 0)
     return weight / weight.sum(-1, keepdims=True)
 
@@ -236,7 +237,7 @@ def test_small_maps_name_the_two_tokens_of_a_cell() -> None:
 
 
 def test_mean_distance_of_a_head_that_looks_three_back() -> None:
-    gap = spans.distances_TS(5, 20)
+    gap = distances_TS(5, 20)
     assert spans.mean_distance((gap == 3).astype(float)) == 3.0
     fig = spans.attention_by_distance([(gap == 3).astype(float)[None]])
     shares = dict(zip(fig.data[0].x, fig.data[0].y, strict=True))
