@@ -7,7 +7,7 @@ Layers and heads are counted from 1 in pictures and from 0 in arguments.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
@@ -29,9 +29,6 @@ from workbench.plots.style import (
 
 Spans = Sequence[Sequence[float]]
 Scale = Literal["linear", "log"]
-
-MOST_LABELLED_CELLS = 30_000
-"""of an attention map: the two tokens of each cell are some 15 bytes"""
 
 
 def _longest(spans: Spans) -> tuple[int, int, float]:
@@ -141,14 +138,7 @@ def span_heatmap(
         )
     )
     if chosen is not None:
-        fig.add_shape(
-            type="rect",
-            x0=chosen[1] + 0.5,
-            x1=chosen[1] + 1.5,
-            y0=chosen[0] + 0.5,
-            y1=chosen[0] + 1.5,
-            line={"color": ACCENT, "width": 3},
-        )
+        fig.add_shape(chosen_frame(*chosen))
     averages = [float(np.mean(heads)) for heads in spans]
     layer = int(np.argmax(averages))
     when = "" if step is None else f"Step {step:,}: "
@@ -165,6 +155,12 @@ def span_heatmap(
     fig.update_xaxes(dtick=1 if width <= 20 else None, showgrid=False, ticks="")
     fig.update_yaxes(dtick=1 if len(spans) <= 20 else None, showgrid=False, ticks="")
     return fig
+
+
+def chosen_frame(layer: int, head: int) -> dict[str, Any]:
+    """The frame around one head of `span_heatmap`, counted from 0."""
+    corners = {"x0": head + 0.5, "x1": head + 1.5, "y0": layer + 0.5, "y1": layer + 1.5}
+    return {"type": "rect", **corners, "line": {"color": ACCENT, "width": 3}}
 
 
 def soft_mask_ramp(
@@ -229,7 +225,8 @@ def attention_map(
     Args:
         probs_TS: attention of T queries over memory and segment, S = memory + T.
         layer, head: of the title, counted from 0.
-        symbols: the S tokens of memory and segment as text, for hover labels of small maps.
+        symbols: the S tokens of memory and segment as text, for hover labels of maps that are not
+            pooled.
         span: learned span in tokens; None where the head has no mask of its own.
         ramp: width of the soft edge in tokens.
     """
@@ -258,8 +255,8 @@ def attention_map(
             hovertemplate="query %{y:.0f} at key %{x:.0f}: %{z:.3f}<extra></extra>",
         )
     )
-    if symbols is not None and small.size <= MOST_LABELLED_CELLS:
-        _name_cells(fig, symbols, y + memory, x + memory, small)
+    if symbols is not None and step_r == step_c == 1:
+        _name_places(fig, symbols, memory, left)
     _edges(fig, T, memory, span, ramp)
     distance = mean_distance(probs)
     finish(
@@ -278,20 +275,25 @@ def attention_map(
     return fig
 
 
-def _name_cells(
-    fig: go.Figure, symbols: Sequence[str], queries: ArrayLike, keys: ArrayLike, z: ArrayLike
-) -> None:
-    """Let each cell of a map tell its two tokens, where it has a weight; positions count from the
-    first symbol."""
-    at_query, at_key = (
-        [shown(symbols[min(int(i), len(symbols) - 1)]) for i in np.asarray(places)]
-        for places in (queries, keys)
-    )
-    fig.data[0].text = [
-        ["" if blank else f"{query} to {key}" for key, blank in zip(at_key, row, strict=True)]
-        for query, row in zip(at_query, np.isnan(z).tolist(), strict=True)
-    ]
-    fig.data[0].hovertemplate = "%{text}<br>query %{y:.0f}, key %{x:.0f}: %{z:.3f}<extra></extra>"
+def _name_places(fig: go.Figure, symbols: Sequence[str], memory: int, left: int) -> None:
+    """Let hover labels tell the two tokens of a cell, and not only their positions.
+
+    The axes know the words. Each cell knowing its two would make the figure three times as large.
+
+    Args:
+        fig: the map, whose axes count from the first token of the segment.
+        symbols: the tokens of memory and segment.
+        memory: how many of them are memory.
+        left: how many of those are drawn.
+    """
+    # words stand in place of numbers with a decimal, as hover labels have and ticks have not
+    words = {
+        f"{i:.1f}".replace("-", "\N{MINUS SIGN}"): f"{i} “{shown(symbols[memory + i])}”"
+        for i in range(-left, len(symbols) - memory)
+    }
+    for axis in (fig.layout.xaxis, fig.layout.yaxis):
+        axis.hoverformat, axis.labelalias, axis.tickformat = ".1f", words, "d"
+    fig.data[0].hovertemplate = "query %{y}<br>key %{x}: %{z:.3f}<extra></extra>"
 
 
 def _edges(fig: go.Figure, T: int, memory: int, span: float | None, ramp: float) -> None:
