@@ -23,6 +23,7 @@ KNOWN = (
     "span_mask",
     "span_tokens",
     "fast_weight_inputs",
+    "slow_outputs",
 )
 
 Taps = dict[str, list[Any]]
@@ -41,6 +42,14 @@ class FastWeightInputs(NamedTuple):
     """write strengths in (0, 1); None under the sum rule"""
     state_BHFV: Tensor
     rule: str
+
+
+class SlowOutputs(NamedTuple):
+    """What the slow network of such a layer said, before features and normalisations."""
+
+    k_BTHK: Tensor
+    beta_BTH: Tensor | None
+    """write strengths in (0, 1); None under the sum rule"""
 
 
 class Trajectory(NamedTuple):

@@ -63,7 +63,8 @@ def stretch(tokens: Tensor, start: int, length: int, before: int) -> Stretch:
     return Stretch(ahead.long(), tokens[start : start + length].long())
 
 
-def _after(model: LanguageModel, ahead: Tensor) -> Any:
+def after(model: LanguageModel, ahead: Tensor) -> Any:
+    """The carry after (M,) ids were read, from a new one."""
     carry = model.initial_carry(1)
     # an empty tensor splits into one empty piece
     for piece in ahead.split(128) if len(ahead) else ():
@@ -89,7 +90,7 @@ class AttentionView(NamedTuple):
 
 def attention(model: LanguageModel, text: Stretch) -> AttentionView:
     """Attention of all layers and heads over a stretch, with its memory filled."""
-    carry = _after(model, text.before)
+    carry = after(model, text.before)
     names = ("attention_probs", "persistent_probs", "span_mask", "span_tokens")
     with inspect.capture(model, *names) as taps:
         _, carry = model(text.tokens[None].to(model.device), carry)
@@ -140,7 +141,7 @@ def loss_with_span(
     with torch.no_grad():
         try:
             learned.share_H[head], learned.ramp = span / learned.limit, ramp
-            carry = _after(model, ids[: -T - 1])
+            carry = after(model, ids[: -T - 1])
             nll_BT, _ = model.nll(ids[None, -T - 1 : -1], ids[None, -T:], carry)
         finally:
             learned.share_H.copy_(share_H)
@@ -163,7 +164,7 @@ def fast_weight_inputs(model: LanguageModel, text: Stretch) -> list[inspect.Fast
 
     Gates of a Delta RNN or Delta LSTM are so many more heads, one gate after another.
     """
-    carry = _after(model, text.before)
+    carry = after(model, text.before)
     with inspect.capture(model, "fast_weight_inputs") as taps:
         model(text.tokens[None].to(model.device), carry)
     return list(taps["fast_weight_inputs"])

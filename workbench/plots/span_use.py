@@ -39,7 +39,8 @@ def context_used(
     allowed: Sequence[ArrayLike],
     reach: Sequence[ArrayLike],
     mean: Sequence[ArrayLike],
-    persistent: Sequence[ArrayLike | None] = (),
+    persistent: Sequence[ArrayLike | None],
+    layers: Sequence[int] | None = None,
 ) -> go.Figure:
     """Where attention lies, against how far it may look: a bar and four marks a head.
 
@@ -49,6 +50,7 @@ def context_used(
         mean: per layer, (H,) mean distance of the attention.
         persistent: per layer, (H,) share of attention that goes to persistent vectors, or None;
             a second panel, unless no layer has any.
+        layers: which layers these are, from 0; None: 0, 1, ...
     """
     shares = [x for x in persistent if x is not None]
     fig = make_subplots(
@@ -59,21 +61,22 @@ def context_used(
         row_heights=[0.72, 0.28] if shares else None,
     )
     places = _places([len(np.asarray(a)) for a in allowed])
-    for layer, x in enumerate(places):
-        _allowed_bars(fig, layer, x, np.asarray(allowed[layer]))
-    for layer, x in enumerate(places):
-        _used_marks(fig, layer, x, np.asarray(reach[layer]), np.asarray(mean[layer]))
-    for layer, share in enumerate(persistent):
+    numbers = range(len(places)) if layers is None else layers
+    for i, x in enumerate(places):
+        _allowed_bars(fig, numbers[i], x, np.asarray(allowed[i]))
+    for i, x in enumerate(places):
+        _used_marks(fig, numbers[i], x, np.asarray(reach[i]), np.asarray(mean[i]), named=i == 0)
+    for i, share in enumerate(persistent):
         if share is not None:
             fig.add_bar(
-                x=places[layer],
+                x=places[i],
                 y=float32(share),
-                marker_color=layer_colour(layer),
+                marker_color=layer_colour(numbers[i]),
                 showlegend=False,
-                customdata=np.arange(1, len(places[layer]) + 1),
+                customdata=np.arange(1, len(places[i]) + 1),
                 hovertemplate=(
-                    f"layer {layer + 1}, head %{{customdata}}: %{{y:.1%}} to persistent vectors"
-                    "<extra></extra>"
+                    f"layer {numbers[i] + 1}, head %{{customdata}}<br>"
+                    "%{y:.1%} to persistent vectors<extra></extra>"
                 ),
                 row=2,
                 col=1,
@@ -97,7 +100,7 @@ def context_used(
     fig.update_yaxes(
         type="log", tickvals=ticks, ticktext=[f"{t:,}" for t in ticks], range=ends, row=1, col=1
     )
-    _layer_ticks(fig, places)
+    _layer_ticks(fig, places, numbers)
     if shares:
         fig.update_yaxes(
             title_text="to persistent<br>vectors",
@@ -128,7 +131,12 @@ def _allowed_bars(fig: go.Figure, layer: int, x: np.ndarray, allowed: np.ndarray
 
 
 def _used_marks(
-    fig: go.Figure, layer: int, x: np.ndarray, reach: np.ndarray, mean: np.ndarray
+    fig: go.Figure,
+    layer: int,
+    x: np.ndarray,
+    reach: np.ndarray,
+    mean: np.ndarray,
+    named: bool,
 ) -> None:
     heads = np.arange(1, len(x) + 1)
     symbols = ("circle", "diamond", "line-ew-open")
@@ -150,7 +158,7 @@ def _used_marks(
             },
             name=name,
             legendgroup=name,
-            showlegend=layer == 0,
+            showlegend=named,
             customdata=np.stack([heads, values], axis=1),
             hovertemplate=(
                 f"layer {layer + 1}, head %{{customdata[0]:.0f}}<br>{name}: "
@@ -161,9 +169,9 @@ def _used_marks(
         )
 
 
-def _layer_ticks(fig: go.Figure, places: Sequence[np.ndarray]) -> None:
+def _layer_ticks(fig: go.Figure, places: Sequence[np.ndarray], numbers: Sequence[int]) -> None:
     """Name the layers, not the heads: the lowest axis alone has words."""
-    names = [f"layer {i + 1}" if len(places) <= 12 else str(i + 1) for i in range(len(places))]
+    names = [f"layer {i + 1}" if len(places) <= 12 else str(i + 1) for i in numbers]
     fig.update_xaxes(
         tickvals=[float(np.mean(x)) for x in places], ticktext=names, ticks="", showgrid=False
     )

@@ -71,6 +71,11 @@ class SpanExplorer(Panel):
         self._timer: asyncio.TimerHandle | None = None
 
     @property
+    def span_layers(self) -> list[int]:
+        """Which layers of the stack learn spans, from 0."""
+        return [self.layers[i] for i in self.with_span]
+
+    @property
     def cell(self) -> tuple[int, int] | None:
         """Row and column of the chosen head in the map of spans, from 0; None where it has none."""
         at, head = self.chosen
