@@ -208,8 +208,10 @@ def _figure(file: Path, name: str) -> str:
     fig["layout"].pop("width", None)
     fig["layout"]["autosize"] = True
     fig["layout"].get("template", {}).get("layout", {}).pop("width", None)
-    drawn = json.dumps([fig["data"], fig["layout"], CONFIG]).replace("</", "<\\/")
+    # some have frames, which a slider or a button of theirs goes through
+    whole = {**fig, "config": CONFIG}
+    drawn = json.dumps(whole).replace("</", "<\\/")
     return (
         f"<figure><div id='{name}'></div><figcaption>{html.escape(caption)}</figcaption></figure>"
-        f"<script>Plotly.newPlot('{name}', ...{drawn});</script>"
+        f"<script>Plotly.newPlot('{name}', {drawn});</script>"
     )
