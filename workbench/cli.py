@@ -1,6 +1,6 @@
 """The command line: `workbench recipes` lists the experiments, `workbench data` has the corpora,
-`workbench generate`, `workbench score` and `workbench evaluate` use a trained model, and
-`workbench sweep` trains many.
+`workbench generate`, `workbench score` and `workbench evaluate` use a trained model,
+`workbench report` and `workbench export` write what a run shows, and `workbench sweep` trains many.
 
 A command is a function `add_*` that describes its arguments and names what runs them. What a
 command needs is imported when it runs, so that `--help` answers at once.
@@ -21,6 +21,7 @@ from typing import Any
 from workbench.cli_cluster import add_slurm_script, add_sweep
 from workbench.cli_data import add_data, say
 from workbench.cli_evaluate import add_evaluate
+from workbench.cli_export import add_export_run, add_report
 from workbench.errors import ConfigError, DataMissing, WorkbenchError
 
 Commands = Any
@@ -191,6 +192,8 @@ COMMANDS: tuple[Callable[[Commands], None], ...] = (
     add_generate,
     add_score,
     add_evaluate,
+    add_report,
+    add_export_run,
     add_import,
     add_export,
     add_data,

@@ -22,6 +22,7 @@ from workbench.errors import ConfigError, DataMissing
 from workbench.models.language_model import LanguageModel
 from workbench.models.mixers.attention import AttentionConfig
 from workbench.plots.live import bundle, in_batch, progress_bar
+from workbench.plots.passages import Passage, plain, render
 from workbench.probe import FAST_WEIGHTS, ContextPoint
 from workbench.reading import check_symbols, open_source, reading
 from workbench.recipe import Recipe, load_recipe, of_text
@@ -302,10 +303,11 @@ def save_figure(folder: RunFolder, name: str, fig: go.Figure) -> None:
     show(fig)
 
 
-def save_html(folder: RunFolder, name: str, html: str) -> None:
-    """Keep a piece of HTML in the run folder's `figures/`, and show it."""
-    (_figures(folder) / f"{name}.html").write_text(html, encoding="utf-8")
-    display(HTML(html))
+def save_text(folder: RunFolder, name: str, passages: Sequence[Passage]) -> None:
+    """Keep passages of text in the run folder's `figures/` as tokens and values, and show them."""
+    text = json.dumps(plain(passages), allow_nan=False)
+    (_figures(folder) / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    display(HTML(render(passages)))
 
 
 def comparable(corpus: Corpus, scores: Mapping[str, Evaluation]) -> str:

@@ -40,12 +40,8 @@ def executed(folder: RunFolder, out: Path, **values: Any) -> dict[str, dict[str,
     book = demo.BOOKS / "attention_span.ipynb"
     papermill.execute_notebook(book, out, values, engine_name="workbench", progress_bar=False)
     cells = nbformat.read(out, 4).cells
-    shown = [
-        o.data[PLOTLY]
-        for c in cells
-        for o in c.get("outputs", [])
-        if "data" in o and PLOTLY in o.data
-    ]
+    outputs = [o.get("data", {}) for cell in cells for o in cell.get("outputs", [])]
+    figures = [data[PLOTLY] for data in outputs if PLOTLY in data]
     files = sorted((folder.path / "figures").glob("*.json"))
     assert len(figures) == len(files)
     assert all(len(json.dumps(fig)) < 1_000_000 for fig in figures)

@@ -42,11 +42,12 @@ def figures_in(path: Path) -> int:
 
 def check_page(page: Path) -> None:
     text = page.read_text("utf-8")
-    assert text.count("Plotly.newPlot('run") == 23
+    assert text.count("data-figure=") == 23
     outside = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
     assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//", text.split("</style>")[0])
     assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//|@import|url\(", outside)
     assert "<script src" not in text and "<link" not in text
+    assert len(re.findall(r"<figure id='run\d+-figure\d+'><h3>", outside)) == 22
     assert "tiny-span" in outside and "tiny-delta" in outside and "coloured-text" in outside
 
 

@@ -55,7 +55,10 @@ def history(records: Sequence[Mapping[str, Any]], most: int | None = None) -> Hi
     layers = len(with_span[0]["readings"]["span"])
     return History(
         np.array([r["step"] for r in with_span]),
-        [np.array([r["readings"]["span"][i] for r in with_span]) for i in range(layers)],
+        [
+            np.array([r["readings"]["span"][i] for r in with_span], dtype=np.float64)
+            for i in range(layers)
+        ],
     )
 
 
