@@ -12,7 +12,7 @@ import pytest
 from test_plots import SPANS, TEXT, numbers, probs, records
 
 from workbench.distances import distances_TS
-from workbench.plots import span_history, span_use, style, token_spans
+from workbench.plots import head_mask, span_history, span_use, style, token_spans
 
 rng = np.random.default_rng(0)
 ALLOWED = [[7, 9, 12, 16], [8, 24, 4, 6]]
@@ -25,7 +25,7 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
     "context_used, persistent": lambda: span_use.context_used(
         ALLOWED, WITHIN, SPANS, [None, [0.1, 0.2, 0.3, 0.4]], [1, 3]
     ),
-    "head_mask": lambda: span_use.head_mask(
+    "head_mask": lambda: head_mask.head_mask(
         probs(), layer=1, head=2, learned=(20.0, 4), limit=64, tried=(30.5, 8)
     ),
     "token_spans": lambda: token_spans.token_spans(DYNAMIC, (TEXT * 8)[:500], [0, 2]),
@@ -51,7 +51,7 @@ def test_is_small_titled_and_has_titled_axes(name: str) -> None:
 def test_a_mask_lies_over_the_attention_by_distance() -> None:
     gap = distances_TS(5, 20)
     weights = 0.75 * (gap == 3) + 0.25 * (gap == 9)
-    fig = span_use.head_mask(weights, layer=0, head=1, learned=(7.5, 4), limit=16)
+    fig = head_mask.head_mask(weights, layer=0, head=1, learned=(7.5, 4), limit=16)
     mass, learned, tried = fig.data
     assert dict(zip(mass.x, mass.y, strict=True)) == {
         d: {3: 0.75, 9: 0.25}.get(d, 0) for d in range(1, len(mass.x) + 1)

@@ -1,4 +1,4 @@
-"""What heads make of their spans: context used, masks tried out, costs.
+"""What heads make of their spans: context used, and what it costs.
 
 Papers: arXiv:1905.07799 (spans), arXiv:1907.01470 (persistent vectors).
 Layers and heads are counted from 1 in pictures and from 0 in arguments.
@@ -14,19 +14,19 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
-from workbench.distances import QUANTILES, mass_by_distance
+from workbench.distances import QUANTILES
 from workbench.plots.style import (
-    ACCENT,
     INK,
     QUIET,
     finish,
     float32,
-    kinks,
     layer_colour,
 )
 
 SHORTEST = 0.5
 """where logarithmic axes show the distance 0, in tokens"""
+
+COSTS = ("full span", "cut at the layer's longest span", "what is needed")
 
 
 def _places(counts: Sequence[int]) -> list[np.ndarray]:
@@ -66,21 +66,8 @@ def context_used(
         _allowed_bars(fig, numbers[i], x, np.asarray(allowed[i]))
     for i, x in enumerate(places):
         _used_marks(fig, numbers[i], x, np.asarray(reach[i]), np.asarray(mean[i]), named=i == 0)
-    for i, share in enumerate(persistent):
-        if share is not None:
-            fig.add_bar(
-                x=places[i],
-                y=float32(share),
-                marker_color=layer_colour(numbers[i]),
-                showlegend=False,
-                customdata=np.arange(1, len(places[i]) + 1),
-                hovertemplate=(
-                    f"layer {numbers[i] + 1}, head %{{customdata}}<br>"
-                    "%{y:.1%} to persistent vectors<extra></extra>"
-                ),
-                row=2,
-                col=1,
-            )
+        if (share := persistent[i]) is not None:
+            _persistent_bars(fig, numbers[i], x, share)
     every = np.concatenate([np.asarray(a, dtype=float).ravel() for a in allowed])
     within = np.concatenate([np.asarray(r, dtype=float)[:, 1] for r in reach])
     used = float(np.median(within / np.maximum(every, 1)))
@@ -101,15 +88,26 @@ def context_used(
         type="log", tickvals=ticks, ticktext=[f"{t:,}" for t in ticks], range=ends, row=1, col=1
     )
     _layer_ticks(fig, places, numbers)
-    if shares:
-        fig.update_yaxes(
-            title_text="to persistent<br>vectors",
-            tickformat=".0%",
-            rangemode="tozero",
-            row=2,
-            col=1,
-        )
     return fig
+
+
+def _persistent_bars(fig: go.Figure, layer: int, x: np.ndarray, share: ArrayLike) -> None:
+    fig.add_bar(
+        x=x,
+        y=float32(share),
+        marker_color=layer_colour(layer),
+        showlegend=False,
+        customdata=np.arange(1, len(x) + 1),
+        hovertemplate=(
+            f"layer {layer + 1}, head %{{customdata}}<br>"
+            "%{y:.1%} to persistent vectors<extra></extra>"
+        ),
+        row=2,
+        col=1,
+    )
+    fig.update_yaxes(
+        title_text="to persistent<br>vectors", tickformat=".0%", rangemode="tozero", row=2, col=1
+    )
 
 
 def _allowed_bars(fig: go.Figure, layer: int, x: np.ndarray, allowed: np.ndarray) -> None:
@@ -180,86 +178,6 @@ def _layer_ticks(fig: go.Figure, places: Sequence[np.ndarray], numbers: Sequence
     last.title.text = "heads, layer by layer"
 
 
-def head_mask(
-    probs_TS: ArrayLike,
-    *,
-    layer: int,
-    head: int,
-    learned: tuple[float, int],
-    limit: int,
-    tried: tuple[float, int] | None = None,
-) -> go.Figure:
-    """The mask of one head over where its attention lies, and another mask that is tried out.
-
-    Args:
-        probs_TS: attention of T queries over memory and segment.
-        layer, head: of the title, from 0.
-        learned: span z and ramp R, in tokens.
-        limit: the longest span there may be.
-        tried: z and R of the mask that is tried out; None draws the learned one alone.
-    """
-    # (1, S): the share of the attention at each distance
-    mass = mass_by_distance(np.asarray(probs_TS)[None])[0]
-    within = mass.cumsum()
-    z, ramp = learned
-    ends = [sum(pair) for pair in (learned, tried) if pair is not None]
-    last = int(min(limit, np.ceil(1.15 * max(ends)) + 2))
-    fig = go.Figure()
-    fig.add_bar(
-        x=np.arange(1, last + 1),
-        y=float32(np.pad(mass, (0, max(0, last + 1 - len(mass))))[1 : last + 1]),
-        marker={"color": layer_colour(layer), "line": {"width": 0}},
-        opacity=0.45,
-        name="attention at this distance",
-        yaxis="y2",
-        hovertemplate="distance %{x}: %{y:.2%} of the attention<extra></extra>",
-    )
-    pairs = [("learned mask", learned, layer_colour(layer), "solid")]
-    # drawn also where nothing is tried, so that a redrawn figure has the same traces
-    pairs.append(("tried mask", tried or learned, ACCENT, "dash"))
-    distance = np.arange(1, last + 1)
-    for name, (span, width), colour, dash in pairs:
-        weight = np.clip((width + span + 1 - distance) / width, 0, 1)
-        corners = kinks(weight)
-        fig.add_scatter(
-            x=distance[corners],
-            y=float32(weight[corners]),
-            mode="lines",
-            line={"color": colour, "width": 2.5, "dash": dash},
-            name=f"{name}: z = {span:.1f}, R = {width}",
-            visible=True if name == "learned mask" or tried else "legendonly",
-            hovertemplate=f"{name}<br>distance %{{x}}: %{{y:.2f}}<extra></extra>",
-        )
-    ninety = int(np.argmax(within >= 0.9 * within[-1] - 1e-9))
-    finish(
-        fig,
-        f"Layer {layer + 1}, head {head + 1} may see {min(limit, int(np.ceil(z)) + ramp)} tokens; "
-        f"90% of its attention lies within {ninety}",
-        "Lines: share that the mask lets through, 1 up to the span z, 0 after the ramp R. "
-        "Bars: attention by distance",
-        x="distance to the past token (tokens)",
-        y="share let through",
-        height=360,
-        caption="The soft mask of one head (arXiv:1905.07799, eq. 3), and what lies under it.",
-    )
-    fig.update_layout(
-        yaxis={"range": [0, 1.05]},
-        yaxis2={
-            "title": {"text": "share of attention", "font": {"size": 13}},
-            "overlaying": "y",
-            "side": "right",
-            "rangemode": "tozero",
-            "tickformat": ".0%",
-            "showgrid": False,
-        },
-        bargap=0.1,
-        margin={"r": 75},
-        legend={"orientation": "h", "y": -0.28, "x": 0},
-    )
-    fig.update_xaxes(range=[0, last + 1])
-    return fig
-
-
 def costs(
     flops: Sequence[Sequence[float]], stored: Sequence[Sequence[float]], layers: Sequence[int]
 ) -> go.Figure:
@@ -275,7 +193,6 @@ def costs(
     work, room = np.asarray(flops, dtype=float), np.asarray(stored, dtype=float)
     fig = make_subplots(1, 2, horizontal_spacing=0.13)
     names = [str(layer + 1) for layer in layers]
-    labels = ("full span", "cut at the layer's longest span", "what is needed")
     told: tuple[tuple[np.ndarray, float, str, tuple[str, str, str]], ...] = (
         (work, 1e6, "MFLOP", ("full span", "layer cut at its longest span", "each head alone")),
         (room, 1e3, "kB", ("all of the memory", "carried", "longest span alone")),
@@ -286,8 +203,8 @@ def costs(
             fig.add_bar(
                 x=names,
                 y=float32(values[:, i] / unit),
-                name=labels[i],
-                legendgroup=labels[i],
+                name=COSTS[i],
+                legendgroup=COSTS[i],
                 showlegend=column == 0,
                 marker={"color": colour, "pattern": {"shape": "/" if i == 1 else ""}},
                 hovertemplate=f"layer %{{x}}: %{{y:.4g}} {unit_name}<extra>{word}</extra>",

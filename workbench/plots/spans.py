@@ -139,13 +139,9 @@ def span_heatmap(
     )
     if chosen is not None:
         fig.add_shape(chosen_frame(*chosen))
-    averages = [float(np.mean(heads)) for heads in spans]
-    layer = int(np.argmax(averages))
-    when = "" if step is None else f"Step {step:,}: "
     finish(
         fig,
-        f"{when}{'L' if step is None else 'l'}ayer {layer + 1} looks furthest on average: "
-        f"{averages[layer]:.1f} tokens a head",
+        _deepest(spans, step),
         f"Learned span in tokens; {'logarithmic' if scale == 'log' else 'linear'} colour",
         x="head",
         y="layer",
@@ -155,6 +151,13 @@ def span_heatmap(
     fig.update_xaxes(dtick=1 if width <= 20 else None, showgrid=False, ticks="")
     fig.update_yaxes(dtick=1 if len(spans) <= 20 else None, showgrid=False, ticks="")
     return fig
+
+
+def _deepest(spans: Spans, step: int | None) -> str:
+    averages = [float(np.mean(heads)) for heads in spans]
+    layer = int(np.argmax(averages))
+    begin = "Layer" if step is None else f"Step {step:,}: layer"
+    return f"{begin} {layer + 1} looks furthest on average: {averages[layer]:.1f} tokens a head"
 
 
 def chosen_frame(layer: int, head: int) -> dict[str, Any]:
@@ -258,12 +261,12 @@ def attention_map(
     if symbols is not None and step_r == step_c == 1:
         _name_places(fig, symbols, memory, left)
     _edges(fig, T, memory, span, ramp)
-    distance = mean_distance(probs)
+    lines = "" if span is None else "; lines: span (dashed) and end of the soft edge (dotted)"
+    back = mean_distance(probs)
     finish(
         fig,
-        f"Layer {layer + 1}, head {head + 1} looks back {distance:.1f} tokens on average",
-        "Below 0 lies the memory of earlier segments"
-        + ("; lines: span (dashed) and end of the soft edge (dotted)" if span is not None else ""),
+        f"Layer {layer + 1}, head {head + 1} looks back {back:.1f} tokens on average",
+        f"Below 0 lies the memory of earlier segments{lines}",
         x="key position in the segment (tokens)",
         y="query position in the segment (tokens)",
         height=480,

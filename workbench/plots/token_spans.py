@@ -61,14 +61,8 @@ def token_spans(
         height=height,
         caption="Dynamic spans: how far back each head looks, token by token, under the text.",
     )
-    fig.update_layout(
-        coloraxis={
-            "colorscale": MAGNITUDE,
-            "cmin": 0,
-            "cmax": top,
-            "colorbar": {"title": {"text": "tokens"}},
-        }
-    )
+    colours = {"colorscale": MAGNITUDE, "cmin": 0, "cmax": top}
+    fig.update_layout(coloraxis={**colours, "colorbar": {"title": {"text": "tokens"}}})
     fig.update_xaxes(title_text="token of the text", row=lines, col=1)
     fig.update_yaxes(title_text="head", row=1, col=1)
     return fig

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from workbench import notebook, probe
 from workbench.metrics import bits_per_token
 from workbench.models.mixers.span import LearnedSpan
-from workbench.plots import span_history, span_use
+from workbench.plots import head_mask, span_history
 from workbench.plots import spans as plots
 from workbench.span_use import attention_mixers
 from workbench.widgets.panel import Panel, alive, redraw
@@ -107,7 +107,7 @@ class SpanExplorer(Panel):
         (at, head), learned = self.chosen, self.mask()
         limit = self.mixers[at].config.limit
         assert learned is not None and limit is not None
-        return span_use.head_mask(
+        return head_mask.head_mask(
             self.seen.probs_LHTS[at][head],
             layer=self.layers[at],
             head=head,
