@@ -51,6 +51,7 @@ def check_page(page: Path) -> None:
     assert "tiny-span" in outside and "tiny-delta" in outside and "coloured-text" in outside
 
 
+@pytest.mark.executes("train", "evaluate", "attention_span", "fast_weights")
 def test_the_demo_from_end_to_end(tmp_path: Path, span_recipe: Path, delta_recipe: Path) -> None:
     told = io.StringIO()
     names = [str(span_recipe), str(delta_recipe)]
@@ -102,6 +103,7 @@ def test_training_by_hand(tmp_path: Path, span_recipe: Path, by_hand: ByHand) ->
     assert (tmp_path / "run" / "figures" / "training.json").is_file()
 
 
+@pytest.mark.executes("retrieval")
 def test_the_retrieval_notebook_draws_ours_beside_the_published(tmp_path: Path) -> None:
     out = tmp_path / "executed.ipynb"
     values = {
@@ -130,6 +132,7 @@ GENERATE = {
 }
 
 
+@pytest.mark.executes("generate")
 def test_the_generate_notebook(tmp_path: Path, span_recipe: Path) -> None:
     run = workbench.start(span_recipe, {"train.steps": 2}, out=tmp_path / "run")
     list(run)
@@ -159,6 +162,7 @@ def test_generating_where_positions_restart(
     assert "windows, context_len 16; seed 1" in capsys.readouterr().out
 
 
+@pytest.mark.executes("recipes")
 def test_the_recipes_notebook(tmp_path: Path) -> None:
     values = {"recipe": "delta-python-tiny", "words": "tiny"}
     book, out = demo.BOOKS / "recipes.ipynb", tmp_path / "executed.ipynb"
@@ -168,6 +172,7 @@ def test_the_recipes_notebook(tmp_path: Path) -> None:
     assert 'data-v=\\"span-python-tiny\\"' in page and "name: delta-python-tiny" in page
 
 
+@pytest.mark.executes("benchmark")
 def test_the_benchmark_notebook(tmp_path: Path, by_hand: ByHand) -> None:
     words = ["--tiny", "--out", str(tmp_path), "--groups", "fast_weights", "vocabulary"]
     assert bench.main(words) == 0
