@@ -228,8 +228,7 @@ def attention_map(
     Args:
         probs_TS: attention of T queries over memory and segment, S = memory + T.
         layer, head: of the title, counted from 0.
-        symbols: the S tokens of memory and segment as text, for hover labels of maps that are not
-            pooled.
+        symbols: the S tokens as text, for hover labels of maps that are not pooled.
         span: learned span in tokens; None where the head has no mask of its own.
         ramp: width of the soft edge in tokens.
     """
@@ -237,14 +236,14 @@ def attention_map(
     T, S = probs.shape
     memory = S - T
     left = memory if span is None else min(memory, int(np.ceil(span + ramp)) + 4)
-    gap = distances_TS(T, T + left)
-    blank = (gap < 0) | (gap >= (S if span is None else span + ramp + 1))
     small, step_r, step_c = pool(probs[:, memory - left :])
     x = (np.arange(small.shape[1]) + 0.5) * step_c - 0.5 - left
     y = (np.arange(small.shape[0]) + 0.5) * step_r - 0.5
     top = float(np.quantile(small[small > 0], 0.995)) if (small > 0).any() else 1.0
     # blank, not dark: what no weight could reach
-    small = np.where(pool(~blank)[0] > 0, small, np.nan)
+    gap = distances_TS(T, T + left)
+    open_ = (gap >= 0) & (gap < (S if span is None else span + ramp + 1))
+    small[pool(open_)[0] == 0] = np.nan
     fig = go.Figure(
         go.Heatmap(
             z=small,
@@ -274,8 +273,7 @@ def attention_map(
     )
     fig.update_yaxes(range=[T - 0.5, -0.5], showgrid=False)
     fig.update_xaxes(range=[-left - 0.5, T - 0.5], showgrid=False)
-    fig.update_layout(showlegend=False)
-    return fig
+    return fig.update_layout(showlegend=False)
 
 
 def _name_places(fig: go.Figure, symbols: Sequence[str], memory: int, left: int) -> None:
