@@ -47,7 +47,7 @@ def check_page(page: Path) -> None:
     assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//", text.split("</style>")[0])
     assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//|@import|url\(", outside)
     assert "<script src" not in text and "<link" not in text
-    assert len(re.findall(r"<figure id='run\d+-figure\d+'><h3>", outside)) == 22
+    assert len(re.findall(r"<figure id='run\d+-figure\d+'><h3>", outside)) == 25
     assert "tiny-span" in outside and "tiny-delta" in outside and "coloured-text" in outside
 
 
