@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 import torch
 from IPython.display import HTML, display
 
+from workbench.books import place as place
 from workbench.config import dump, load, nearest
 from workbench.data.corpus import Corpus
 from workbench.errors import ConfigError, DataMissing
@@ -39,17 +40,6 @@ class View(NamedTuple):
     model: LanguageModel
     """in evaluation mode"""
     corpus: Corpus
-
-
-def place(path: str | Path) -> Path:
-    """Where a path of a parameters cell is.
-
-    A relative path counts from the checkout, also when JupyterLab has started the notebook inside
-    the checkout's `notebooks/`: by hand and in batch it is the same folder.
-    """
-    here = Path.cwd()
-    inside = here.name == "notebooks" and (here.parent / "pyproject.toml").is_file()
-    return (here.parent if inside else here) / Path(path).expanduser()
 
 
 def choose_recipe(
@@ -303,10 +293,15 @@ def save_figure(folder: RunFolder, name: str, fig: go.Figure) -> None:
     show(fig)
 
 
-def save_text(folder: RunFolder, name: str, passages: Sequence[Passage]) -> None:
-    """Keep passages of text in the run folder's `figures/` as tokens and values, and show them."""
+def keep_text(folder: RunFolder, name: str, passages: Sequence[Passage]) -> None:
+    """Keep passages of text in the run folder's `figures/` as tokens and values."""
     text = json.dumps(plain(passages), allow_nan=False)
     (_figures(folder) / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def save_text(folder: RunFolder, name: str, passages: Sequence[Passage]) -> None:
+    """Keep passages of text in the run folder's `figures/`, and show them."""
+    keep_text(folder, name, passages)
     display(HTML(render(passages)))
 
 
