@@ -79,12 +79,17 @@ def parallel(
         height=430,
         caption="Which settings go together with which result.",
     )
+    _frame(fig, len(columns))
+    return fig
+
+
+def _frame(fig: go.Figure, count: int) -> None:
+    """Names of the axes on top of them; the places in between mean nothing to a reader."""
     fig.update_xaxes(type="category", side="top", showgrid=False, showline=False, ticks="")
-    fig.update_xaxes(range=[-0.35, len(columns) - 0.8], tickfont={"size": 13}, fixedrange=True)
+    fig.update_xaxes(range=[-0.35, count - 0.8], tickfont={"size": 13}, fixedrange=True)
     title = {"text": "place on the axis (0 to 1)"}
     fig.update_yaxes(visible=False, range=[-0.06, 1.06], title=title, fixedrange=True)
     fig.update_layout(margin={"t": 110, "b": 30, "l": 30})
-    return fig
 
 
 def _axis(fig: go.Figure, at: int, ticks: Ticks) -> None:
