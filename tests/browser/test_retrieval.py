@@ -1,4 +1,4 @@
-"""A sweep in a browser: it trains while the page is alive, stops by its button, and is found again."""
+"""A sweep in a browser: it trains while the page lives, stops by its button, is found again."""
 
 from __future__ import annotations
 

@@ -79,13 +79,39 @@ def bundle(fig: go.Figure) -> dict[str, Any]:
     }
 
 
+class WholeFigure(go.FigureWidget):
+    """A figure as a widget whose first message to the browser tells all of it.
+
+    Plotly's own begins empty and sends its traces after that: a browser that is still loading may
+    draw it between the two, and then it stays empty.
+    """
+
+    _is_whole = False
+
+    def __init__(self, fig: go.Figure) -> None:
+        super().__init__(fig)
+        _settle(self)
+        self._is_whole = True
+        self.open()
+
+    def open(self) -> None:
+        """Tell the browser, once there is something to tell."""
+        if self._is_whole:
+            super().open()
+
+
+def _settle(widget: go.FigureWidget) -> None:
+    """Our settings of a figure that is shown: no upload button."""
+    widget._config = {**widget._config, **CONFIG}
+
+
 def _widget(fig: go.Figure) -> go.FigureWidget:
     """A figure that grows: its axes follow the data in the browser.
 
     A range set from here would undo the reader's zoom, of which Python hears nothing while a cell
     runs; one left as it was would cut off what comes later.
     """
-    widget = go.FigureWidget(fig)
+    widget = WholeFigure(fig)
     widget.update_xaxes(range=None)
     widget.update_yaxes(range=None)
     return widget
