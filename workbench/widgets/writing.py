@@ -26,7 +26,8 @@ from workbench.plots.style import WIDTH
 from workbench.plots.writing import past_in_use, rivals
 from workbench.train.folder import RunFolder
 from workbench.watching import SPAN, Written, ceilings, promised
-from workbench.widgets.panel import Panel, alive, redraw
+from workbench.widgets.panel import Panel, alive
+from workbench.widgets.picture import Picture
 from workbench.widgets.tokens import MOST_TOKENS, Tokens
 from workbench.writing import Ask, Writing, probability
 
@@ -43,8 +44,8 @@ class Controls:
     """How to write, as inputs: what `ask` says is what a parameters cell would."""
 
     def __init__(self, ask: Ask) -> None:
-        wide = {"layout": {"width": "98%"}, "style": {"description_width": "6em"}}
-        slim = {"layout": {"width": "13.5em"}, "style": {"description_width": "6em"}}
+        wide = {"layout": {"width": "98%"}, "style": {"description_width": "7em"}}
+        slim = {"layout": {"width": "14em"}, "style": {"description_width": "7em"}}
         stop = ask.stop if isinstance(ask.stop, str) else ""
         self.prompt = ipywidgets.Textarea(ask.prompt, description="prompt", rows=3, **wide)
         self.length = ipywidgets.IntText(ask.length, description="length", **slim)
@@ -195,8 +196,8 @@ class Writer(Panel):
             self._page.put(self.writing, self.title)
         if now or clock - self._figures_drawn > FIGURES_EVERY_S:
             self._figures_drawn = clock
-            redraw(self._page.past, self.past_figure(BESIDE))
-            redraw(self._page.rivals, self.rivals_figure(self._page.chosen, BESIDE))
+            self._page.past.draw(self.past_figure(BESIDE))
+            self._page.rivals.draw(self.rivals_figure(self._page.chosen, BESIDE))
 
     @property
     def title(self) -> str:
@@ -272,7 +273,7 @@ class Writer(Panel):
         made.write.on_click(lambda _: self._in_background(self.writing.begin))
         made.on.on_click(lambda _: self._in_background(self.writing.go_on))
         made.stop.on_click(lambda _: self.stop())
-        made.text.on_select(lambda _: redraw(made.rivals, self.rivals_figure(made.chosen, BESIDE)))
+        made.text.on_select(lambda _: made.rivals.draw(self.rivals_figure(made.chosen, BESIDE)))
         made.put(self.writing, self.title)
         made.say(self._said, False, self.writing.can_go_on)
         return made.box
@@ -292,7 +293,7 @@ class Page:
         self.text = Tokens([])
         self.first = 0
         """which token of the whole text is the first that is shown"""
-        self.past, self.rivals = alive(past), alive(others)
+        self.past, self.rivals = Picture(past), Picture(others)
         self.more = [alive(fig) for fig in more]
 
     @property
