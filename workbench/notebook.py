@@ -291,9 +291,14 @@ def show(fig: go.Figure) -> None:
     display(bundle(fig), raw=True)
 
 
+def keep_figure(folder: RunFolder, name: str, fig: go.Figure) -> None:
+    """Keep a figure as JSON in the run folder's `figures/`, where the report finds it."""
+    (_figures(folder) / f"{name}.json").write_text(fig.to_json(), encoding="utf-8")
+
+
 def save_figure(folder: RunFolder, name: str, fig: go.Figure) -> None:
     """Keep a figure as JSON in the run folder's `figures/`, and show it."""
-    (_figures(folder) / f"{name}.json").write_text(fig.to_json(), encoding="utf-8")
+    keep_figure(folder, name, fig)
     show(fig)
 
 

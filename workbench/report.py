@@ -62,7 +62,7 @@ th { color: #52606D; font-weight: 600; } td { font-variant-numeric: tabular-nums
 figure { background: #fff; border: 1px solid #E4E7EB; border-radius: 6px; margin: 1rem 0;
   padding: .8rem; overflow-x: auto; }
 figcaption { font-size: 13px; padding: .2rem .4rem 0; }
-nav a { margin-right: 1rem; color: #0072B2; }
+nav a { margin-right: 1rem; color: #2A73AE; }
 pre { font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; }
 """
 

@@ -299,7 +299,7 @@ def test_hardest_passages_do_not_overlap_and_come_hardest_first() -> None:
 def test_coloured_text_escapes_the_corpus() -> None:
     page = evaluation.coloured_text(["<script>", "&", "\n", '"'], [1.0, 8.0, 0.0, 20.0])
     assert "<script>" not in page and "&lt;script&gt;" in page and "&amp;" in page
-    assert "#ffffff" in page and "#e06a1b" in page  # 0 bits, and 8 or more
+    assert "rgba(224,106,27,0.000)" in page and "rgba(224,106,27,0.800)" in page
     assert "p = 0.5" in page and "↵</span>\n" in page
 
 

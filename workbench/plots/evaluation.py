@@ -9,7 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 
-from workbench.plots.style import COLOURS, INK, QUIET, finish, float32, mark
+from workbench.plots import page
+from workbench.plots.style import COLOURS, INK, QUIET, finish, float32, mark, running
 
 LINE_ENDS = ("\n", "\\n", "↵", "⏎", "<eos>", "<S>")
 
@@ -181,10 +182,8 @@ def full_colour(bits: ArrayLike) -> float:
 
 
 def _shade(bits: float, top: float) -> str:
-    """Background from white (0 bits) to vermilion (`top` bits): safe for all kinds of eyes."""
-    share = min(max(bits / top, 0.0), 1.0)
-    red, green, blue = (round(255 + share * (c - 255)) for c in (0xE0, 0x6A, 0x1B))
-    return f"#{red:02x}{green:02x}{blue:02x}"
+    """Background from the page's own (0 bits) to vermilion (`top` bits), in both themes."""
+    return f"rgba(224,106,27,{0.8 * min(max(bits / top, 0.0), 1.0):.3f})"
 
 
 def coloured_text(
@@ -202,7 +201,7 @@ def coloured_text(
     for symbol, loss in zip(symbols, np.asarray(bits, dtype=np.float64), strict=True):
         ends = symbol in LINE_ENDS or symbol.strip() in LINE_ENDS
         # the mark for a blank serves single symbols; a line of code reads better with the blank
-        shown = "↵" if ends else html.escape(symbol.replace("␣", " "))
+        shown = "↵" if ends else html.escape(running(symbol.replace("␣", " ")))
         probability = 2.0 ** -float(loss)
         tip = html.escape(f"{symbol!r}: {loss:.2f} bits, p = {probability:.3g}")
         parts.append(
@@ -216,7 +215,7 @@ def coloured_text(
     head = f"<div>{html.escape(title)} &nbsp; bits: {scale}</div>"
     body = (
         '<pre style="line-height:1.45;white-space:pre-wrap;word-break:normal;'
-        "overflow-wrap:anywhere;color:#1F2933;background:#fff;padding:.6em;"
-        f'border:1px solid #E4E7EB">{"".join(parts)}</pre>'
+        f"overflow-wrap:anywhere;color:{page.INK};background:{page.PAPER};padding:.6em;"
+        f'border:1px solid {page.LINE}">{"".join(parts)}</pre>'
     )
     return f'<div class="coloured-text">{head}{body}</div>'

@@ -12,7 +12,8 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
-from workbench.plots.style import COLOURS, INK, MAGNITUDE, finish, float32, mark, thin
+from workbench.plots import page
+from workbench.plots.style import COLOURS, INK, MAGNITUDE, finish, float32, mark, running, thin
 
 
 def samples(texts: Mapping[str, str], prompt: str = "") -> str:
@@ -23,10 +24,11 @@ def samples(texts: Mapping[str, str], prompt: str = "") -> str:
         prompt: what all begin with; shown in bold.
     """
     parts = [
-        f"<div style='margin-top:.8em;color:#52606D'>{html.escape(name)}</div>"
-        "<pre style='white-space:pre-wrap;word-break:break-word;background:#fff;padding:.6em;"
-        "margin:.2em 0;max-height:30em;overflow:auto;border:1px solid #E4E7EB;color:#1F2933'>"
-        f"<b>{html.escape(prompt)}</b>{html.escape(text)}</pre>"
+        f"<div style='margin-top:.8em;color:{page.MUTED}'>{html.escape(name)}</div>"
+        f"<pre style='white-space:pre-wrap;word-break:break-word;background:{page.PAPER};"
+        "padding:.6em;margin:.2em 0;max-height:30em;overflow:auto;"
+        f"border:1px solid {page.LINE};color:{page.INK}'>"
+        f"<b>{html.escape(running(prompt))}</b>{html.escape(running(text))}</pre>"
         for name, text in texts.items()
     ]
     return f"<div class='samples'>{''.join(parts)}</div>"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
+from workbench.plots import page
 from workbench.plots.style import COLOURS, finish
 
 # a click on a head sorts by its column, numbers by size; the box keeps rows that have all its words
@@ -40,7 +41,7 @@ def recipe_table(rows: Sequence[Mapping[str, str | int | float | None]]) -> str:
     body = "".join(f"<tr>{''.join(_cell(row[n], style) for n in names)}</tr>" for row in rows)
     return (
         f'<div class="recipes"><input placeholder="words to look for" '
-        f'oninput="{html.escape(_FILTER)}"><table style="color:#1F2933;background:#fff">'
+        f'oninput="{html.escape(_FILTER)}"><table style="color:{page.INK};background:{page.PAPER}">'
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -13,9 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from plotly.subplots import make_subplots
 
 from workbench.plots.fast_weights import FRAME_SIDE, colour_limit
-from workbench.plots.style import COLOURS, INK, SIGNED, finish, float32, mark, pool, thin
-
-RULE_COLOURS = {"delta": COLOURS[0], "sum": COLOURS[1]}
+from workbench.plots.style import INK, RULE_COLOURS, SIGNED, finish, float32, mark, pool, thin
 
 
 def delta_against_sum(
