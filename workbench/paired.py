@@ -34,8 +34,8 @@ class Mean(NamedTuple):
     def method(self) -> str:
         """What the interval is, in words."""
         return (
-            f"{LEVEL:.0%} interval: Newey-West standard error, Bartlett weights over "
-            f"{self.bandwidth:,} tokens, fixed-b critical value"
+            f"{LEVEL:.0%} interval by Newey-West over {self.bandwidth:,} tokens, "
+            "fixed-b critical value"
         )
 
 

@@ -42,7 +42,7 @@ def figures_in(path: Path) -> int:
 
 def check_page(page: Path) -> None:
     text = page.read_text("utf-8")
-    assert text.count("Plotly.newPlot('run") == 20
+    assert text.count("Plotly.newPlot('run") == 24
     outside = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
     assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//", text.split("</style>")[0])
     assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//|@import|url\(", outside)
@@ -58,10 +58,10 @@ def test_the_demo_from_end_to_end(tmp_path: Path, span_recipe: Path, delta_recip
     executed = {p.stem: figures_in(p) for p in sorted((out / "notebooks").glob("*.ipynb"))}
     assert executed == {
         "tiny-span-train": 2,
-        "tiny-span-evaluate": 3,
+        "tiny-span-evaluate": 5,
         "tiny-span-attention_span": 6,
         "tiny-delta-train": 2,
-        "tiny-delta-evaluate": 3,
+        "tiny-delta-evaluate": 5,
         "tiny-delta-fast_weights": 6,
     }
     check_page(out / "report.html")
