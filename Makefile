@@ -11,7 +11,7 @@ STRIP  := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
 BOOKS   = $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-crash test-distributed test-slurm test-gpu sanitize parity lint fix size lab bench clean
+.PHONY: help setup demo test test-slow test-crash test-distributed test-slurm test-browser test-gpu sanitize parity lint fix size lab bench clean
 
 help:       ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ demo: setup ## train and look at two small models: notebooks and a report in run
 	@$(RUN) -m workbench.demo
 
 test: setup ## the tests that need neither a GPU nor minutes each
-	@$(PYTEST) -m "not slow and not gpu and not crash and not slurm" $(ARGS)
+	@$(PYTEST) -m "not slow and not gpu and not crash and not slurm and not browser" $(ARGS)
 
 test-slow: setup ## the long tests, and those that need an NVIDIA GPU where there is one
 	@$(PYTEST) -m "slow or gpu" $(ARGS)
@@ -40,6 +40,13 @@ test-distributed: setup ## several processes that train together: laws, restarts
 test-slurm: setup ## training and sweeps on a Slurm that is started for them, and stopped after
 	@$(RUN) tests/slurm/mini_cluster.py
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest tests/slurm -m slurm $(ARGS)
+
+# DEMO=runs/demo opens what `make demo` trained; ARGS=--screenshots stores pictures of each view.
+# Wants Debian's packages chromium and fonts-dejavu-core; without them the status is 77 (make's own: 2)
+test-browser: setup ## the notebooks in a real JupyterLab, in a real browser
+	@$(RUN) tests/browser/chromium.py
+	@$(PYTHON) .ci/setup_env.py $(ENV) browser
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest tests/browser -m browser -s $(if $(DEMO),--demo "$(DEMO)") $(ARGS)
 
 # runs/gpu.txt is the record: device, versions, every error against float64
 test-gpu: setup ## everything that needs an NVIDIA GPU, with its record in runs/gpu.txt

@@ -2,6 +2,7 @@
 
     python3 .ci/setup_env.py            # what `make setup` runs
     TORCH=cpu python3 .ci/setup_env.py  # or cuda, cu126 (any CUDA build of PyTorch's), skip
+    python3 .ci/setup_env.py .venv browser  # what only the browser tests need, after the setup
 
 Which PyTorch: with an NVIDIA GPU the default build, which brings CUDA; without one the CPU build,
 from the indexes that pip is configured with or from PyTorch's own. Only where neither has it, the
@@ -24,6 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / ".setup" / "pip.log"
 PYTHONS = ("3.13", "3.12", "3.11")
+# extra of pyproject.toml -> what can be imported when it is there
+EXTRAS = {"browser": "playwright, PIL"}
 INDEX = "https://download.pytorch.org/whl/"
 STRIP = """if [ -x {0} ]; then exec {0} -m nbstripout --keep-id \\
   --extra-keys 'metadata.papermill cell.metadata.papermill'; else exec cat; fi"""
@@ -154,9 +157,26 @@ def finish(env: Path, python: Path) -> None:
     print(f"  ready: PyTorch {version}, {'NVIDIA GPU' if cuda == 'True' else 'CPU'}", flush=True)
 
 
+def add_extra(env: Path, python: Path, extra: str) -> None:
+    """Install what an optional part wants, in the tested versions, unless it is there."""
+    if extra not in EXTRAS:
+        stop(f"the extra {extra}", " or ".join(EXTRAS), "one of these")
+    look = f"import {EXTRAS[extra]}; print('there')"
+    if output(str(python), "-W", "ignore", "-c", look):
+        return
+    print(f"  what workbench[{extra}] wants", flush=True)
+    LOG.parent.mkdir(exist_ok=True)
+    pins = [] if (env / "conda-meta").is_dir() else ["-c", "constraints.txt"]
+    if not pip(python, "-e", f".[{extra}]", *pins):
+        pip_failed(f"workbench[{extra}]")
+
+
 def main() -> None:
     env = Path(os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else ROOT / ".venv"))
     python, conda = env / "bin" / "python", (env / "conda-meta").is_dir()
+    if len(sys.argv) > 2:
+        add_extra(env, python, sys.argv[2])
+        return
     choice = os.environ.get("TORCH") or "auto"
     if not re.fullmatch(r"auto|cpu|cuda|cu\d+|skip", choice):
         stop(f"TORCH={choice}", "auto, cpu, cuda, skip or a build such as cu126", "one of these")

@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-pytest_plugins = ["parity.table", "crash.table"]
+pytest_plugins = ["parity.table", "crash.table", "browser.options"]
 
 HERE = Path(__file__).parent
 SCRATCH = pytest.StashKey[Path]()

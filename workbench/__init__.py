@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.generation import Generation, generate
+    from workbench.laws import check_mixer
     from workbench.recipe import Recipe, load_recipe
     from workbench.scoring import Score, score
     from workbench.train.evaluate import Evaluation, evaluate
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Generation": "workbench.generation",
     "generate": "workbench.generation",
+    "check_mixer": "workbench.laws",
     "Score": "workbench.scoring",
     "score": "workbench.scoring",
     "Recipe": "workbench.recipe",
@@ -52,6 +54,7 @@ __all__ = [
     "Run",
     "RunFolder",
     "Score",
+    "check_mixer",
     "evaluate",
     "generate",
     "load_recipe",

@@ -59,3 +59,7 @@ class Unsupported(UnknownOriginal):
 
 class HostileFile(CheckpointError):
     """A checkpoint asks for something that reading numbers never needs; the message names it."""
+
+
+class LawBroken(WorkbenchError, AssertionError):
+    """A mixer breaks a law of carried state; the message says which, on what, and how."""

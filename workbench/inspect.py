@@ -17,7 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-KNOWN = ("attention_probs", "persistent_probs", "span_mask", "fast_weight_inputs")
+KNOWN = (
+    "attention_probs",
+    "persistent_probs",
+    "span_mask",
+    "fast_weight_inputs",
+    "slow_outputs",
+)
 
 Taps = dict[str, list[Any]]
 
@@ -35,6 +41,14 @@ class FastWeightInputs(NamedTuple):
     """write strengths in (0, 1); None under the sum rule"""
     state_BHFV: Tensor
     rule: str
+
+
+class SlowOutputs(NamedTuple):
+    """What the slow network of such a layer said, before features and normalisations."""
+
+    k_BTHK: Tensor
+    beta_BTH: Tensor | None
+    """write strengths in (0, 1); None under the sum rule"""
 
 
 class Trajectory(NamedTuple):

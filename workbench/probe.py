@@ -60,7 +60,8 @@ def stretch(tokens: Tensor, start: int, length: int, before: int) -> Stretch:
     return Stretch(ahead.long(), tokens[start : start + length].long())
 
 
-def _after(model: LanguageModel, ahead: Tensor) -> Any:
+def after(model: LanguageModel, ahead: Tensor) -> Any:
+    """The carry after (M,) ids were read, from a new one."""
     carry = model.initial_carry(1)
     # an empty tensor splits into one empty piece
     for piece in ahead.split(128) if len(ahead) else ():
@@ -80,7 +81,7 @@ class AttentionView(NamedTuple):
 
 def attention(model: LanguageModel, text: Stretch) -> AttentionView:
     """Attention maps of all layers and heads over a stretch, with its memory filled."""
-    carry = _after(model, text.before)
+    carry = after(model, text.before)
     with inspect.capture(model, "attention_probs", "span_mask") as taps:
         model(text.tokens[None].to(model.device), carry)
     return AttentionView(
@@ -104,7 +105,7 @@ def fast_weight_inputs(model: LanguageModel, text: Stretch) -> list[inspect.Fast
 
     Gates of a Delta RNN or Delta LSTM are so many more heads, one gate after another.
     """
-    carry = _after(model, text.before)
+    carry = after(model, text.before)
     with inspect.capture(model, "fast_weight_inputs") as taps:
         model(text.tokens[None].to(model.device), carry)
     return list(taps["fast_weight_inputs"])

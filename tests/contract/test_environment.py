@@ -20,8 +20,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# trackers, clusters: who uses one installs it; their tests are skipped elsewhere
-BY_CHOICE = {"cluster", "tracking", "wandb"}
+# trackers, clusters, browser tests: who uses one installs it; their tests are skipped elsewhere
+BY_CHOICE = {"browser", "cluster", "tracking", "wandb"}
 CONDA_NAMES = {"pytorch": "torch"}
 
 
@@ -179,6 +179,31 @@ def test_without_internet_the_next_build_is_tried(
 def test_an_unreachable_index_is_noticed(setup_env: ModuleType) -> None:
     # port 9 of this machine: nobody listens
     assert setup_env.reachable("http://127.0.0.1:9/") is False
+
+
+@pytest.mark.parametrize(("there", "conda"), [(True, False), (False, False), (False, True)])
+def test_an_extra_is_installed_where_it_is_missing(
+    setup_env: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    there: bool,
+    conda: bool,
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(setup_env, "output", lambda *command: "there" * there)
+    monkeypatch.setattr(setup_env, "pip", lambda python, *words: asked.append(words) or True)
+    monkeypatch.setattr(setup_env, "LOG", tmp_path / "setup" / "pip.log")
+    if conda:
+        (tmp_path / "conda-meta").mkdir()
+    setup_env.add_extra(tmp_path, tmp_path / "python", "browser")
+    pins = () if conda else ("-c", "constraints.txt")
+    assert asked == ([] if there else [("-e", ".[browser]", *pins)])
+
+
+def test_extras_of_the_setup_are_extras_of_the_project(setup_env: ModuleType) -> None:
+    assert set(setup_env.EXTRAS) <= set(PROJECT["optional-dependencies"])
+    with pytest.raises(SystemExit, match="the extra browsers"):
+        setup_env.add_extra(Path("env"), Path("python"), "browsers")
 
 
 def run_setup(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

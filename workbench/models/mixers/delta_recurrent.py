@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from workbench import kernels
 from workbench.config import CarryMode, Positive, slot
-from workbench.inspect import FastWeightInputs, tap
+from workbench.inspect import FastWeightInputs, SlowOutputs, tap
 from workbench.models.feature_maps import (
     EluConfig,
     FeatureMapConfig,
@@ -158,6 +158,7 @@ class DeltaRecurrent(SequenceMixer):
             x.squeeze(-2).transpose(2, 3) for x in vectors.view(B, T, H, G, 5, K).split(1, dim=-2)
         )
         beta, rbeta = strengths.sigmoid().view(B, T, H, G, 2).transpose(2, 3).unbind(-1)
+        tap("slow_outputs", SlowOutputs(k.flatten(2, 3), beta.flatten(2, 3)))
         q, k = (features(self.feature_map, config.key_norm, x) for x in (q, k))
 
         # for W, gates are so many more heads

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from workbench import kernels
 from workbench.config import CarryMode, Positive, Probability, slot
-from workbench.inspect import FastWeightInputs, tap, wanted
+from workbench.inspect import FastWeightInputs, SlowOutputs, tap, wanted
 from workbench.models.dropout import drop
 from workbench.models.feature_maps import (
     DpfpConfig,
@@ -220,6 +220,7 @@ class FastWeight(SequenceMixer):
         key_norm: KeyNorm = "none" if inside else config.key_norm
         q_BTHF, k_BTHF = (features(self.feature_map, key_norm, x) for x in (q_BTHK, k_BTHK))
         beta_BTH = strength[0].sigmoid().squeeze(-1) if strength else None
+        tap("slow_outputs", SlowOutputs(k_BTHK, beta_BTH))
         return q_BTHF, k_BTHF, v_BTHV, beta_BTH, slow
 
     @staticmethod
