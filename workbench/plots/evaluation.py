@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 
 from workbench.plots import page
-from workbench.plots.style import COLOURS, INK, QUIET, finish, float32, mark, running
+from workbench.plots.style import COLOURS, INK, QUIET, finish, float32, label, mark, running
 
 LINE_ENDS = ("\n", "\\n", "↵", "⏎", "<eos>", "<S>")
 
@@ -29,7 +29,7 @@ def comparison_bars(
     fig = go.Figure(
         go.Bar(
             x=float32(bits),
-            y=names,
+            y=[label(name) for name in names],
             orientation="h",
             marker_color=[COLOURS[0] if n in models else QUIET for n in names],
             text=[f"{b:.3f}" for b in bits],
@@ -43,7 +43,7 @@ def comparison_bars(
     relation = "below" if saved > 0 else "above"
     finish(
         fig,
-        f"{name}: {best:.3f} bits per {unit}, {abs(saved):.3f} {relation} {rival}",
+        label(f"{name}: {best:.3f} bits per {unit}, {abs(saved):.3f} {relation} {rival}"),
         "Same text for all; lower is better",
         x=f"bits per {unit}",
         height=160 + 36 * len(names),
