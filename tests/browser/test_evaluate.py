@@ -88,7 +88,9 @@ def test_tokens_tell_what_was_expected(
         names = picker.locator("option").all_text_contents()
         reading.changes(lambda picker=picker: picker.select_option(index=3))
         assert reading.text.locator(".wb-tokens-text").text_content() != text
-        assert reading.text.locator(".wb-tokens-title").text_content() == names[3]
+        title = reading.text.locator(".wb-tokens-title").text_content() or ""
+        # a list of choices shows blanks that do not break
+        assert title == names[3].replace("\xa0", " ")
 
         bright = "els => els.filter(e => e.style.background).length"
         coloured = reading.text.locator(".wb-token").evaluate_all(bright)
@@ -111,7 +113,7 @@ def test_text_of_a_stranger_is_text(open_notebook: Callable[..., Book], desk: Pa
     lines = [f"{HOSTILE} {i} \u00e9\n".encode() + b"\xe2\x82 half\n" for i in range(400)]
     path.write_bytes(b"".join(lines))
     corpus = {"kind": "text", "path": str(path), "split": [0.5, 0.25, 0.25]}
-    changes = {"data.corpus": corpus, "train.steps": 2, "train.device": "cpu"}
+    changes = {"data.corpus": corpus, "train.steps": 2, "train.schedule.warmup_steps": 1}
     name = "strange<b>"
     list(workbench.start("delta-python-tiny", changes, out=desk / "runs" / name))
     book = open_notebook("evaluate", run=f"runs/{name}", **QUICK)

@@ -57,13 +57,18 @@ def likeliest(models: dict[str, Expected], context: str = "") -> go.Figure:
     most = max(len(told.symbols) for told in models.values()) + 1
     for column, told in enumerate(models.values(), 1):
         names, chances = [*told.symbols], [float(p) for p in told.probabilities]
+        # ranks tell bars apart whose tokens look alike
+        ranks = list(range(1, len(names) + 1))
         if told.rank > len(names) or told.symbol not in names:
             names, chances = [*names, told.symbol], [*chances, told.probability]
-        # marked once: two symbols may look the same
+            ranks.append(told.rank)
         came = names.index(told.symbol)
         fig.add_bar(
             x=float32(chances),
-            y=list(range(len(names))),
+            y=[
+                f"{'→ ' if i == came else ''}{shown(name)}  {rank:,}"
+                for i, (name, rank) in enumerate(zip(names, ranks, strict=True))
+            ],
             orientation="h",
             marker_color=[ACCENT if i == came else COLOURS[0] for i in range(len(names))],
             text=[f"{p:.3f}" if p >= 0.0005 else f"{p:.1e}" for p in chances],
@@ -74,15 +79,13 @@ def likeliest(models: dict[str, Expected], context: str = "") -> go.Figure:
             row=1,
             col=column,
         )
-        ticks = [f"→ {shown(name)}" if i == came else shown(name) for i, name in enumerate(names)]
-        axis = {"tickvals": list(range(len(names))), "ticktext": ticks, "range": [most - 0.5, -0.5]}
-        fig.update_yaxes(axis, showgrid=False, ticks="", row=1, col=column)
+    fig.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="")
     first = next(iter(models.values()))
-    ranks = " and ".join(f"{told.rank:,}" for told in models.values())
+    places = " and ".join(f"{told.rank:,}" for told in models.values())
     costs = " and ".join(f"{told.nats:.2f}" for told in models.values())
     finish(
         fig,
-        f"{shown(first.symbol)} came: rank {ranks}, {costs} nats",
+        f"{shown(first.symbol)} came: rank {places}, {costs} nats",
         context,
         x="probability",
         height=150 + 28 * most + 30 * (len(models) > 1),
@@ -91,6 +94,6 @@ def likeliest(models: dict[str, Expected], context: str = "") -> go.Figure:
     if len(models) > 1:
         fig.update_annotations(font_size=12).update_layout(margin_t=110)
     fig.update_xaxes(range=[0, 1.12])
-    fig.update_yaxes(title_text="token", col=1)
+    fig.update_yaxes(title_text="token and its rank", col=1)
     fig.update_layout(bargap=0.3)
     return fig

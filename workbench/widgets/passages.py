@@ -181,21 +181,23 @@ class Passages(Panel):
             layout={"width": "min(30em, 98%)"},
         )
 
-        def colour(*_: Any) -> None:
-            spot = self.spots[picker.value]
+        def colours(spot: Passage) -> list[float]:
             values = self.values[spot.start : spot.stop]
-            text.values = [float(v) if abs(v) >= least.value else 0.0 for v in values]
+            return [float(v) if abs(v) >= least.value else 0.0 for v in values]
+
+        def colour(*_: Any) -> None:
+            text.values = colours(self.spots[picker.value])
 
         def turn(*_: Any) -> None:
             spot = self.spots[picker.value]
-            text.title = spot.title
-            text.selected = -1
-            text.put(self.symbols(spot.start, spot.stop), (), self.tips(spot.start, spot.stop))
-            colour()
+            text.title, text.selected = spot.title, -1
+            place = spot.start, spot.stop
+            text.put(self.symbols(*place), colours(spot), self.tips(*place))
             text.selected = self.hardest(spot) - spot.start
 
-        text.on_select(lambda i: redraw(figure, self.bars(self.spots[picker.value].start + i)))
         turn()
+        # from here on: before it is on the page there is nothing to redraw
+        text.on_select(lambda i: redraw(figure, self.bars(self.spots[picker.value].start + i)))
         picker.observe(turn, "value")
         least.observe(colour, "value")
         return ipywidgets.VBox(
