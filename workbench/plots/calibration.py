@@ -21,20 +21,7 @@ def reliability_diagram(found: Reliability, unit: str = "character") -> go.Figur
     line = {"color": QUIET, "dash": "dash", "width": 1.5}
     fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="as often as said", line=line)
     full = found.tokens > 0
-    low, high = found.edges[:-1][full], found.edges[1:][full]
-    hover = [
-        f"{n:,} tokens said {a:.3f} to {b:.3f}, {sure:.3f} on average<br>{right:.3f} were right"
-        + (f" (standard error {error:.3f})" if np.isfinite(error) else "")
-        for n, a, b, sure, right, error in zip(
-            found.tokens[full],
-            low,
-            high,
-            found.confidence[full],
-            found.accuracy[full],
-            found.standard_error[full],
-            strict=True,
-        )
-    ]
+    low, high, hover = found.edges[:-1][full], found.edges[1:][full], _told(found)
     fig.add_scatter(
         x=float32(found.confidence[full]),
         y=float32(found.accuracy[full]),
@@ -79,3 +66,16 @@ def reliability_diagram(found: Reliability, unit: str = "character") -> go.Figur
     fig.update_xaxes(range=[0, 1], showticklabels=True)
     fig.update_layout(legend={"x": 0.02, "y": 0.99})
     return fig
+
+
+def _told(found: Reliability) -> list[str]:
+    """What each bin with tokens says under the mouse."""
+    told = []
+    for i in np.flatnonzero(found.tokens):
+        low, high = found.edges[i], found.edges[i + 1]
+        line = f"{found.tokens[i]:,} tokens said {low:.3f} to {high:.3f}, "
+        line += f"{found.confidence[i]:.3f} on average<br>{found.accuracy[i]:.3f} were right"
+        if np.isfinite(found.standard_error[i]):
+            line += f" (standard error {found.standard_error[i]:.3f})"
+        told.append(line)
+    return told
