@@ -22,6 +22,7 @@ import workbench
 from workbench import demo, measurement, notebook
 from workbench.detail import evaluate_in_detail
 from workbench.errors import ConfigError
+from workbench.plots.passages import render
 from workbench.train.folder import RunFolder
 from workbench.widgets import passages
 from workbench.widgets.tokens import Tokens
@@ -105,7 +106,7 @@ def test_the_passages_tell_what_was_expected(span: RunFolder) -> None:
     detail = evaluate_in_detail(view.model, text, view.recipe.eval)
     panel = passages.hardest(detail, view.corpus, text, 30, 2)
     assert len(panel.spots) == 8
-    page = panel.html()
+    page = render(panel.passages())
     assert page.count('class="coloured-text"') == 2 and "<b>" not in page
     # each tip has the token, its nats and rank, and five alternatives, by the whole distribution
     full = workbench.score(view, text, config=view.recipe.eval, log_probs=True)
@@ -205,7 +206,7 @@ def test_only_tokens_that_both_scored_are_compared(span: RunFolder, delta: RunFo
     panel = passages.differences(
         found, (first, second), ["a", "b<i>"], a.corpus, text, length=20, count=2
     )
-    page = panel.html()
+    page = render(panel.passages())
     assert "b&lt;i&gt; saves" in page and "a saves" in page and "<i>" not in page
     still = panel.stills()["differences_expected"]
     assert [x.text for x in still.layout.annotations] == ["a", "b&lt;i&gt;"]

@@ -124,12 +124,21 @@ def difference_along(
     return fig
 
 
+def full_colour(saved: ArrayLike) -> float:
+    """Where the colour of a difference is full: one token in a hundred lies above; 1 bit at least.
+
+    Args:
+        saved: bits that one model saves on each token, of either sign.
+    """
+    values = np.abs(np.asarray(saved, dtype=np.float64))
+    return max(1.0, float(np.ceil(np.quantile(values, 0.99)))) if len(values) else 1.0
+
+
 def coloured_difference(
     symbols: Sequence[str],
     saved: ArrayLike,
     tips: Sequence[str],
     names: Sequence[str],
-    *,
     top: float = 4.0,
     title: str = "",
 ) -> str:
@@ -137,25 +146,23 @@ def coloured_difference(
 
     Args:
         symbols: the tokens as text.
-        saved: bits that the second model saves on each.
+        saved: bits that the first model saves on each, below zero those that the second saves.
         tips: what hovering tells of each.
         names: of both models.
         top: bits at which the colour is full.
         title: a line above.
     """
-    values = np.asarray(saved, dtype=np.float64)
-    shades = [shade(value, top) for value in values]
-    marks = ((1, names[1]), (-1, names[0]))
+    shades = [_shade(value, top) for value in np.asarray(saved, dtype=np.float64)]
     scale = " ".join(
-        f'<span style="background:{shade(sign * top, top)};padding:0 .5em">'
+        f'<span style="background:{_shade(sign * top, top)};padding:0 .5em">'
         f"{html.escape(name)} is better</span>"
-        for sign, name in marks
+        for sign, name in zip((1, -1), names, strict=True)
     )
     head = f'<div style="color:{page.MUTED}">{html.escape(title)} &nbsp; {scale}</div>'
     return text_html(symbols, shades, tips, head)
 
 
-def shade(saved: float, top: float) -> str:
-    """Background from the page's own (0) to blue (the second is better) or vermilion."""
-    colour = "0,114,178" if saved > 0 else "224,106,27"
+def _shade(saved: float, top: float) -> str:
+    """Background from the page's own (0) to vermilion (the first is better) or blue."""
+    colour = "224,106,27" if saved > 0 else "0,114,178"
     return f"rgba({colour},{0.8 * min(abs(saved) / top, 1.0):.3f})"

@@ -212,7 +212,7 @@ def coloured_text(
         bits: of each token.
         top: bits at which the colour is full; None: `full_colour` of these bits.
         title: a line above.
-        tips: what hovering tells of each token, as plain text; None: its loss.
+        tips: what hovering over each token says; None: its bits and probability.
     """
     losses = [float(loss) for loss in np.asarray(bits, dtype=np.float64)]
     top = full_colour(bits) if top is None else top

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
-from IPython.display import HTML, display
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from workbench.metrics import bits_per_token
 from workbench.plots import alternatives, difference, evaluation
 from workbench.plots.alternatives import Expected
 from workbench.plots.live import in_batch
+from workbench.plots.passages import Passage
 from workbench.plots.style import around
 from workbench.train.folder import RunFolder
 from workbench.widgets.panel import Panel, alive, redraw
@@ -29,7 +29,7 @@ MORE = 4
 """times as many passages to choose from in a browser as stand on a still page"""
 
 
-class Passage(NamedTuple):
+class Spot(NamedTuple):
     """A stretch of scored tokens."""
 
     title: str
@@ -90,7 +90,7 @@ class Passages(Panel):
         spots: the passages, the first ones on a still page.
         still: how many of them.
         top: value of full colour.
-        html: from symbols, values, tips and title to the coloured text of a still page.
+        names: of two models whose difference the values are: the bits that the first saves.
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class Passages(Panel):
         corpus: Corpus,
         told: dict[str, Told],
         values: ArrayLike,
-        spots: Sequence[Passage],
+        spots: Sequence[Spot],
         still: int,
         top: float,
-        html: Callable[[Sequence[str], NDArray[Any], Sequence[str], str], str],
+        names: tuple[str, str] | None = None,
     ):
         self.name, self.corpus, self.told, self.top = name, corpus, told, top
         self.values = np.asarray(values, dtype=np.float64)
-        self.spots, self.still, self._html = list(spots), still, html
+        self.spots, self.still, self.names = list(spots), still, names
 
     def symbols(self, start: int, stop: int) -> list[str]:
         """Tokens as text."""
@@ -132,22 +132,22 @@ class Passages(Panel):
         models = {name: told.expected(self.corpus, i) for name, told in self.told.items()}
         return alternatives.likeliest(models, around(symbols, i - start, 24))
 
-    def hardest(self, spot: Passage) -> int:
+    def hardest(self, spot: Spot) -> int:
         """The token of a passage that stands out most."""
         return spot.start + int(np.abs(self.values[spot.start : spot.stop]).argmax())
 
-    def html(self) -> str:
-        """The first passages as text on a page."""
-        parts = (
-            self._html(
-                self.symbols(spot.start, spot.stop),
-                self.values[spot.start : spot.stop],
-                self.tips(spot.start, spot.stop),
+    def passages(self) -> list[Passage]:
+        """The first passages, as a still page shows them."""
+        return [
+            Passage(
                 spot.title,
+                self.symbols(spot.start, spot.stop),
+                self.values[spot.start : spot.stop].tolist(),
+                self.tips(spot.start, spot.stop),
+                self.names,
             )
             for spot in self.spots[: self.still]
-        )
-        return "\n".join(parts)
+        ]
 
     def stills(self) -> dict[str, go.Figure]:
         if not self.spots:
@@ -155,11 +155,9 @@ class Passages(Panel):
         return {f"{self.name}_expected": self.bars(self.hardest(self.spots[0]))}
 
     def show(self, folder: RunFolder | None = None) -> None:
-        page = self.html()
         if folder is not None:
-            notebook.keep_html(folder, self.name, page)
-        if in_batch():
-            display(HTML(page))
+            keep = notebook.save_text if in_batch() else notebook.keep_text
+            keep(folder, self.name, self.passages())
         super().show(folder)
 
     def live(self) -> ipywidgets.Widget:
@@ -181,7 +179,7 @@ class Passages(Panel):
             layout={"width": "min(30em, 98%)"},
         )
 
-        def colours(spot: Passage) -> list[float]:
+        def colours(spot: Spot) -> list[float]:
             values = self.values[spot.start : spot.stop]
             return [float(v) if abs(v) >= least.value else 0.0 for v in values]
 
@@ -222,14 +220,11 @@ def hardest(
     where, unit, top = detail.evaluation.positions, corpus.unit, evaluation.full_colour(bits)
     # the first token of a stream is only read, so loss i may belong to token i + 1
     spots = [
-        Passage(f"from token {where[a]:,}: {bits[a:b].mean():.2f} bits per {unit}", a, b)
+        Spot(f"from token {where[a]:,}: {bits[a:b].mean():.2f} bits per {unit}", a, b)
         for a, b in evaluation.hardest_passages(bits, length, MORE * count)
     ]
 
-    def html(symbols: Sequence[str], values: NDArray[Any], tips: Sequence[str], title: str) -> str:
-        return evaluation.coloured_text(symbols, values, top=top, title=title, tips=tips)
-
-    return Passages("hardest", corpus, {"": told}, bits, spots, count, top, html)
+    return Passages("hardest", corpus, {"": told}, bits, spots, count, top)
 
 
 def differences(
@@ -253,26 +248,24 @@ def differences(
         count: passages on a still page; in a browser `MORE` times as many.
     """
     saved, where, unit = pair.compared.saved, pair.positions, corpus.unit
-    sides: list[list[Passage]] = []
+    sides: list[list[Spot]] = []
     for name, sign in ((names[1], 1), (names[0], -1)):
         found = evaluation.hardest_passages(sign * saved, length, MORE * count)
         means = [(a, b, float(sign * saved[a:b].mean())) for a, b in found]
         sides.append(
             [
-                Passage(f"{name} saves {mean:.2f} bits per {unit} from token {where[a]:,}", a, b)
+                Spot(f"{name} saves {mean:.2f} bits per {unit} from token {where[a]:,}", a, b)
                 for a, b, mean in means
                 if mean > 0
             ]
         )
     spots = [spot for both in zip(*sides, strict=False) for spot in both]
     spots += [spot for side in sides for spot in side if spot not in spots]
-    top = max(1.0, float(np.ceil(np.quantile(np.abs(saved), 0.99))))
-
-    def html(symbols: Sequence[str], values: NDArray[Any], tips: Sequence[str], title: str) -> str:
-        return difference.coloured_difference(symbols, -values, tips, names, top=top, title=title)
-
     told = {
         name: Told.of(detail, text, at)
         for name, detail, at in zip(names, details, pair.at, strict=True)
     }
-    return Passages("differences", corpus, told, -saved, spots[: MORE * count], count, top, html)
+    # as elsewhere the second is blue
+    spots, top = spots[: MORE * count], difference.full_colour(saved)
+    both = (names[0], names[1])
+    return Passages("differences", corpus, told, -saved, spots, count, top, both)
