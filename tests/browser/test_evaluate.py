@@ -103,9 +103,9 @@ def test_tokens_tell_what_was_expected(
             ".filter(e => e.style.background).length < n",
             arg=[reading.text.element_handle(), coloured],
         )
-    book.screenshot("evaluate", ".wb-tokens")
-    compared = ":nth-match(.wb-tokens, 2)"
-    book.screenshot("evaluate-compared", compared)
+    panel = ".widget-vbox:has(.wb-tokens)"
+    book.screenshot("evaluate", panel)
+    book.screenshot("evaluate-compared", f":nth-match({panel}, 2)")
 
 
 def test_text_of_a_stranger_is_text(open_notebook: Callable[..., Book], desk: Path) -> None:

@@ -65,6 +65,7 @@ def naive_ece(view: notebook.View, split: str, bins: int) -> tuple[float, float]
     return total / len(sure), float(right.mean())
 
 
+@pytest.mark.executes("evaluate")
 def test_the_notebook_compares_two_runs(tmp_path: Path, span: RunFolder, delta: RunFolder) -> None:
     book, out = demo.BOOKS / "evaluate.ipynb", tmp_path / "executed.ipynb"
     values = {"run": str(span.path), "other": str(delta.path), "bins": 7, **QUICK}
