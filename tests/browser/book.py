@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from browser.watch import Watch
 
 FIGURE = ".js-plotly-plot"
-DRAWN = f"{FIGURE} .main-svg .subplot"
-"""what there is of a figure only when plotly has drawn it"""
+DRAWN = f"{FIGURE}:has(.main-svg .subplot)"
+"""a figure that plotly has drawn"""
 
 # JupyterLab's toolbar says idle before a Jupyter kernel is attached, and running a cell then asks
 # which one to take, for ever; the session itself knows
@@ -175,6 +175,17 @@ class Book:
         """Until the notebook is there and its Jupyter kernel answers."""
         self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
         self.page.wait_for_function(READY)
+
+    def see_all(self, figures: int, timeout_s: float = 120) -> None:
+        """Scroll through all cells until so many figures are drawn: JupyterLab draws what comes
+        into sight."""
+        begin = time.monotonic()
+        while (found := self.page.locator(DRAWN).count()) < figures:
+            late = time.monotonic() - begin > timeout_s
+            assert not late, f"{found} of {figures} figures after {timeout_s:g} s"
+            for cell in self.page.locator(".jp-Notebook .jp-CodeCell").all():
+                cell.evaluate("element => element.scrollIntoView({block: 'center'})")
+                self.page.wait_for_timeout(200)
 
     def settle(self) -> None:
         """Until fonts are there and nothing moves."""
