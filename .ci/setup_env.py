@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / ".setup" / "pip.log"
 PYTHONS = ("3.13", "3.12", "3.11")
 # extra of pyproject.toml -> what can be imported when it is there
-EXTRAS = {"browser": "playwright, PIL"}
+EXTRAS = {"browser": "playwright, PIL, kaleido, pyarrow"}
 INDEX = "https://download.pytorch.org/whl/"
 STRIP = """if [ -x {0} ]; then exec {0} -m nbstripout --keep-id \\
   --extra-keys 'metadata.papermill cell.metadata.papermill'; else exec cat; fi"""

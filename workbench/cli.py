@@ -1,6 +1,7 @@
 """The command line: `workbench recipes` lists the experiments, `workbench data` has the corpora,
-`workbench generate`, `workbench score` and `workbench evaluate` use a trained model, and
-`workbench sweep` trains many.
+`workbench generate`, `workbench score` and `workbench evaluate` use a trained model,
+`workbench report` and `workbench export` write what a run shows, `workbench run` runs a notebook
+unattended, and `workbench sweep` trains many.
 
 A command is a function `add_*` that describes its arguments and names what runs them. What a
 command needs is imported when it runs, so that `--help` answers at once.
@@ -21,6 +22,8 @@ from typing import Any
 from workbench.cli_cluster import add_slurm_script, add_sweep
 from workbench.cli_data import add_data, say
 from workbench.cli_evaluate import add_evaluate
+from workbench.cli_export import add_export_run, add_report
+from workbench.cli_run import add_run
 from workbench.errors import ConfigError, DataMissing, WorkbenchError
 
 Commands = Any
@@ -188,9 +191,12 @@ def export_checkpoint(given: argparse.Namespace) -> None:
 
 COMMANDS: tuple[Callable[[Commands], None], ...] = (
     add_recipes,
+    add_run,
     add_generate,
     add_score,
     add_evaluate,
+    add_report,
+    add_export_run,
     add_import,
     add_export,
     add_data,

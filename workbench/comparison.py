@@ -12,10 +12,11 @@ import torch
 
 from workbench.config import dump, nearest
 from workbench.errors import DataMissing
+from workbench.kept import evaluation, records, status
 from workbench.metrics import bits_per_token
 from workbench.notebook import place
+from workbench.plots.table import flat
 from workbench.recipe import AnyRecipe
-from workbench.report import evaluation
 from workbench.train.folder import RunFolder
 
 Cell = str | int | float | None
@@ -44,24 +45,10 @@ def open_runs(sweep: str | Path, runs: Sequence[str | Path] = ()) -> dict[str, R
     return found
 
 
-def fields(data: Any, path: str = "") -> dict[str, Any]:
-    """The values of nested plain data by dotted path; empty lists and mappings are values."""
-    if isinstance(data, Mapping) and data:
-        inside = list(data.items())
-    elif isinstance(data, list) and data:
-        inside = list(enumerate(data))
-    else:
-        return {path: data}
-    found: dict[str, Any] = {}
-    for name, value in inside:
-        found |= fields(value, f"{path}.{name}" if path else str(name))
-    return found
-
-
 def differing(recipes: Mapping[str, AnyRecipe]) -> dict[str, dict[str, Any]]:
     """Which fields of recipes differ: dotted path -> run -> value, without a run that lacks it."""
     plain = {
-        run: fields({k: v for k, v in dump(recipe).items() if k not in NAMES})
+        run: flat({k: v for k, v in dump(recipe).items() if k not in NAMES})
         for run, recipe in recipes.items()
     }
     paths = dict.fromkeys(path for values in plain.values() for path in values)
@@ -89,40 +76,40 @@ def _cell(value: Any) -> Cell:
 
 def row(name: str, folder: RunFolder) -> dict[str, Cell]:
     """One run in the table: size, tokens read, losses, speed, time, what computed it, state."""
-    status, train = folder.status(), folder.records("train")
+    train = records(folder, "train")
     scored = {s: x["loss_nats"] for s, x in evaluation(folder).get("splits", {}).items()}
     best = best_validation(folder)
     test = scored.get("test")
-    speeds = [r["tokens_per_s"] for r in train]
-    ran = {f"{op}: {backend}" for r in train for op, backend in r["backends"].items()}
-    last = (folder.records() or [{}])[-1]
+    speeds = [x for r in train if (x := r.get("tokens_per_s")) is not None]
+    ran = {f"{op}: {backend}" for r in train for op, backend in r.get("backends", {}).items()}
+    seconds = [x for r in records(folder) if (x := r.get("elapsed_s")) is not None]
     return {
         "run": name,
         "recipe": folder.recipe().name,
         "parameters": n_parameters(folder),
-        "tokens": train[-1]["tokens"] if train else None,
+        "tokens": train[-1].get("tokens") if train else None,
         "valid bits": round(best, 4) if best is not None else None,
         "test bits": round(bits_per_token(test), 4) if test is not None else None,
         "tokens/s": round(statistics.median(speeds)) if speeds else None,
-        "minutes": round(last["elapsed_s"] / 60, 2) if last else None,
+        "minutes": round(seconds[-1] / 60, 2) if seconds else None,
         "processes": train[-1].get("processes", 1) if train else None,
         "backends": ", ".join(sorted(ran)) or "torch",
-        "state": state(status),
+        "state": state(status(folder)),
     }
 
 
-def state(status: Mapping[str, Any]) -> str:
+def state(told: Mapping[str, Any]) -> str:
     """How a run stands, with its step where it is not done."""
-    if not status:
+    if not told:
         return "not begun"
-    if status["state"] == "done":
+    if told.get("state") == "done":
         return "done"
-    return f"{status['state']} at {status['step']:,} of {status['steps']:,}"
+    return f"{told.get('state')} at {told.get('step', 0):,} of {told.get('steps', 0):,}"
 
 
 def best_validation(folder: RunFolder) -> float | None:
     """The lowest validation of a run, in bits per token; None before the first."""
-    losses = [r["loss_nats"] for r in folder.records("eval") if r["loss_nats"] is not None]
+    losses = [x for r in records(folder, "eval") if (x := r.get("loss_nats")) is not None]
     return bits_per_token(min(losses)) if losses else None
 
 

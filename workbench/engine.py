@@ -4,6 +4,7 @@ Use: `papermill --engine workbench in.ipynb out.ipynb`.
 
 What it adds to papermill's own engine:
 
+- a parameter that the notebook does not have, or of another type, is refused before anything runs;
 - the notebook runs on *this* Python, whatever Jupyter kernel its metadata names;
 - SIGINT, SIGTERM and SIGUSR1 become one interrupt of the Jupyter kernel, so that the training loop
   writes its checkpoint and returns and every output is saved; a second signal, 10 s or more after
@@ -90,9 +91,15 @@ class WorkbenchEngine:
             log_output: send the notebook's output to papermill's log.
             autosave_cell_every: seconds between saves while a cell runs.
             options: what papermill hands to its own engine (time limits, output files).
+
+        Raises:
+            ConfigError: a parameter is unknown, or has another type; nothing has been run.
         """
         from papermill.engines import NotebookExecutionManager
 
+        from workbench.books import check_notebook
+
+        check_notebook(nb)
         manager = NotebookExecutionManager(
             nb,
             output_path=output_path,

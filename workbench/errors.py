@@ -61,5 +61,9 @@ class HostileFile(CheckpointError):
     """A checkpoint asks for something that reading numbers never needs; the message names it."""
 
 
+class RunFolderError(WorkbenchError, ValueError):
+    """A file of a run folder is not what it should be; the message names it, and what is wrong."""
+
+
 class LawBroken(WorkbenchError, AssertionError):
     """A mixer breaks a law of carried state; the message says which, on what, and how."""

@@ -16,12 +16,14 @@ import plotly.graph_objects as go
 import torch
 from IPython.display import HTML, display
 
+from workbench.books import place as place
 from workbench.config import dump, load, nearest
 from workbench.data.corpus import Corpus
 from workbench.errors import ConfigError, DataMissing
 from workbench.models.language_model import LanguageModel
 from workbench.models.mixers.attention import AttentionConfig
 from workbench.plots.live import bundle, in_batch, progress_bar
+from workbench.plots.passages import Passage, plain, render
 from workbench.probe import FAST_WEIGHTS, ContextPoint
 from workbench.reading import check_symbols, open_source, reading
 from workbench.recipe import Recipe, load_recipe, of_text
@@ -38,17 +40,6 @@ class View(NamedTuple):
     model: LanguageModel
     """in evaluation mode"""
     corpus: Corpus
-
-
-def place(path: str | Path) -> Path:
-    """Where a path of a parameters cell is.
-
-    A relative path counts from the checkout, also when JupyterLab has started the notebook inside
-    the checkout's `notebooks/`: by hand and in batch it is the same folder.
-    """
-    here = Path.cwd()
-    inside = here.name == "notebooks" and (here.parent / "pyproject.toml").is_file()
-    return (here.parent if inside else here) / Path(path).expanduser()
 
 
 def choose_recipe(
@@ -302,10 +293,16 @@ def save_figure(folder: RunFolder, name: str, fig: go.Figure) -> None:
     show(fig)
 
 
-def save_html(folder: RunFolder, name: str, html: str) -> None:
-    """Keep a piece of HTML in the run folder's `figures/`, and show it."""
-    (_figures(folder) / f"{name}.html").write_text(html, encoding="utf-8")
-    display(HTML(html))
+def keep_text(folder: RunFolder, name: str, passages: Sequence[Passage]) -> None:
+    """Keep passages of text in the run folder's `figures/` as tokens and values."""
+    text = json.dumps(plain(passages), allow_nan=False)
+    (_figures(folder) / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def save_text(folder: RunFolder, name: str, passages: Sequence[Passage]) -> None:
+    """Keep passages of text in the run folder's `figures/`, and show them."""
+    keep_text(folder, name, passages)
+    display(HTML(render(passages)))
 
 
 def comparable(corpus: Corpus, scores: Mapping[str, Evaluation]) -> str:

@@ -176,7 +176,15 @@ def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Raises:
         ConfigError: no such recipe, or a field in it is wrong; every fault is listed.
     """
-    data = override(_merged(name), overrides or {})
+    return from_data(override(_merged(name), overrides or {}))
+
+
+def from_data(data: dict[str, Any]) -> AnyRecipe:
+    """A recipe from plain data, complete as `to_yaml` writes it.
+
+    Raises:
+        ConfigError: a field in it is wrong; every fault is listed.
+    """
     if isinstance(data.get("data"), dict) and data["data"].get("kind") == "retrieval":
         return load(RetrievalRecipe, data)
     return load(Recipe, data)

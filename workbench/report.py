@@ -6,20 +6,16 @@ Everything is inside the file, plotly's JavaScript once, so it works offline and
 from __future__ import annotations
 
 import html
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
+from workbench.kept import Kept, evaluation, kept, records, status, whole
 from workbench.metrics import bits_per_token
-from workbench.plots.style import CONFIG
+from workbench.plots import standalone
+from workbench.plots.passages import render
 from workbench.train.folder import RunFolder
-
-EVALUATION = "evaluation.json"
-"""what `notebooks/evaluate.ipynb` leaves in the run folder"""
 
 ORDER = (
     "comparison",
@@ -49,27 +45,10 @@ ORDER = (
 )
 """In which order figures appear; others follow by name."""
 
-STYLE = """
-body { font: 15px/1.55 Inter, Helvetica, Arial, sans-serif; color: #1F2933; background: #F5F7FA;
-  margin: 0; }
-main { max-width: 940px; margin: 0 auto; padding: 2rem 1rem 4rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.3rem; margin: 2.6rem 0 .2rem; }
-p { margin: .3rem 0 .8rem; } p.about, figcaption { color: #52606D; }
-table { border-collapse: collapse; background: #fff; width: 100%; font-size: 13px; }
-th, td { text-align: left; padding: .45rem .6rem; border-bottom: 1px solid #E4E7EB; }
-th { color: #52606D; font-weight: 600; } td { font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; border: 1px solid #E4E7EB; border-radius: 6px; }
-figure { background: #fff; border: 1px solid #E4E7EB; border-radius: 6px; margin: 1rem 0;
-  padding: .8rem; overflow-x: auto; }
-figcaption { font-size: 13px; padding: .2rem .4rem 0; }
-nav a { margin-right: 1rem; color: #2A73AE; }
-pre { font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; }
-"""
-
 
 def summary(folder: RunFolder) -> dict[str, str]:
     """One row of the closing table, from what the run and its notebooks left in the folder."""
-    status, train = folder.status(), folder.records("train")
+    state, train = status(folder), records(folder, "train")
     result = evaluation(folder)
     splits = result.get("splits", {})
     unit = "char" if result.get("unit", "character") == "character" else result["unit"]
@@ -77,7 +56,7 @@ def summary(folder: RunFolder) -> dict[str, str]:
         "model": folder.recipe().name,
         "text": folder.recipe().data.dataset,
         "parameters": f"{result['n_parameters']:,}" if result else "-",
-        "steps": _steps(status.get("step", 0), folder.recipe().train.steps),
+        "steps": _steps(state.get("step", 0), folder.recipe().train.steps),
     }
     for name in ("valid", "test"):
         score = splits.get(name)
@@ -88,21 +67,15 @@ def summary(folder: RunFolder) -> dict[str, str]:
         row["test bits/byte"] = f"{bits:.3f}"
     row["method"] = _method(score) if score else "-"
     row["scored"] = f"{score['tokens']:,}" if score else "-"
-    spans = [r["readings"]["span"] for r in train[-1:] if r["readings"].get("span")]
-    flat = [s for layer in spans[-1] for s in layer] if spans else []
+    spans = [r["readings"]["span"] for r in train[-1:] if r.get("readings", {}).get("span")]
+    flat = [s for layer in spans[-1] for s in layer if s is not None] if spans else []
     row["mean span"] = f"{statistics.mean(flat):.1f}" if flat else "-"
     row["max span"] = f"{max(flat):.1f}" if flat else "-"
-    speeds = [r["tokens_per_s"] for r in train]
+    speeds = [x for r in train if (x := r.get("tokens_per_s")) is not None]
     row["tokens/s"] = f"{statistics.median(speeds):,.0f}" if speeds else "-"
-    ran = {f"{op}: {name}" for r in train for op, name in r["backends"].items()}
+    ran = {f"{op}: {name}" for r in train for op, name in r.get("backends", {}).items()}
     row["backends"] = ", ".join(sorted(ran)) or "torch"
     return row
-
-
-def evaluation(folder: RunFolder) -> dict[str, Any]:
-    """What `notebooks/evaluate.ipynb` measured; empty before it has run."""
-    found = folder.path / EVALUATION
-    return json.loads(found.read_text("utf-8")) if found.is_file() else {}
 
 
 def _method(score: Mapping[str, Any]) -> str:
@@ -144,68 +117,62 @@ def build(path: Path, folders: Sequence[RunFolder]) -> Path:
     Args:
         path: of the HTML file; replaced if it is there.
         folders: the runs, in the order of the page.
+
+    Raises:
+        RunFolderError: records, state or evaluation of a run are not what they should be.
     """
     rows = [summary(folder) for folder in folders]
-    links = "".join(
-        f'<a href="#{_id(i)}">{html.escape(r["model"])}</a>' for i, r in enumerate(rows)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[row.get(name, "-") for name in names] for row in rows]
+    sections = [_section(i, folder) for i, folder in enumerate(folders, 1)]
+    about = (
+        "Bits per token of held-out text, every token but the first scored exactly once; lower is "
+        "better. Spans and contexts are in tokens. Figures can be zoomed; hover for numbers."
     )
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>Runs</title><style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>",
-        "<main><h1>What the models learnt</h1>",
-        "<p class='about'>Bits per token of held-out text, every token but the first scored "
-        "exactly once; lower is better. Spans and contexts are in tokens. Figures can be "
-        "zoomed; hover for numbers.</p>",
-        f"<nav>{links}</nav>{_html_table(rows)}",
+    body = [
+        f"<p class='about'>{about}</p>",
+        f"<nav aria-label='Contents'><ul>{''.join(link for link, _ in sections)}</ul></nav>",
+        f"<div id='content'>{standalone.grid(names, cells, 'All runs')}",
+        *(piece for _, pieces in sections for piece in pieces),
+        "</div>",
     ]
-    for i, folder in enumerate(folders):
-        recipe = folder.recipe()
-        source = f" ({recipe.source.paper})" if recipe.source.paper else ""
-        parts.append(f"<h2 id='{_id(i)}'>{html.escape(recipe.name)}</h2>")
-        parts.append(f"<p class='about'>{html.escape(recipe.about + source)}</p>")
-        if told := evaluation(folder).get("comparable"):
-            parts.append(f"<p class='about'>Comparable: {html.escape(told)}.</p>")
-        parts += [_figure(file, f"{_id(i)}-{file.stem}") for file in figures(folder)]
-    parts.append("</main></body></html>")
     partial = path.with_name(path.name + ".partial")
-    partial.write_text("\n".join(parts), encoding="utf-8")
+    partial.write_text(standalone.page("What the models learnt", body), encoding="utf-8")
     partial.replace(path)
     return path
 
 
-def figures(folder: RunFolder) -> list[Path]:
-    """The figures that notebooks kept in a run folder, in reading order."""
-    kept = [p for p in (folder.path / "figures").glob("*") if p.suffix in (".json", ".html")]
+def _section(number: int, folder: RunFolder) -> tuple[str, list[str]]:
+    """A run's entry in the list of contents, and its pieces of the page."""
+    recipe, place = folder.recipe(), f"run{number}"
+    source = f" ({recipe.source.paper})" if recipe.source.paper else ""
+    pieces = [
+        f"<h2 id='{place}'>{html.escape(whole(recipe.name))}</h2>",
+        f"<p class='about'>{html.escape(whole(recipe.about + source))}</p>",
+    ]
+    if told := evaluation(folder).get("comparable"):
+        pieces.append(f"<p class='about'>Comparable: {html.escape(told)}.</p>")
+    links = []
+    for n, found in enumerate(figures(folder), 1):
+        at, heading = f"{place}-figure{n}", heading_of(found.name)
+        links.append(f"<li><a href='#{at}'>{html.escape(heading)}</a></li>")
+        if found.figure is not None:
+            pieces.append(standalone.figure(found.figure, at, heading, found.note))
+        elif found.passages:
+            pieces.append(standalone.text(render(found.passages), at, heading, found.note))
+        else:
+            pieces.append(standalone.text("", at, heading, found.note))
+    inside = f"<ul>{''.join(links)}</ul>" if links else ""
+    link = f"<li><a href='#{place}'>{html.escape(whole(recipe.name))}</a>{inside}</li>"
+    return link, pieces
+
+
+def heading_of(name: str) -> str:
+    """What stands above a figure: its file's name as words."""
+    return whole(name).replace("_", " ").capitalize()
+
+
+def figures(folder: RunFolder) -> list[Kept]:
+    """What notebooks kept in a run folder, in reading order."""
     rank = {name: i for i, name in enumerate(ORDER)}
-    return sorted(kept, key=lambda p: (rank.get(p.stem, len(ORDER)), p.stem))
-
-
-def _id(i: int) -> str:
-    return f"run{i + 1}"
-
-
-def _html_table(rows: Sequence[Mapping[str, str]]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(row.get(n, '-'))}</td>" for n in names) + "</tr>"
-        for row in rows
-    )
-    return f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
-
-
-def _figure(file: Path, name: str) -> str:
-    if file.suffix == ".html":
-        return f"<figure>{file.read_text('utf-8')}</figure>"
-    fig = json.loads(file.read_text("utf-8"))
-    caption = (fig["layout"].get("meta") or {}).get("caption", "")
-    # the page's own width rules; and text of a corpus must not end the script
-    fig["layout"].pop("width", None)
-    fig["layout"]["autosize"] = True
-    fig["layout"].get("template", {}).get("layout", {}).pop("width", None)
-    drawn = json.dumps([fig["data"], fig["layout"], CONFIG]).replace("</", "<\\/")
-    return (
-        f"<figure><div id='{name}'></div><figcaption>{html.escape(caption)}</figcaption></figure>"
-        f"<script>Plotly.newPlot('{name}', ...{drawn});</script>"
-    )
+    return sorted(kept(folder), key=lambda k: (rank.get(k.name, len(ORDER)), k.name))

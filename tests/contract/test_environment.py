@@ -20,8 +20,9 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# trackers, clusters, browser tests: who uses one installs it; their tests are skipped elsewhere
-BY_CHOICE = {"browser", "cluster", "tracking", "wandb"}
+# trackers, clusters, browser tests, pictures: who uses one installs it; their tests are skipped
+# elsewhere, and those of pictures and Parquet run with the browser tests
+BY_CHOICE = {"browser", "cluster", "images", "parquet", "tracking", "wandb"}
 CONDA_NAMES = {"pytorch": "torch"}
 
 

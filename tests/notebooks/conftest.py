@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import executed
 import nbformat
+import papermill
 import pytest
 from small_recipes import DELTA, SPAN, write_recipe, write_text
 
 from workbench import demo, notebook
+
+
+@pytest.fixture(autouse=True)
+def every_executed_notebook(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Looks at whatever papermill executes in this process, by whomever it was called; a test that
+    is marked `executes` must have executed what the mark names."""
+    really, done = papermill.execute_notebook, []
+
+    def execute(book: Any, out: Any, *args: Any, **named: Any) -> Any:
+        nb = really(book, out, *args, **named)
+        done.append(Path(book).stem)
+        assert executed.faults(Path(out)) == []
+        return nb
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    yield
+    marks = request.node.iter_markers("executes")
+    assert {name for mark in marks for name in mark.args} <= set(done)
 
 
 @pytest.fixture

@@ -94,6 +94,7 @@ def signal_when(ready: Callable[[], Any]) -> threading.Thread:
     return thread
 
 
+@pytest.mark.executes("compare")
 def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
     later = tmp_path / "later.txt"
     trial = Trial(

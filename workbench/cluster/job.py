@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nbformat
 import papermill
@@ -24,11 +24,10 @@ import yaml
 from papermill.engines import papermill_engines
 from papermill.exceptions import PapermillException, PapermillExecutionError
 
-from workbench import errors
+from workbench import books, errors
 from workbench.engine import WorkbenchEngine
-from workbench.errors import ConfigError, DataMissing, WorkbenchError
+from workbench.errors import ConfigError, WorkbenchError
 
-BOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 DONE, FAILED, MENDABLE, STOPPED = 0, 1, 2, 75
 """exit statuses; 75 is the system's `EX_TEMPFAIL`: again later"""
 
@@ -59,42 +58,74 @@ class Job:
         return given if self.processes == 1 else {**given, "processes": self.processes}
 
 
-def execute(book: str, executed: Path, parameters: Mapping[str, Any]) -> None:
-    """Run a notebook of this checkout; what it shows is in the executed copy.
+class Ended(NamedTuple):
+    """How the run of a notebook ended."""
+
+    status: int
+    why: str = ""
+    """the error, where there was one"""
+
+
+def execute(
+    book: str, executed: Path, parameters: Mapping[str, Any], heard: Any | None = None
+) -> None:
+    """Run a notebook; what it shows is in the executed copy.
+
+    Args:
+        book: its name, or the path of any `.ipynb` file.
+        executed: where the copy goes.
+        parameters: name -> plain value.
+        heard: an open file that gets what the notebook prints, as it does.
 
     Raises:
-        DataMissing: the notebooks are not beside the package.
+        ConfigError: no such notebook, or a parameter that it does not have.
+        DataMissing: the notebooks are not there.
         PapermillExecutionError: a cell failed.
     """
-    path = BOOKS / f"{book}.ipynb"
-    if not path.is_file():
-        raise DataMissing(
-            f"there is no {path}: jobs and sweeps run the notebooks of a checkout, which the "
-            "installed package does not have. Clone the repository and run them there"
-        )
+    path = books.find(book)
     papermill_engines.register("workbench", WorkbenchEngine)
     executed.parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
-        path, executed, dict(parameters), engine_name="workbench", progress_bar=False
+        path,
+        executed,
+        dict(parameters),
+        engine_name="workbench",
+        progress_bar=False,
+        stdout_file=heard,
     )
+
+
+def attempt(
+    book: str, executed: Path, parameters: Mapping[str, Any], heard: Any | None = None
+) -> Ended:
+    """As `execute`, with the exit status that tells how it went.
+
+    Raises:
+        ConfigError, DataMissing: as `execute`; nothing has been run.
+    """
+    try:
+        execute(book, executed, parameters, heard)
+    except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt" and stopped_by(executed):
+            return Ended(STOPPED)
+        status = MENDABLE if error.ename in vars(errors) else FAILED
+        return Ended(status, f"{error.ename}: {error.evalue}")
+    except (PapermillException, KeyboardInterrupt, RuntimeError) as error:
+        # a signal before training began: there is nothing that could be lost
+        if stopped_by(executed):
+            return Ended(STOPPED)
+        return Ended(FAILED, f"{type(error).__name__}: {error}")
+    return Ended(DONE)
 
 
 def train(job: Job) -> int:
     """Train until the run is done or a signal comes; returns the exit status."""
-    try:
-        execute("train", job.executed, job.parameters())
-    except PapermillExecutionError as error:
-        if error.ename == "KeyboardInterrupt" and stopped_by(job.executed):
-            return STOPPED
-        sys.stderr.write(f"workbench: {error.ename}: {error.evalue}\nnotebook: {job.executed}\n")
-        return MENDABLE if error.ename in vars(errors) else FAILED
-    except (PapermillException, KeyboardInterrupt, RuntimeError) as error:
-        # a signal before training began: there is nothing that could be lost
-        if stopped_by(job.executed):
-            return STOPPED
-        sys.stderr.write(f"workbench: {type(error).__name__}: {error}\n")
-        return FAILED
-    return DONE if state(job.out) == "done" else STOPPED
+    ended = attempt("train", job.executed, job.parameters())
+    if ended.why:
+        sys.stderr.write(f"workbench: {ended.why}\nnotebook: {job.executed}\n")
+    if ended.status == DONE and state(job.out) != "done":
+        return STOPPED
+    return ended.status
 
 
 def state(out: Path) -> str:

@@ -187,7 +187,12 @@ def _shade(bits: float, top: float) -> str:
 
 
 def coloured_text(
-    symbols: Sequence[str], bits: ArrayLike, *, top: float | None = None, title: str = ""
+    symbols: Sequence[str],
+    bits: ArrayLike,
+    *,
+    top: float | None = None,
+    title: str = "",
+    tips: Sequence[str] | None = None,
 ) -> str:
     """Text whose background tells each token's loss, as HTML that loads nothing.
 
@@ -196,14 +201,18 @@ def coloured_text(
         bits: of each token.
         top: bits at which the colour is full; None: `full_colour` of these bits.
         title: a line above.
+        tips: what hovering over each token says; None: its bits and probability.
     """
     parts, top = [], full_colour(bits) if top is None else top
-    for symbol, loss in zip(symbols, np.asarray(bits, dtype=np.float64), strict=True):
+    for i, (symbol, loss) in enumerate(
+        zip(symbols, np.asarray(bits, dtype=np.float64), strict=True)
+    ):
         ends = symbol in LINE_ENDS or symbol.strip() in LINE_ENDS
         # the mark for a blank serves single symbols; a line of code reads better with the blank
         shown = "↵" if ends else html.escape(running(symbol.replace("␣", " ")))
         probability = 2.0 ** -float(loss)
-        tip = html.escape(f"{symbol!r}: {loss:.2f} bits, p = {probability:.3g}")
+        told = tips[i] if tips else f"{symbol!r}: {loss:.2f} bits, p = {probability:.3g}"
+        tip = html.escape(told)
         parts.append(
             f'<span title="{tip}" style="background:{_shade(float(loss), top)}">{shown}</span>'
             + ("\n" if ends else "")

@@ -5,33 +5,13 @@ Paper: arXiv:1904.09751 (how surprising drawn text is); arXiv:1612.04426 (contin
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
-from workbench.plots import page
-from workbench.plots.style import COLOURS, INK, MAGNITUDE, finish, float32, mark, running, thin
-
-
-def samples(texts: Mapping[str, str], prompt: str = "") -> str:
-    """Generated texts one below the other, as HTML that loads nothing.
-
-    Args:
-        texts: what to call each -> the text.
-        prompt: what all begin with; shown in bold.
-    """
-    parts = [
-        f"<div style='margin-top:.8em;color:{page.MUTED}'>{html.escape(name)}</div>"
-        f"<pre style='white-space:pre-wrap;word-break:break-word;background:{page.PAPER};"
-        "padding:.6em;margin:.2em 0;max-height:30em;overflow:auto;"
-        f"border:1px solid {page.LINE};color:{page.INK}'>"
-        f"<b>{html.escape(running(prompt))}</b>{html.escape(running(text))}</pre>"
-        for name, text in texts.items()
-    ]
-    return f"<div class='samples'>{''.join(parts)}</div>"
+from workbench.plots.style import COLOURS, INK, MAGNITUDE, finish, float32, mark, thin
 
 
 def surprise_by_temperature(

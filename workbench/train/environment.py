@@ -47,6 +47,14 @@ def describe(device: torch.device, data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def processor() -> str:
+    """The name of this machine's processor, as far as the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
 def versions() -> dict[str, str | None]:
     """What must be the same for a continued run to be the same, bit for bit."""
     return {

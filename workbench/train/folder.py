@@ -5,7 +5,11 @@ environment.json    versions, device, git commit, corpus
 records.jsonl       one record a line, see `records.py`
 status.json         {state, step, steps, pid, updated_s, message}
 checkpoints/        see `checkpoint.py`
+control.json        what somebody asks of the run, see `control.py`
 torchrun.log        what several processes said, where a notebook started them
+training.log        what a process said that trains behind a notebook, see `workbench/background.py`
+samples.jsonl       text that the model wrote while it learnt, see `workbench/samples.py`
+limit.json          the speed that the machine allows at best, see `workbench/limits.py`
 nonfinite/          batches whose loss or gradient was not finite, see `nonfinite.py`
 figures/ ...        what notebooks add
 """
@@ -23,7 +27,7 @@ import yaml
 
 from workbench import kernels
 from workbench.config import differences, dump, essence
-from workbench.errors import CheckpointError, ConfigError
+from workbench.errors import CannotWrite, CheckpointError, ConfigError
 from workbench.models.base import Model
 from workbench.recipe import AnyRecipe, load_recipe
 from workbench.train import checkpoint, storage
@@ -39,6 +43,7 @@ RECIPE, RECORDS, STATUS, ENVIRONMENT = (
     "environment.json",
 )
 LOG = "torchrun.log"
+BACKGROUND_LOG = "training.log"
 CHANGEABLE = (
     "train.max_seconds",
     "train.device",
@@ -197,7 +202,13 @@ class RunFolder:
 
     def _holds_something(self) -> bool:
         # a process that was killed at its very beginning leaves these
-        own = {LOCK, LOG, ENVIRONMENT, *(f".{name}.partial" for name in (ENVIRONMENT, RECIPE))}
+        own = {
+            LOCK,
+            LOG,
+            BACKGROUND_LOG,
+            ENVIRONMENT,
+            *(f".{name}.partial" for name in (ENVIRONMENT, RECIPE)),
+        }
         return not self.path.is_dir() or any(x.name not in own for x in self.path.iterdir())
 
     def begin(self, recipe: AnyRecipe, environment: dict[str, Any]) -> None:
@@ -229,7 +240,7 @@ class RunFolder:
                 self._write(RECORDS, kept.decode())
 
     def set_status(self, state: str, step: int, steps: int, message: str = "") -> None:
-        """Say how the run stands: running, stopped, done or failed."""
+        """Say how the run stands: running, paused, stopped, done or failed."""
         status = {
             "state": state,
             "step": step,
@@ -239,6 +250,13 @@ class RunFolder:
             "message": message,
         }
         self._write(STATUS, json.dumps(status) + "\n")
+
+    def last_word(self, state: str, step: int, steps: int, message: str) -> None:
+        """The status to end with, which no error over it may hide the reason of."""
+        try:
+            self.set_status(state, step, steps, message)
+        except CannotWrite as error:
+            log.warning("the status '%s' could not be written: %s", state, error)
 
     def _write(self, name: str, text: str) -> None:
         """Replace a file so that readers see the old or the new one, never a part."""

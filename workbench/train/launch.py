@@ -21,7 +21,7 @@ import torch
 
 from workbench.config import Config
 from workbench.data.corpus import Corpus
-from workbench.errors import CannotWrite, ConfigError, ProcessesFailed
+from workbench.errors import ConfigError, ProcessesFailed
 from workbench.models.base import Model
 from workbench.recipe import AnyRecipe, of_text
 from workbench.train import checkpoint
@@ -90,7 +90,7 @@ class LaunchedRun:
         self.step = step or 0
         self._model: tuple[Path | None, Model] = (None, model.eval())
         self._track, self._tracking = track, tracking or Tracking()
-        self._imports = _modules_of(recipe)
+        self._imports = modules_of(recipe)
         self._cwd = Path.cwd()
         self._child: Torchrun | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -271,24 +271,20 @@ class LaunchedRun:
 
     def _say_stopped(self) -> None:
         """If the processes had no time to say so themselves."""
-        if self.folder.status().get("state") == "running":
+        if self.folder.status().get("state") in ("running", "paused"):
             self._say("stopped", f"killed after step {self.step}; iterate again to continue")
 
     def _say(self, state: str, message: str) -> None:
         # a status would make a folder in which nothing was begun look like someone else's
-        if not self.folder.exists():
-            return
-        try:
-            self.folder.set_status(state, self.step, self.recipe.train.steps, message)
-        except CannotWrite as error:
-            log.warning("%s", error)
+        if self.folder.exists():
+            self.folder.last_word(state, self.step, self.recipe.train.steps, message)
 
 
 def _interrupted(record: Record) -> bool:
     return isinstance(record, DoneRecord) and record.reason == "interrupted"
 
 
-def _modules_of(config: Config) -> list[str]:
+def modules_of(config: Config) -> list[str]:
     """The modules beyond this package that define what a recipe names.
 
     Raises:
@@ -299,8 +295,8 @@ def _modules_of(config: Config) -> list[str]:
         here = todo.pop()
         if (module := type(here).__module__) == "__main__":
             raise ConfigError(
-                f"processes: got several, but {type(here).__name__} is defined in this notebook or "
-                "program, where other processes cannot find it. Put it into a file beside it and "
+                f"{type(here).__name__} is defined in this notebook or program, where other "
+                "processes cannot find it, and they are to train. Put it into a file beside it and "
                 "import it from there"
             )
         if module.split(".")[0] != "workbench":

@@ -47,16 +47,26 @@ def check_free(folder: Path) -> None:
     Raises:
         ConfigError: another process on this machine is training in it.
     """
+    if (folder / LOCK).resolve() not in _held and (owner := holder(folder)) is not None:
+        raise _busy(owner, folder)
+
+
+def holder(folder: Path) -> str | None:
+    """Which process of this machine trains in a folder, this one included, as it wrote it there;
+    None where none does, and where the system has no locks."""
     path = (folder / LOCK).resolve()
+    if path in _owners:
+        return str(os.getpid())
     if fcntl is None or path in _held or not path.is_file():
-        return
+        return None
     handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _busy(handle, folder) from None
+        return _written(handle)
     finally:
         os.close(handle)
+    return None
 
 
 def check_owner(folder: Path, owner: object) -> None:
@@ -77,7 +87,7 @@ def _lock(path: Path, folder: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        error = _busy(handle, folder)
+        error = _busy(_written(handle), folder)
         os.close(handle)
         raise error from None
     os.ftruncate(handle, 0)
@@ -85,10 +95,13 @@ def _lock(path: Path, folder: Path) -> None:
     _held[path] = handle
 
 
-def _busy(handle: int, folder: Path) -> ConfigError:
-    owner = os.read(handle, 32).decode().strip()
+def _written(handle: int) -> str:
+    return os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
+
+
+def _busy(owner: str, folder: Path) -> ConfigError:
     return ConfigError(
-        f"out: process {owner or 'unknown'} is training in {folder}; wait for it, stop it, or "
+        f"out: process {owner} is training in {folder}; wait for it, stop it, or "
         "give another folder"
     )
 

@@ -10,8 +10,6 @@ and folder goes on from the newest checkpoint, bit for bit on the CPU.
 
 from __future__ import annotations
 
-import logging
-import signal
 import sys
 import time
 from collections import deque
@@ -25,6 +23,7 @@ from workbench.errors import CannotWrite, CheckpointError, NonFiniteLoss, Workbe
 from workbench.models.base import Model
 from workbench.recipe import AnyRecipe, of_text
 from workbench.train import checkpoint, guard
+from workbench.train.control import Control, stop_reason
 from workbench.train.deterministic import deterministic
 from workbench.train.folder import RunFolder, recipe_sha256
 from workbench.train.lock import check_owner, release
@@ -41,8 +40,6 @@ from workbench.train.signals import StopSignals, comes_twice
 from workbench.train.tasks import Task, TextTask, Validation
 from workbench.train.trackers import Tracking
 from workbench.train.trainer import Trainer
-
-log = logging.getLogger("workbench")
 
 ECHO_S = 10.0
 """seconds during which a second signal is taken for an echo of the first, where it may be one"""
@@ -68,7 +65,8 @@ class Run:
         self._validated_step = 0
         self._elapsed_s = 0.0
         self._clock_zero = time.monotonic()
-        self._finished = False
+        self._finished = self._paused = False
+        self._control = Control(folder.path, self._world.leads)
         self._broken = ""
         self._unwritten = ""
         self._sha256 = ""
@@ -118,7 +116,7 @@ class Run:
                 if not sys.is_finalizing():
                     self.tracking.close()
                     # left by `break` or an error in the loop's body
-                    if self.folder.status().get("state") == "running":
+                    if self.folder.status().get("state") in ("running", "paused"):
                         self._last_word("stopped", f"left at step {self.step}; iterate to go on")
 
     def save(self) -> None:
@@ -153,17 +151,18 @@ class Run:
         self._check_usable()
         if self._unwritten:
             raise CannotWrite(f"{self._unwritten}. In a notebook: call workbench.start again")
-        self._status("running")
+        self._status("paused" if self._paused else "running")
         try:
             with self._world.listening():
                 while True:
                     # all processes stop at the same update, whichever of them is told to
-                    signal_number, late = self._world.highest(signals.number, self._late())
-                    if signal_number:
-                        return self._interrupt(signal.Signals(int(signal_number)).name)
+                    told = self._control.told(signals.number)
+                    number, pause, late = self._world.highest(*told, self._late())
+                    if number:
+                        return self._interrupt(stop_reason(int(number)))
                     if late:
                         return self._finish("time", f"max_seconds is {config.max_seconds:g}")
-                    if records := self._update():
+                    if records := self._rest() if pause else self._update():
                         return records
         except NonFiniteLoss as error:
             self._last_word("failed", str(error))
@@ -180,18 +179,27 @@ class Run:
 
     def _update(self) -> list[Record]:
         """One update and the records that are due then, committed."""
+        if self._paused:
+            self._paused = False
+            self._status("running")
         cure = partial(smaller_update, self.recipe, self._world.size)
         with self._trainer.random(), naming(cure):
             self._trainer.update()
         guard.save(self.folder, self._trainer.guard.found)
         return self._finish("steps") if self.step >= self.recipe.train.steps else self._due()
 
+    def _rest(self) -> list[Record]:
+        """Wait a moment, as somebody asked, first with a checkpoint; the run's clock does not."""
+        records = []
+        if not self._paused:
+            records = self._checkpoint(None) if self.step > self._saved_step else []
+            self._paused = True
+            self._status("paused")
+        self._clock_zero += self._control.wait()
+        return records
+
     def _last_word(self, state: str, message: str) -> None:
-        """The status to end with, which no error over it may hide the reason of."""
-        try:
-            self._status(state, message)
-        except CannotWrite as error:
-            log.warning("the status '%s' could not be written: %s", state, error)
+        self.folder.last_word(state, self.step, self.recipe.train.steps, message)
 
     def _late(self) -> bool:
         limit = self.recipe.train.max_seconds
@@ -255,13 +263,14 @@ class Run:
         if self._world.leads:
             release(self.folder.path)
 
-    def _interrupt(self, signal_name: str) -> list[Record]:
+    def _interrupt(self, reason: str) -> list[Record]:
         """Leave quickly: a checkpoint, and the half-filled averages in it."""
         records = self._checkpoint(None) if self.step > self._saved_step else []
-        records += self._commit(
-            DoneRecord(step=self.step, reason="interrupted", elapsed_s=self._clock())
-        )
-        self._status("stopped", signal_name)
+        done = DoneRecord(step=self.step, reason="interrupted", elapsed_s=self._clock())
+        records += self._commit(done)
+        self._status("stopped", reason)
+        self._control.clear()
+        self._paused = False
         return records
 
     def _validate(self) -> EvalRecord:
@@ -309,14 +318,9 @@ class Run:
         folder = self.folder.checkpoints
         self._sha256 = self._sha256 or recipe_sha256(self.recipe)
         written = checkpoint.save(
-            folder,
-            self.step,
-            self._trainer.stored or self.model,
-            state,
-            recipe_sha256=self._sha256,
-            recipe=dump(self.recipe),
-            valid_nats=valid_nats,
-        )
+            folder, self.step, self._trainer.stored or self.model, state,
+            recipe_sha256=self._sha256, recipe=dump(self.recipe), valid_nats=valid_nats,
+        )  # fmt: skip
         config = self.recipe.train
         checkpoint.prune(folder, config.keep_checkpoints, config.keep_every)
         return written
@@ -365,6 +369,7 @@ class Run:
     def _open(self, found: checkpoint.Checkpoint | None) -> None:
         """Bring the records in line with the checkpoint that was restored."""
         self._clock_zero = time.monotonic() - self._elapsed_s
+        self._control.clear()
         self.folder.rewind(self.step if found else -1)
         if found is None:
             return
