@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 FIGURE = ".js-plotly-plot"
 DRAWN = f"{FIGURE}:has(.main-svg .subplot)"
 """a figure that plotly has drawn"""
+KEPT = ".jp-RenderedPlotly:not(:has(.plot-container)):has(img.plot-img[src^='data:'])"
+"""a figure of a saved notebook: its picture, until the mouse comes near"""
 
 # JupyterLab's toolbar says idle before a Jupyter kernel is attached, and running a cell then asks
 # which one to take, for ever; the session itself knows
@@ -176,16 +178,18 @@ class Book:
         self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
         self.page.wait_for_function(READY)
 
-    def see_all(self, figures: int, timeout_s: float = 120) -> None:
-        """Scroll through all cells until so many figures are drawn: JupyterLab draws what comes
-        into sight."""
+    def see_all(self, figures: int, timeout_s: float = 60) -> None:
+        """After a reload: wait until so many figures are there again, drawn or as their pictures.
+
+        JupyterLab builds what comes into sight, so this scrolls.
+        """
         begin = time.monotonic()
-        while (found := self.page.locator(DRAWN).count()) < figures:
+        while (found := self.page.locator(f"{DRAWN}, {KEPT}").count()) < figures:
             late = time.monotonic() - begin > timeout_s
             assert not late, f"{found} of {figures} figures after {timeout_s:g} s"
             for cell in self.page.locator(".jp-Notebook .jp-CodeCell").all():
                 cell.evaluate("element => element.scrollIntoView({block: 'center'})")
-                self.page.wait_for_timeout(200)
+                self.page.wait_for_timeout(100)
 
     def settle(self) -> None:
         """Until fonts are there and nothing moves."""
