@@ -42,7 +42,7 @@ def figures_in(path: Path) -> int:
 
 def check_page(page: Path) -> None:
     text = page.read_text("utf-8")
-    assert text.count("data-figure=") == 20
+    assert text.count("data-figure=") == 25
     outside = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
     assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//", text.split("</style>")[0])
     assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//|@import|url\(", outside)
@@ -64,7 +64,7 @@ def test_the_demo_from_end_to_end(tmp_path: Path, span_recipe: Path, delta_recip
         "tiny-span-attention_span": 6,
         "tiny-delta-train": 2,
         "tiny-delta-evaluate": 3,
-        "tiny-delta-fast_weights": 6,
+        "tiny-delta-fast_weights": 11,
     }
     check_page(out / "report.html")
 
