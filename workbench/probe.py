@@ -14,13 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench import inspect
+from workbench import inspect, paired
+from workbench.carry import nbytes
 from workbench.data.corpus import Corpus
 from workbench.errors import ConfigError, DataError
 from workbench.metrics import bits_per_token, compressed_bits, unigram_nats
 from workbench.models.language_model import LanguageModel
+from workbench.models.mixers.attention import Attention
 from workbench.models.mixers.delta_recurrent import DeltaRNNConfig
 from workbench.models.mixers.fast_weight import FastWeightConfig
+from workbench.models.mixers.span import LearnedSpan
 from workbench.train import continuous_cache
 from workbench.train.config import CacheConfig, EvalConfig
 from workbench.train.evaluate import evaluate, measure
@@ -77,17 +80,73 @@ class AttentionView(NamedTuple):
     """per attention layer; S may differ, as memory is trimmed to the longest span"""
     masks_LHD: list[Array]
     """per layer with spans: the soft mask at distance 1, 2, ..."""
+    spans_LHT: list[Array]
+    """per layer with spans: the span of each head at each token, in tokens, without its ramp"""
+    persistent_LHT: list[Array]
+    """per layer with persistent vectors: the share of each query's attention that goes to them"""
+    carry_bytes_L: list[int]
+    """per attention layer: what it hands on after the stretch, for one row of text"""
 
 
 def attention(model: LanguageModel, text: Stretch) -> AttentionView:
-    """Attention maps of all layers and heads over a stretch, with its memory filled."""
+    """Attention of all layers and heads over a stretch, with its memory filled."""
     carry = after(model, text.before)
-    with inspect.capture(model, "attention_probs", "span_mask") as taps:
-        model(text.tokens[None].to(model.device), carry)
-    return AttentionView(
-        [p[0].float().cpu().numpy() for p in taps["attention_probs"]],
-        [m.float().cpu().numpy() for m in taps["span_mask"]],
+    names = ("attention_probs", "persistent_probs", "span_mask", "span_tokens")
+    with inspect.capture(model, *names) as taps:
+        _, carry = model(text.tokens[None].to(model.device), carry)
+    probs, persistent, masks, spans = (
+        [x.float().cpu().numpy() for x in taps[name]] for name in names
     )
+    length = len(text.tokens)
+    return AttentionView(
+        [p[0] for p in probs],
+        masks,
+        # a span is learned for each head, a dynamic one for each row and token, too
+        [np.repeat(z[:, None], length, axis=1) if z.ndim == 1 else z[0] for z in spans],
+        [p[0].sum(-1) for p in persistent],
+        [
+            nbytes((state,))
+            for block, state in zip(model.layers, carry, strict=True)
+            if isinstance(block.mixer, Attention)
+        ],
+    )
+
+
+def loss_with_span(
+    model: LanguageModel, text: Stretch, at: int, head: int, span: float, ramp: int
+) -> float:
+    """What a stretch would cost, had one head another span and its layer another ramp.
+
+    The text before it is read anew, as its memory would be another one, too. The model is left as
+    it was.
+
+    Args:
+        model: whose layer `at` learns one span for each head.
+        text: every token but the first of all is predicted.
+        at: which layer of the stack, from 0.
+        head: of that layer, from 0.
+        span: z of the head in tokens, 0 to the layer's limit.
+        ramp: R of all heads of the layer, in tokens.
+
+    Returns:
+        mean nats per token.
+    """
+    mixer = model.layers[at].mixer
+    assert isinstance(mixer, Attention) and isinstance(mixer.span, LearnedSpan)
+    learned = mixer.span
+    share_H, own_ramp = learned.share_H.detach().clone(), learned.ramp
+    ids = torch.cat([text.before, text.tokens]).to(model.device)
+    # the token before the stretch predicts its first one
+    T = min(len(text.tokens), len(ids) - 1)
+    with torch.no_grad():
+        try:
+            learned.share_H[head], learned.ramp = span / learned.limit, ramp
+            carry = after(model, ids[: -T - 1])
+            nll_BT, _ = model.nll(ids[None, -T - 1 : -1], ids[None, -T:], carry)
+        finally:
+            learned.share_H.copy_(share_H)
+            learned.ramp = own_ramp
+    return float(nll_BT.mean())
 
 
 class RulesView(NamedTuple):
@@ -134,6 +193,12 @@ class ContextPoint(NamedTuple):
     context_len: int
     bits: float
     standard_error: float
+    """as if tokens were independent"""
+    saved: float = 0.0
+    """bits that the longest context saves on the same tokens"""
+    saved_low: float = 0.0
+    saved_high: float = 0.0
+    """its 95 % interval, which counts in that neighbouring tokens are alike (`paired.mean`)"""
 
 
 def loss_by_context(
@@ -166,19 +231,33 @@ def loss_by_context(
             f"context {longest} and stretches of {each}; shorten contexts or the sample"
         )
     starts = [longest + round(room * i / max(1, stretches - 1)) for i in range(stretches)]
+    found = {c: _bits_with(model, tokens, c, starts, each, batch_size) for c in contexts}
     points = []
-    for context in contexts:
-        config = EvalConfig(method="windows", context_len=context, batch_size=batch_size)
-        parts = []
-        for start in starts:
-            window = tokens[start - context : start + each]
-            # the first window scores all its positions; only its last has the full context
-            parts.append(evaluate(model, window, config).nll_nats[-each:])
-        nats = torch.cat(parts).double()
-        error = float(nats.std() / len(nats) ** 0.5) if len(nats) > 1 else 0.0
-        mean = bits_per_token(float(nats.mean()))
-        points.append(ContextPoint(context, mean, bits_per_token(error)))
+    for context, bits in found.items():
+        error = float(bits.std(ddof=1) / len(bits) ** 0.5) if len(bits) > 1 else 0.0
+        saved = paired.mean(bits - found[longest]) if len(bits) > 1 else None
+        interval = (saved.mean, saved.low, saved.high) if saved else ()
+        points.append(ContextPoint(context, float(bits.mean()), error, *interval))
     return points
+
+
+def _bits_with(
+    model: LanguageModel,
+    tokens: Tensor,
+    context: int,
+    starts: Sequence[int],
+    each: int,
+    batch_size: int,
+) -> NDArray[np.float64]:
+    """Bits of the tokens of some stretches, each with exactly so much context."""
+    config = EvalConfig(method="windows", context_len=context, batch_size=batch_size)
+    parts = []
+    for start in starts:
+        window = tokens[start - context : start + each]
+        # the first window scores all its positions; only its last has the full context
+        parts.append(evaluate(model, window, config).nll_nats[-each:])
+    bits: NDArray[np.float64] = bits_per_token(1.0) * torch.cat(parts).double().numpy()
+    return bits
 
 
 class CacheGrid(NamedTuple):
