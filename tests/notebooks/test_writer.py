@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import comm
 import ipywidgets
 import nbformat
 import numpy as np
@@ -29,7 +28,6 @@ from workbench.plots import writing as pictures
 from workbench.plots.retrieval import Example, task
 from workbench.reading import open_source, reading
 from workbench.train.folder import RunFolder
-from workbench.widgets.panel import alive
 from workbench.widgets.picture import Picture
 from workbench.widgets.retrieval import SweepPanel
 from workbench.widgets.writing import Controls, Writer
@@ -180,23 +178,6 @@ def test_in_batch_the_same_parameters_give_stills(
     assert costs == pytest.approx((scored.nll_nats[3:] / np.log(2)).tolist(), abs=0.006)
     kept = json.loads((view.folder.path / "figures" / "written.json").read_text("utf-8"))
     assert kept["kind"] == "passages" and "".join(kept["passages"][0]["symbols"][:4]) == "def "
-
-
-def test_the_first_message_of_a_figure_tells_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[dict[str, Any]] = []
-    make = comm.create_comm
-
-    def create(**message: Any) -> Any:
-        opened.append(message["data"]["state"])
-        return make(**message)
-
-    monkeypatch.setattr("comm.create_comm", create)
-    widget = alive(pictures.rivals(["a", "b"], [0.5, 0.2], "a", 0.5, 1))
-    states = [state for state in opened if "_widget_data" in state]
-    assert len(states) == 1 and widget.comm is not None
-    assert states[0]["_widget_layout"]["title"]["text"] == "a was likeliest: 50.00%"
-    assert [trace["type"] for trace in states[0]["_widget_data"]] == ["bar"]
-    assert states[0]["_config"]["showSendToCloud"] is False
 
 
 def test_a_figure_that_hears_of_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,30 +79,28 @@ def bundle(fig: go.Figure) -> dict[str, Any]:
     }
 
 
-class WholeFigure(go.FigureWidget):
-    """A figure as a widget whose first message to the browser tells all of it.
+class _Whole(go.FigureWidget):
+    """A figure that comes to the page with all its data in one message.
 
-    Plotly's own begins empty and sends its traces after that: a browser that is still loading may
-    draw it between the two, and then it stays empty.
+    Plotly's own comes empty and sends its data after; a browser that is still loading plotly's code
+    then may draw the empty one, and never again.
     """
 
-    _is_whole = False
-
-    def __init__(self, fig: go.Figure) -> None:
-        super().__init__(fig)
-        _settle(self)
-        self._is_whole = True
-        self.open()
+    _filled = False
 
     def open(self) -> None:
-        """Tell the browser, once there is something to tell."""
-        if self._is_whole:
+        """Tell the browser of this widget, once it has its data."""
+        if self._filled:
             super().open()
 
 
-def _settle(widget: go.FigureWidget) -> None:
-    """Our settings of a figure that is shown: no upload button."""
+def figure_widget(fig: go.Figure) -> go.FigureWidget:
+    """A figure as a widget of the page, whose data can be replaced; without an upload button."""
+    widget = _Whole(fig)
     widget._config = {**widget._config, **CONFIG}
+    widget._filled = True
+    widget.open()
+    return widget
 
 
 def _widget(fig: go.Figure) -> go.FigureWidget:
@@ -111,10 +109,10 @@ def _widget(fig: go.Figure) -> go.FigureWidget:
     A range set from here would undo the reader's zoom, of which Python hears nothing while a cell
     runs; one left as it was would cut off what comes later.
     """
-    widget = WholeFigure(fig)
-    widget.update_xaxes(range=None)
-    widget.update_yaxes(range=None)
-    return widget
+    free = go.Figure(fig)
+    free.update_xaxes(range=None)
+    free.update_yaxes(range=None)
+    return figure_widget(free)
 
 
 class LiveFigure:
@@ -137,7 +135,6 @@ class LiveFigure:
         if self.batch:
             self._handle = display(bundle(self.figure), raw=True, display_id=True)
         else:
-            self.figure._config = {**self.figure._config, **CONFIG}
             display(self.figure)
         return self
 

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from IPython.display import display
 
 from workbench import notebook
-from workbench.plots.live import WholeFigure, in_batch
+from workbench.plots.live import figure_widget, in_batch
 from workbench.train.folder import RunFolder
 
 
@@ -46,7 +46,7 @@ class Panel(ABC):
 
 def alive(fig: go.Figure) -> go.FigureWidget:
     """A figure whose data can be replaced and whose points can be clicked; no upload button."""
-    return WholeFigure(fig)
+    return figure_widget(fig)
 
 
 def redraw(widget: go.FigureWidget, fig: go.Figure) -> None:
