@@ -293,10 +293,15 @@ def save_figure(folder: RunFolder, name: str, fig: go.Figure) -> None:
     show(fig)
 
 
-def save_text(folder: RunFolder, name: str, passages: Sequence[Passage]) -> None:
-    """Keep passages of text in the run folder's `figures/` as tokens and values, and show them."""
+def keep_text(folder: RunFolder, name: str, passages: Sequence[Passage]) -> None:
+    """Keep passages of text in the run folder's `figures/` as tokens and values."""
     text = json.dumps(plain(passages), allow_nan=False)
     (_figures(folder) / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def save_text(folder: RunFolder, name: str, passages: Sequence[Passage]) -> None:
+    """Keep passages of text in the run folder's `figures/` as tokens and values, and show them."""
+    keep_text(folder, name, passages)
     display(HTML(render(passages)))
 
 

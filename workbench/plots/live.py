@@ -22,6 +22,7 @@ from IPython.display import display
 from tqdm.auto import tqdm as notebook_bar
 from tqdm.std import tqdm as text_bar
 
+from workbench.following import span_layers
 from workbench.metrics import bits_per_token
 from workbench.plots import curves
 from workbench.plots.style import CONFIG, WIDTH
@@ -147,8 +148,11 @@ class RunLike(Protocol):
 
     folder: Any
     recipe: Any
-    corpus: Any
-    step: int
+
+    @property
+    def corpus(self) -> Any: ...
+    @property
+    def step(self) -> int: ...
 
 
 class LiveTraining:
@@ -160,13 +164,15 @@ class LiveTraining:
                 view.update(record)
     """
 
-    def __init__(self, run: RunLike, *, every_s: float | None = None):
+    def __init__(self, run: RunLike, *, every_s: float | None = None, limit: float | None = None):
         """
         Args:
             run: a run, new or resumed; what its folder already tells is drawn at once.
+            limit: tokens a second that the machine allows at best; None draws none.
             every_s: least time between two drawings; None for 1 s in JupyterLab, 5 s in batch.
         """
-        self.unit = run.corpus.unit
+        self.unit, self.limit = run.corpus.unit, limit
+        self.span_layers = span_layers(run.recipe)
         self.records: list[dict[str, Any]] = list(run.folder.records())
         self._said: dict[str, str] = {}
         batch = in_batch()
@@ -181,7 +187,9 @@ class LiveTraining:
         )
 
     def _draw(self) -> go.Figure:
-        return curves.training(self.records, self.unit)
+        return curves.training(
+            self.records, self.unit, limit=self.limit, span_layers=self.span_layers
+        )
 
     def __enter__(self) -> LiveTraining:
         self.live.show()
