@@ -59,8 +59,8 @@ def entries(words: Sequence[str] = ()) -> list[Entry]:
 
 
 def matching(found: Sequence[Entry], text: str) -> list[Entry]:
-    """Those of some entries that have every word of a text in their name, dataset, paper, code or
-    what they are about; capitals and small letters alike.
+    """Those of some entries that have every word of a text in their name, dataset, paper or what they
+    are about; capitals and small letters alike.
 
     Args:
         found: entries.
@@ -69,8 +69,7 @@ def matching(found: Sequence[Entry], text: str) -> list[Entry]:
     words = text.lower().split()
 
     def told(e: Entry) -> str:
-        parts = (e.name, e.family, e.dataset, e.about, e.paper, e.code, figure(e.published))
-        return " ".join(parts).lower()
+        return " ".join((e.name, e.family, e.dataset, e.about, e.paper)).lower()
 
     return [e for e in found if all(word in told(e) for word in words)]
 

@@ -135,7 +135,8 @@ class Training(Panel):
             self.chosen, out=self.folder.path, processes=self._processes, trackers=self._track
         )
         company = Company(run, self.samples)
-        with LiveTraining(run, limit=company.limit) as view:
+        # widgets would put megabytes of their code into a notebook that plain papermill saves
+        with LiveTraining(run, batch=True, limit=company.limit) as view:
             for record in run:
                 view.update(record)
                 company.see(record)
