@@ -59,8 +59,8 @@ def entries(words: Sequence[str] = ()) -> list[Entry]:
 
 
 def matching(found: Sequence[Entry], text: str) -> list[Entry]:
-    """Those of some entries that have every word of a text in their name, dataset, paper or what they
-    are about; capitals and small letters alike.
+    """Those of some entries that have every word of a text in their name, dataset, paper or what
+    they are about; capitals and small letters alike.
 
     Args:
         found: entries.

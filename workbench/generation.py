@@ -13,6 +13,7 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from torch import Tensor
 from workbench.data.corpus import Corpus
 from workbench.data.vocabulary import BYTEWISE, Vocabulary
 from workbench.errors import ConfigError, DataError
+from workbench.inspect import Taps, capture
 from workbench.reading import Reader, Source, State, Subject, Text, open_source, reading, rows
 
 Stop = str | int | Sequence[str | int | Sequence[int]]
@@ -47,6 +49,19 @@ class Past(NamedTuple):
     """one row, after all tokens but the last"""
     last: int
     """the last token, not read yet"""
+
+
+class Moment(NamedTuple):
+    """What was known when a step's tokens were drawn; see `Generation.observe`."""
+
+    tokens: list[Token]
+    """the drawn, one for each sample that was not done"""
+    logp_BC: Tensor
+    """from which they were drawn, a row for each of them"""
+    state: State
+    """after all tokens but these, of the same rows"""
+    taps: Taps
+    """inner values of the pass over the newest token, or over its whole window"""
 
 
 def generate(
@@ -242,6 +257,29 @@ class Generation:
         self._random = [torch.Generator().manual_seed(plan.seed + i) for i in self._live]
         self._spell = [_speller(subject, prompt) for _ in self._live]
         self._queue: deque[Token] = deque()
+        self._see: Callable[[Moment], None] | None = None
+        self._taps: tuple[str, ...] = ()
+
+    def observe(self, see: Callable[[Moment], None], *taps: str) -> Generation:
+        """Look on while it is written; what is written stays the same, up to rounding.
+
+        Args:
+            see: called at each step, before its tokens are given.
+            taps: which inner values to record, of `inspect.KNOWN`.
+        """
+        self._see, self._taps = see, taps
+        return self
+
+    def stop(self) -> Generation:
+        """Let all samples end where they are: `past` and `text` are of what is written so far.
+
+        Raises:
+            ConfigError: nothing is written yet.
+        """
+        if not all(self._ids):
+            raise ConfigError("got a text without any token, expected one to end with; iterate")
+        self._end(list(self._live))
+        return self
 
     def __iter__(self) -> Iterator[Token]:
         while self._queue or self._live:
@@ -279,8 +317,16 @@ class Generation:
 
     def _step(self) -> list[Token]:
         """One more token for each sample that is not done."""
-        logp_BC = self._reader.read(self._unread_BT).cpu()
-        plan = self._plan
+        if self._see is not None and not self.recomputes and self._unread_BT.shape[1] > 1:
+            # of a prompt only its last token is looked at: all maps of a long one fill the memory
+            self._reader.read(self._unread_BT[:, :-1])
+            self._unread_BT = self._unread_BT[:, -1:]
+        looking: AbstractContextManager[Taps] = nullcontext({})
+        if self._taps:
+            looking = capture(self._subject.model, *self._taps)
+        with looking as taps:
+            logp_BC = self._reader.read(self._unread_BT).cpu()
+        plan, state = self._plan, self._reader.state
         if plan.temperature == 0:
             chosen_B = logp_BC.argmax(-1)
         else:
@@ -293,6 +339,8 @@ class Generation:
         for i, chosen, cost in zip(self._live, chosen_B.tolist(), nats, strict=True):
             self._ids[i].append(chosen)
             tokens.append(Token(i, chosen, self._spell[i](chosen), cost))
+        if self._see is not None:
+            self._see(Moment(tokens, logp_BC, state, taps))
         self._end([i for i in self._live if self._is_done(self._ids[i])])
         return tokens
 

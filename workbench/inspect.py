@@ -10,6 +10,7 @@ Paper: arXiv:2102.11174 section 4.2 (write strength, read before write), arXiv:1
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -29,6 +30,10 @@ Taps = dict[str, list[Any]]
 
 # a plain global and not a ContextVar: torch.compile guards it instead of breaking the graph
 _open: Taps | None = None
+# what a notebook's widget reads in one thread is not for a capture in another: one at a time, and
+# it hears its own thread alone
+_one_at_a_time = threading.RLock()
+_listener = 0
 
 
 class FastWeightInputs(NamedTuple):
@@ -72,34 +77,40 @@ def capture(model: torch.nn.Module, *names: str) -> Iterator[Taps]:
         model: the model that will be called inside the `with` block.
         names: any of `KNOWN`.
 
+    Another thread that wants to capture waits until this one is done; what others compute meanwhile
+    is not recorded.
+
     Yields:
         name -> list over the layers that have such a value, in order, detached.
 
     Raises:
         ValueError: an unknown name.
     """
-    global _open
+    global _open, _listener
     for name in names:
         if name not in KNOWN:
             raise ValueError(f"there is no tap '{name}'; choose from {', '.join(KNOWN)}")
     taps: Taps = {name: [] for name in names}
-    before, _open = _open, taps
-    try:
-        with torch.no_grad():
-            yield taps
-    finally:
-        _open = before
+    with _one_at_a_time:
+        before, _open, _listener = _open, taps, threading.get_ident()
+        try:
+            with torch.no_grad():
+                yield taps
+        finally:
+            _open = before
 
 
 def tap(name: str, value: Any) -> None:
     """Offer a value; kept only if an open `capture` asked for `name`."""
-    if _open is not None and name in _open:
-        _open[name].append(value.detach() if isinstance(value, Tensor) else value)
+    taps = _open
+    if taps is not None and name in taps and threading.get_ident() == _listener:
+        taps[name].append(value.detach() if isinstance(value, Tensor) else value)
 
 
 def wanted(name: str) -> bool:
     """Whether an open `capture` asked for `name`: for values that cost something to make."""
-    return _open is not None and name in _open
+    taps = _open
+    return taps is not None and name in taps and threading.get_ident() == _listener
 
 
 def trajectory(

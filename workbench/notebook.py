@@ -300,7 +300,7 @@ def keep_text(folder: RunFolder, name: str, passages: Sequence[Passage]) -> None
 
 
 def save_text(folder: RunFolder, name: str, passages: Sequence[Passage]) -> None:
-    """Keep passages of text in the run folder's `figures/` as tokens and values, and show them."""
+    """Keep passages of text in the run folder's `figures/`, and show them."""
     keep_text(folder, name, passages)
     display(HTML(render(passages)))
 

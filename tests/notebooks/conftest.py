@@ -45,7 +45,8 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
         space: dict[str, Any] = {}
         cells = nbformat.read(demo.BOOKS / f"{name}.ipynb", 4).cells
         for cell in (c for c in cells if c.cell_type == "code"):
-            exec(cell.source, space)
+            # as a cell runs, without this file's own __future__ import
+            exec(compile(cell.source, name, "exec", dont_inherit=True), space)
             if "parameters" in cell.metadata.get("tags", []):
                 assert set(values) <= set(space)
                 space |= values

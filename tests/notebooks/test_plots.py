@@ -24,6 +24,7 @@ from workbench.plots import (
     rules,
     spans,
     style,
+    writing,
 )
 
 rng = np.random.default_rng(0)
@@ -42,6 +43,8 @@ def records(count: int = 60) -> list[dict[str, Any]]:
     return [*rows, {"kind": "eval", "step": 600, "loss_nats": 2.2}]
 
 
+ONCE = retrieval.Example([2, 0, 1], [1, 2, 0], 0)
+AGAIN = retrieval.Example([2, 0, 2, 1, 0, 2], [1, 2, 0, 1, 1, 2], 2)
 PAIRS = {20: 0.001, 60: 0.4, 40: 0.002, 80: None}
 
 
@@ -120,6 +123,17 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
     "loss_by_pairs": lambda: retrieval.loss_by_pairs(
         {"a": PAIRS, "b": {}}, {"a": {20: 0.1, 60: 0.3}}, {"a": 30, "b": None}, "log"
     ),
+    "task": lambda: retrieval.task({"capacity": ONCE, "update": AGAIN}),
+    "retrieval training": lambda: retrieval.training(
+        records(), "elu", 60, published=0.02, goal=0.001
+    ),
+    "retrieval training, none yet": lambda: retrieval.training([], "", 0),
+    "past_in_use": lambda: writing.past_in_use(
+        range(3, 5003), {"write strength": {0: rng.random(5000)}}, [64] * 5000, range(5000), {}
+    ),
+    "past_in_use, nothing yet": lambda: writing.past_in_use([], {"norm": {0: []}}, [], [], {}),
+    "rivals": lambda: writing.rivals(["a", "<b>", "␣"], [0.5, 0.2, 0.1], "x", 0.01, 17),
+    "rivals, nothing yet": lambda: writing.rivals([], [], "", 0.0, 1),
     "surprise": lambda: generation.surprise_by_temperature([0.5, 1.0, 2.0], [1.0, 2.0, 5.0], 2.2),
     "cache_grid": lambda: generation.cache_grid(
         [0.1, 1.0], [0.1, 0.2, 0.3], [[2.0, 1.9, 2.2], [2.1, 1.8, 2.3]], 2.0, "word"
@@ -166,7 +180,7 @@ def test_is_small_titled_and_has_titled_axes(name: str) -> None:
 def test_uses_no_wide_floats_for_maps(name: str) -> None:
     for trace in json.loads(FIGURES[name]().to_json())["data"]:
         if trace["type"] == "heatmap":
-            assert trace["z"]["dtype"] in ("f4", "u1")
+            assert trace["z"]["dtype"] in ("f4", "u1", "i1")
             assert max(int(s) for s in trace["z"]["shape"].split(",")) <= style.MAX_SIDE
 
 
@@ -250,14 +264,14 @@ def test_pairs_are_held_up_to_the_first_that_is_not() -> None:
     ours, theirs = json.loads(fig.to_json())["data"][:2]
     assert ours["x"] == [20, 40, 60, 80] and theirs["x"] == [20, 60]
     assert numbers(ours["y"])[:3] == pytest.approx([0.001, 0.002, 0.4])
-    assert [a.text for a in fig.layout.annotations] == ["a: 30 features"]
+    assert [a.text for a in fig.layout.annotations] == ["a: d_dot = 30"]
 
 
 def test_memories_of_one_size_share_a_line_and_words_do_not_overlap() -> None:
     curves = dict.fromkeys("abc", PAIRS)
     fig = retrieval.loss_by_pairs(curves, {}, {"a": 70, "b": 30, "c": 70})
     words = fig.layout.annotations
-    assert [w.text for w in words] == ["b: 30 features", "a, c: 70 features"]
+    assert [w.text for w in words] == ["b: d_dot = 30", "a, c: d_dot = 70"]
     assert words[0].yshift != words[1].yshift
     assert [w.xanchor for w in words] == ["left", "right"]
 
@@ -278,12 +292,6 @@ def test_by_age_averages_the_same_writes_at_every_age() -> None:
     assert rules.by_age(reads, 2) == pytest.approx([(0 + 5 + 10) / 3, (1 + 6 + 11) / 3])
     with pytest.raises(ValueError, match="1 to 4 ages"):
         rules.by_age(reads, 5)
-
-
-def test_effective_rank() -> None:
-    assert rules.effective_rank(np.eye(6)) == pytest.approx(6.0)
-    assert rules.effective_rank(np.ones((5, 3))) == pytest.approx(1.0, abs=1e-6)
-    assert rules.effective_rank(np.zeros((5, 3))) == 0.0
 
 
 def test_hardest_passages_do_not_overlap_and_come_hardest_first() -> None:

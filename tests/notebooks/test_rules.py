@@ -54,10 +54,12 @@ def test_nbstripout_agrees() -> None:
 def test_is_thin(book: Path) -> None:
     for cell in code_cells(book):
         assert len(cell.source.splitlines()) <= 30, f"a long cell:\n{cell.source}"
+        # a cell that shows what a user writes may hold a class
+        most = 25 if "own" in cell.metadata.get("tags", []) else 8
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
-                assert lines <= 8, f"{node.name} belongs in the package"
+                assert lines <= most, f"{node.name} belongs in the package"
 
 
 @by_book

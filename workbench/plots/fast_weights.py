@@ -1,6 +1,6 @@
 """The life of a fast-weight matrix: what is written, how strongly, and what can be read back.
 
-Papers: arXiv:2102.11174 sections 3.2 (capacity) and 4.2 (delta rule, write strength beta).
+Papers: arXiv:2102.11174 sections 4.1 (capacity) and 4.2 (delta rule, write strength beta).
 Layers and heads are counted from 1 in pictures and from 0 in arguments.
 """
 

@@ -1,6 +1,6 @@
 """Delta against sum: the same keys and values written under both rules.
 
-Papers: arXiv:2102.11174 sections 3.2 (capacity) and 4.2 (delta rule); arXiv:2006.16236 (sum rule).
+Papers: arXiv:2102.11174 sections 4.1 (capacity) and 4.2 (delta rule); arXiv:2006.16236 (sum rule).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 from plotly.subplots import make_subplots
 
+from workbench.fast_weight_measures import effective_rank
 from workbench.plots.fast_weights import FRAME_SIDE, colour_limit
 from workbench.plots.style import INK, RULE_COLOURS, SIGNED, finish, float32, mark, pool, thin
 
@@ -104,16 +105,6 @@ def by_age(reads_TT: ArrayLike, ages: int) -> NDArray[np.float64]:
     return np.mean([reads[t, t : t + ages] for t in range(last + 1)], axis=0)
 
 
-def effective_rank(matrix: ArrayLike) -> float:
-    """`exp(entropy of the normalised singular values)` (Roy and Vetterli 2007): 1 to min(F, V)."""
-    values = np.linalg.svd(np.asarray(matrix, dtype=np.float64), compute_uv=False)
-    total = values.sum()
-    if total <= 0:
-        return 0.0
-    share = values[values > 0] / total
-    return float(np.exp(-(share * np.log(share)).sum()))
-
-
 def rank_over_time(matrices: Mapping[str, ArrayLike], count: int = 48) -> go.Figure:
     """Effective rank of the memory over the tokens, a line a rule, with the ceiling min(F, V).
 
@@ -126,7 +117,7 @@ def rank_over_time(matrices: Mapping[str, ArrayLike], count: int = 48) -> go.Fig
     for rule, W_TFV in matrices.items():
         matrices_T = np.asarray(W_TFV)
         when = np.unique(np.linspace(0, len(matrices_T) - 1, count).round().astype(int))
-        rank = float32([effective_rank(matrices_T[t]) for t in when])
+        rank = float32(effective_rank(matrices_T[when]))
         ends[rule] = float(rank[-1])
         fig.add_scatter(
             x=when + 1,
@@ -145,7 +136,7 @@ def rank_over_time(matrices: Mapping[str, ArrayLike], count: int = 48) -> go.Fig
         "Effective rank: exp of the entropy of the normalised singular values",
         x="tokens written",
         y="effective rank",
-        caption="How much of the memory's capacity is in use (arXiv:2102.11174, section 3.2).",
+        caption="How much of the memory's capacity is in use (arXiv:2102.11174, section 4.1).",
     )
     fig.update_yaxes(rangemode="tozero")
     return fig
