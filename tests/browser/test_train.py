@@ -98,10 +98,10 @@ def test_a_recipe_is_looked_for_and_changed(
     expect(page.get_by_role("alert")).to_contain_text("Did you mean 'steps'?")
     expect(button(book, "Set")).to_be_disabled()
     page.get_by_placeholder("such as train.optimizer.lr").fill("train.steps")
-    page.get_by_placeholder("new value").fill("7")
+    page.get_by_placeholder("new value").fill("70")
     expect(button(book, "Set")).to_be_enabled()
     page.get_by_placeholder("new value").press("Enter")
-    expect(page.locator(".workbench-changes")).to_contain_text("train.steps: 7 instead of 300")
+    expect(page.locator(".workbench-changes")).to_contain_text("train.steps: 70 instead of 300")
     book.screenshot("train-recipe", at=".workbench-train")
 
 
