@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 
+from workbench import export
 from workbench.config import dump, nearest
 from workbench.errors import DataMissing
-from workbench.kept import evaluation, records, status
-from workbench.metrics import bits_per_token
+from workbench.kept import evaluation, manifest, records, status
+from workbench.metrics import bits_per_token, perplexity
 from workbench.notebook import place
+from workbench.plots.latex import latex
 from workbench.plots.table import flat
 from workbench.recipe import AnyRecipe
+from workbench.train import storage
 from workbench.train.folder import RunFolder
 
 Cell = str | int | float | None
@@ -75,26 +78,92 @@ def _cell(value: Any) -> Cell:
 
 
 def row(name: str, folder: RunFolder) -> dict[str, Cell]:
-    """One run in the table: size, tokens read, losses, speed, time, what computed it, state."""
-    train = records(folder, "train")
-    scored = {s: x["loss_nats"] for s, x in evaluation(folder).get("splits", {}).items()}
-    best = best_validation(folder)
-    test = scored.get("test")
+    """One run in the table: size, tokens, losses, speed, time, memory, what computed it, state.
+
+    Perplexity is told where a token is a word or a part of one. Memory is the most that was held
+    at once: by PyTorch's tensors on a GPU, by the whole process on a CPU.
+
+    Raises:
+        RunFolderError: records, state or evaluation are not what they should be.
+    """
+    train, result = records(folder, "train"), evaluation(folder)
+    best, test = best_validation(folder), result.get("splits", {}).get("test")
+    words = test is not None and result.get("unit", "character") != "character"
     speeds = [x for r in train if (x := r.get("tokens_per_s")) is not None]
+    peaks = [x for r in train if (x := r.get("peak_bytes")) is not None]
     ran = {f"{op}: {backend}" for r in train for op, backend in r.get("backends", {}).items()}
     seconds = [x for r in records(folder) if (x := r.get("elapsed_s")) is not None]
+    last = train[-1] if train else {}
     return {
         "run": name,
         "recipe": folder.recipe().name,
         "parameters": n_parameters(folder),
-        "tokens": train[-1].get("tokens") if train else None,
+        "tokens": last.get("tokens"),
         "valid bits": round(best, 4) if best is not None else None,
-        "test bits": round(bits_per_token(test), 4) if test is not None else None,
+        "test bits": round(bits_per_token(test["loss_nats"]), 4) if test else None,
+        "test perplexity": round(perplexity(test["loss_nats"]), 2) if test and words else None,
         "tokens/s": round(statistics.median(speeds)) if speeds else None,
         "minutes": round(seconds[-1] / 60, 2) if seconds else None,
-        "processes": train[-1].get("processes", 1) if train else None,
+        "peak MB": round(max(peaks) / 1e6, 1) if peaks else None,
+        "carry MB": round(last["memory_bytes"] / 1e6, 3) if "memory_bytes" in last else None,
+        "processes": last.get("processes", 1) if train else None,
         "backends": ", ".join(sorted(ran)) or "torch",
         "state": state(status(folder)),
+    }
+
+
+def table(
+    folders: Mapping[str, RunFolder], recipes: Mapping[str, AnyRecipe], most: int = 4
+) -> list[dict[str, Cell]]:
+    """A row for each run, with up to `most` fields of their recipes that differ among them.
+
+    A column that is empty in every row is left out.
+
+    Raises:
+        RunFolderError: a file of a run is not what it should be.
+    """
+    fields = several(recipes, dict.fromkeys(folders, 0.0), most)
+    names = short(list(fields))
+    rows = []
+    for run, folder in folders.items():
+        first, *rest = row(run, folder).items()
+        own = {names[path]: _cell(values.get(run, "")) for path, values in fields.items()}
+        rows.append(dict([first, *own.items(), *rest]))
+    return [{n: v for n, v in r.items() if any(x.get(n) is not None for x in rows)} for r in rows]
+
+
+def short(paths: Sequence[str]) -> dict[str, str]:
+    """Dotted paths by as many of their last words as tell them apart."""
+    found = {}
+    for path in paths:
+        words, others = path.split("."), [f".{other}" for other in paths if other != path]
+        ends = (".".join(words[-n:]) for n in range(1, len(words)))
+        alone = (end for end in ends if not any(o.endswith(f".{end}") for o in others))
+        found[path] = next(alone, path)
+    return found
+
+
+def save_table(folder: RunFolder, rows: Sequence[Mapping[str, Cell]]) -> list[Path]:
+    """Keep the table as `comparison.csv` and `comparison.tex` in a folder.
+
+    Returns:
+        the two files.
+    """
+    written = []
+    for name, text in files(rows).items():
+        path = folder.artefact(name)
+        storage.replace(path, text.encode(), durable=False)
+        written.append(path)
+    return written
+
+
+def files(rows: Sequence[Mapping[str, Cell]]) -> dict[str, str]:
+    """The table for other programs: name of a file -> what is in it."""
+    columns = export.long(rows)
+    caption = "Runs side by side. Bits are per token of the text; lower is better."
+    return {
+        "comparison.csv": export.csv_text(columns),
+        "comparison.tex": latex(columns, caption, label="tab:runs"),
     }
 
 
@@ -119,7 +188,7 @@ def n_parameters(folder: RunFolder) -> int | None:
     manifests = sorted(folder.checkpoints.glob("*/manifest.json"))
     if not manifests:
         return None
-    vocab_size = json.loads(manifests[-1].read_text("utf-8"))["vocab_size"]
+    vocab_size = manifest(manifests[-1])["vocab_size"]
     with torch.device("meta"):
         model = folder.recipe().model.build(vocab_size)
     return int(model.n_parameters)

@@ -22,6 +22,7 @@ KNOWN = (
     "attention_probs",
     "persistent_probs",
     "span_mask",
+    "span_tokens",
     "fast_weight_inputs",
     "slow_outputs",
 )

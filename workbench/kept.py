@@ -92,6 +92,10 @@ class _Evaluation(_Told):
     by_context: list[dict[str, Any]] = []
 
 
+class _Manifest(_Told):
+    vocab_size: int
+
+
 class _Status(_Told):
     state: str = ""
     step: int = 0
@@ -153,6 +157,17 @@ def evaluation(folder: RunFolder) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = _scrub_text(_json(file))
     _check(_Evaluation, found, str(file))
+    return found
+
+
+def manifest(file: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; its sums are for who loads it.
+
+    Raises:
+        RunFolderError: it is no manifest.
+    """
+    found: dict[str, Any] = _json(file)
+    _check(_Manifest, found, str(file))
     return found
 
 

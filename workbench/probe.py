@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workbench import inspect
+from workbench.carry import nbytes
 from workbench.data.corpus import Corpus
 from workbench.errors import ConfigError, DataError
 from workbench.metrics import bits_per_token, compressed_bits, unigram_nats
 from workbench.models.language_model import LanguageModel
+from workbench.models.mixers.attention import Attention
 from workbench.models.mixers.delta_recurrent import DeltaRNNConfig
 from workbench.models.mixers.fast_weight import FastWeightConfig
+from workbench.models.mixers.span import LearnedSpan
 from workbench.train import continuous_cache
 from workbench.train.config import CacheConfig, EvalConfig
 from workbench.train.evaluate import evaluate, measure
@@ -77,17 +80,73 @@ class AttentionView(NamedTuple):
     """per attention layer; S may differ, as memory is trimmed to the longest span"""
     masks_LHD: list[Array]
     """per layer with spans: the soft mask at distance 1, 2, ..."""
+    spans_LHT: list[Array]
+    """per layer with spans: the span of each head at each token, in tokens, without its ramp"""
+    persistent_LHT: list[Array]
+    """per layer with persistent vectors: the share of each query's attention that goes to them"""
+    carry_bytes_L: list[int]
+    """per attention layer: what it hands on after the stretch, for one row of text"""
 
 
 def attention(model: LanguageModel, text: Stretch) -> AttentionView:
-    """Attention maps of all layers and heads over a stretch, with its memory filled."""
+    """Attention of all layers and heads over a stretch, with its memory filled."""
     carry = after(model, text.before)
-    with inspect.capture(model, "attention_probs", "span_mask") as taps:
-        model(text.tokens[None].to(model.device), carry)
-    return AttentionView(
-        [p[0].float().cpu().numpy() for p in taps["attention_probs"]],
-        [m.float().cpu().numpy() for m in taps["span_mask"]],
+    names = ("attention_probs", "persistent_probs", "span_mask", "span_tokens")
+    with inspect.capture(model, *names) as taps:
+        _, carry = model(text.tokens[None].to(model.device), carry)
+    probs, persistent, masks, spans = (
+        [x.float().cpu().numpy() for x in taps[name]] for name in names
     )
+    length = len(text.tokens)
+    return AttentionView(
+        [p[0] for p in probs],
+        masks,
+        # a span is learned for each head, a dynamic one for each row and token, too
+        [np.repeat(z[:, None], length, axis=1) if z.ndim == 1 else z[0] for z in spans],
+        [p[0].sum(-1) for p in persistent],
+        [
+            nbytes((state,))
+            for block, state in zip(model.layers, carry, strict=True)
+            if isinstance(block.mixer, Attention)
+        ],
+    )
+
+
+def loss_with_span(
+    model: LanguageModel, text: Stretch, at: int, head: int, span: float, ramp: int
+) -> float:
+    """What a stretch would cost, had one head another span and its layer another ramp.
+
+    The text before it is read anew, as its memory would be another one, too. The model is left as
+    it was.
+
+    Args:
+        model: whose layer `at` learns one span for each head.
+        text: every token but the first of all is predicted.
+        at: which layer of the stack, from 0.
+        head: of that layer, from 0.
+        span: z of the head in tokens, 0 to the layer's limit.
+        ramp: R of all heads of the layer, in tokens.
+
+    Returns:
+        mean nats per token.
+    """
+    mixer = model.layers[at].mixer
+    assert isinstance(mixer, Attention) and isinstance(mixer.span, LearnedSpan)
+    learned = mixer.span
+    share_H, own_ramp = learned.share_H.detach().clone(), learned.ramp
+    ids = torch.cat([text.before, text.tokens]).to(model.device)
+    # the token before the stretch predicts its first one
+    T = min(len(text.tokens), len(ids) - 1)
+    with torch.no_grad():
+        try:
+            learned.share_H[head], learned.ramp = span / learned.limit, ramp
+            carry = after(model, ids[: -T - 1])
+            nll_BT, _ = model.nll(ids[None, -T - 1 : -1], ids[None, -T:], carry)
+        finally:
+            learned.share_H.copy_(share_H)
+            learned.ramp = own_ramp
+    return float(nll_BT.mean())
 
 
 class RulesView(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from workbench.distances import distances_TS
 from workbench.plots import (
     benchmark,
     curves,
@@ -78,7 +79,7 @@ def matrices(T: int = len(TEXT), F: int = 16, V: int = 8) -> np.ndarray:
 
 
 def probs(T: int = 32, S: int = 96) -> np.ndarray:
-    gap = spans.distances_TS(T, S)
+    gap = distances_TS(T, S)
     weight = np.exp(-np.clip(gap, 0, None) / 8.0) * (gap >= 0)
     return weight / weight.sum(-1, keepdims=True)
 
@@ -236,21 +237,27 @@ def test_mask_edge_lies_a_span_behind_the_query() -> None:
     span_line, end_line = fig.data[1:]
     assert list(np.asarray(span_line.y) - np.asarray(span_line.x)) == [20.0, 20.0]
     assert list(np.asarray(end_line.y) - np.asarray(end_line.x)) == [24.0, 24.0]
-    # memory of 64 tokens lies left of 0, and the newest key is the newest query
-    x = np.asarray(fig.data[0].x)
-    assert (x[0], x[-1]) == (-64.0, 31.0)
+    # memory lies left of 0, as far as the mask reaches; the newest key is the newest query
+    x, z = np.asarray(fig.data[0].x), np.asarray(fig.data[0].z)
+    assert (x[0], x[-1]) == (-28.0, 31.0)
+    gap = np.arange(32)[:, None] - x[None]
+    assert (np.isnan(z) == ((gap < 0) | (gap > 24))).all()
+    whole = spans.attention_map(probs(), layer=2, head=0).data[0]
+    assert whole.x[0] == -64.0 and np.isnan(np.asarray(whole.z)).sum() == 32 * 31 / 2
 
 
-def test_small_maps_name_the_two_tokens_of_a_cell() -> None:
+def test_maps_name_the_two_tokens_of_a_cell() -> None:
     fig = spans.attention_map(np.eye(2, 4, 2), layer=0, head=0, symbols=["a", "b", " ", "<"])
-    assert [list(row) for row in fig.data[0].text] == [
-        ["␣ to a", "␣ to b", "␣ to ␣", "␣ to &lt;"],
-        ["&lt; to a", "&lt; to b", "&lt; to ␣", "&lt; to &lt;"],
-    ]
+    words = {"−2.0": "-2 “a”", "−1.0": "-1 “b”", "0.0": "0 “␣”", "1.0": "1 “&lt;”"}
+    for axis in (fig.layout.xaxis, fig.layout.yaxis):
+        # what stands at the ticks has no decimal, and stays a number
+        assert axis.labelalias == words and (axis.hoverformat, axis.tickformat) == (".1f", "d")
+    pooled = spans.attention_map(probs(512, 4096), layer=0, head=0, symbols=["a"] * 4096)
+    assert pooled.layout.xaxis.labelalias is None
 
 
 def test_mean_distance_of_a_head_that_looks_three_back() -> None:
-    gap = spans.distances_TS(5, 20)
+    gap = distances_TS(5, 20)
     assert spans.mean_distance((gap == 3).astype(float)) == 3.0
     fig = spans.attention_by_distance([(gap == 3).astype(float)[None]])
     shares = dict(zip(fig.data[0].x, fig.data[0].y, strict=True))

@@ -124,9 +124,9 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
     nb = nbformat.read(trial.folder / "compare.ipynb", 4)
     outputs = [o for c in nb.cells for o in c.get("outputs", [])]
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
-    assert sum(PLOTLY in o.get("data", {}) for o in outputs) == 3
+    assert sum(PLOTLY in o.get("data", {}) for o in outputs) == 4
     assert {p.stem for p in (trial.folder / "figures").iterdir()} == {
-        *("learning_curves", "by_data_corpus_path", "by_train_seed")
+        *("learning_curves", "sweep", "by_data_corpus_path", "by_train_seed")
     }
 
 
@@ -222,9 +222,14 @@ def test_a_run_in_the_table(trained: Path) -> None:
 
 
 def test_the_compare_notebook(
-    trained: Path, by_hand: Callable[..., list[Any]], tmp_path: Path
+    trained: Path,
+    by_hand: Callable[..., list[Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shown = by_hand("compare", sweep=str(trained), over="step")
+    monkeypatch.setenv("WORKBENCH_BATCH", "1")
+    table, *shown = by_hand("compare", sweep=str(trained), over="step")
+    assert "stopped at 10 of 20" in table.data
     figures = [json_like[PLOTLY] for json_like in shown]
     curves = figures[0]
     assert {trace["name"] for trace in curves["data"]} == {"a", "b", "c"}
@@ -232,7 +237,7 @@ def test_the_compare_notebook(
     assert "b is best" in curves["layout"]["title"]["text"]
     assert any("lr 0.01 is best" in f["layout"]["title"]["text"] for f in figures[1:])
     # one run has nothing to differ from
-    assert len(by_hand("compare", runs=[str(trained / "c")])) == 1
+    assert len(by_hand("compare", runs=[str(trained / "c")])) == 2
     with pytest.raises(DataMissing, match="Did you mean 'sweep'"):
         by_hand("compare", sweep=str(tmp_path / "swep"))
     with pytest.raises(ValueError, match="over: got 'hours'"):

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from workbench.metrics import bits_per_token
 from workbench.plots.curves import Row, column, rows
-from workbench.plots.style import COLOURS, QUIET, finish, float32, thin
+from workbench.plots.style import COLOURS, MAX_POINTS, QUIET, finish, float32, thin
 
 AXES = {
     "tokens": "tokens read",
@@ -21,12 +21,25 @@ AXES = {
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
-def learning_curves(records: Mapping[str, Sequence[Row]], over: str = "tokens") -> go.Figure:
+MOST_POINTS = 40_000
+"""of all lines together, so that a figure of many runs stays below 1 MB"""
+
+
+def run_style(place: int) -> tuple[str, str]:
+    """Colour and dash of a run by its place among all: the same in every figure and table."""
+    # colours first; where there are more runs than colours, dashes tell them apart
+    return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
+
+
+def learning_curves(
+    records: Mapping[str, Sequence[Row]], over: str = "tokens", order: Sequence[str] = ()
+) -> go.Figure:
     """Loss in bits of several runs: thin lines in training, thick ones on held-out text.
 
     Args:
         records: run -> rows of its folder, any kinds.
         over: `tokens`, `step` or `elapsed_s`.
+        order: all runs, of which these may be some, for colours that stay; empty: these.
 
     Raises:
         ValueError: `over` is none of these.
@@ -35,13 +48,14 @@ def learning_curves(records: Mapping[str, Sequence[Row]], over: str = "tokens") 
         raise ValueError(f"over: got '{over}', expected one of {', '.join(AXES)}")
     fig = go.Figure()
     best: dict[str, float] = {}
-    for i, (name, own) in enumerate(records.items()):
+    places = {name: i for i, name in enumerate(order or records)}
+    points = min(MAX_POINTS, MOST_POINTS // max(1, len(records)))
+    for name, own in records.items():
         train, held = rows(own, "train"), rows(own, "eval")
-        # colours first; where there are more runs than colours, dashes tell them apart
-        colour, dash = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+        colour, dash = run_style(places[name])
         label = html.escape(name)
-        style = {"legendgroup": name, "mode": "lines"}
-        x, y = thin(_along(train, train, over), _bits(train))
+        style = {"legendgroup": label, "mode": "lines"}
+        x, y = thin(_along(train, train, over), _bits(train), points)
         fig.add_scatter(
             x=x,
             y=y,

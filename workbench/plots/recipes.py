@@ -16,8 +16,11 @@ _SORT = (
     "var k=function(r){var v=r.cells[i].dataset.v,n=parseFloat(v);return isNaN(n)?v:n};"
     "[...t.tBodies[0].rows].sort(function(a,b){a=k(a);b=k(b);"
     "return (typeof a==typeof b?(a>b)-(a<b):typeof a=='string'?1:-1)*d})"
-    ".forEach(function(r){t.tBodies[0].append(r)})"
+    ".forEach(function(r){t.tBodies[0].append(r)});"
+    "[...this.parentNode.cells].forEach(function(h){h.removeAttribute('aria-sort')});"
+    "this.setAttribute('aria-sort',d=='1'?'ascending':'descending')"
 )
+_KEY = "if(event.key=='Enter'||event.key==' '){event.preventDefault();this.click()}"
 _FILTER = (
     "var w=this.value.toLowerCase().split(' ');"
     "[...this.nextElementSibling.tBodies[0].rows].forEach(function(r){"
@@ -35,12 +38,13 @@ def recipe_table(rows: Sequence[Mapping[str, str | int | float | None]]) -> str:
     style = "text-align:{};padding:.15em .8em .15em 0;vertical-align:top"
     heads = "".join(
         f'<th style="{style.format("left")};cursor:pointer" onclick="{html.escape(_SORT)}" '
-        f'title="sort">{html.escape(name)}</th>'
+        f'onkeydown="{html.escape(_KEY)}" tabindex="0" scope="col" title="sort">'
+        f"{html.escape(name)}</th>"
         for name in names
     )
     body = "".join(f"<tr>{''.join(_cell(row[n], style) for n in names)}</tr>" for row in rows)
     return (
-        f'<div class="recipes"><input placeholder="words to look for" '
+        f'<div class="recipes"><input placeholder="words to look for" aria-label="filter" '
         f'oninput="{html.escape(_FILTER)}"><table style="color:{page.INK};background:{page.PAPER}">'
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )

@@ -7,19 +7,21 @@ Layers and heads are counted from 1 in pictures and from 0 in arguments.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from workbench.distances import distances_TS, mass_by_distance
 from workbench.plots.style import (
-    COLOURS,
+    ACCENT,
     MAGNITUDE,
     QUIET,
     finish,
     float32,
     kinks,
+    layer_colour,
     mark,
     pool,
     shown,
@@ -27,9 +29,6 @@ from workbench.plots.style import (
 
 Spans = Sequence[Sequence[float]]
 Scale = Literal["linear", "log"]
-
-MOST_LABELLED_CELLS = 20_000
-"""of an attention map: the two tokens of each cell are some 10 bytes"""
 
 
 def _longest(spans: Spans) -> tuple[int, int, float]:
@@ -65,7 +64,7 @@ def span_bars(spans: Spans, scale: Scale = "linear", spread: Spans | None = None
             x=np.arange(place, place + len(heads)),
             y=np.maximum(values, 0.1) if scale == "log" else values,
             name=f"layer {layer + 1}",
-            marker_color=COLOURS[layer % len(COLOURS)],
+            marker_color=layer_colour(layer),
             error_y={"array": float32(spread[layer])[order]} if spread else None,
             customdata=np.stack([order + 1, values], axis=1),
             hovertemplate=(
@@ -92,12 +91,22 @@ def span_bars(spans: Spans, scale: Scale = "linear", spread: Spans | None = None
     return fig
 
 
-def span_heatmap(spans: Spans, scale: Scale = "log") -> go.Figure:
+def span_heatmap(
+    spans: Spans,
+    scale: Scale = "log",
+    *,
+    chosen: tuple[int, int] | None = None,
+    top: float | None = None,
+    step: int | None = None,
+) -> go.Figure:
     """Layers as rows, heads as columns, the span as colour and number.
 
     Args:
         spans: per layer, the span of each head in tokens; layers may differ in heads.
         scale: of the colour; `log` is `log10(1 + span)`.
+        chosen: layer and head to put a frame around, from 0.
+        top: span of the last colour, to compare several maps; None: the longest of these.
+        step: of the training, for the title.
     """
     width = max(len(heads) for heads in spans)
     grid = np.full((len(spans), width), np.nan)
@@ -105,7 +114,8 @@ def span_heatmap(spans: Spans, scale: Scale = "log") -> go.Figure:
         grid[layer, : len(heads)] = heads
     colour = np.log10(1 + grid) if scale == "log" else grid
     ticks = np.array([0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000])
-    ticks = ticks[ticks <= max(1.0, float(np.nanmax(grid)))]
+    top = max(1.0, float(np.nanmax(grid)) if top is None else top)
+    ticks = ticks[ticks <= top]
     bar = {"title": "tokens", "thickness": 12, "outlinewidth": 0}
     if scale == "log":
         bar |= {"tickvals": np.log10(1 + ticks), "ticktext": [str(t) for t in ticks]}
@@ -121,16 +131,17 @@ def span_heatmap(spans: Spans, scale: Scale = "log") -> go.Figure:
             colorscale=MAGNITUDE,
             colorbar=bar,
             zmin=0,
+            zmax=float(np.log10(1 + top)) if scale == "log" else top,
             xgap=2,
             ygap=2,
             hovertemplate="layer %{y}, head %{x}: %{customdata:.2f} tokens<extra></extra>",
         )
     )
-    averages = [float(np.mean(heads)) for heads in spans]
-    layer = int(np.argmax(averages))
+    if chosen is not None:
+        fig.add_shape(chosen_frame(*chosen))
     finish(
         fig,
-        f"Layer {layer + 1} looks furthest on average: {averages[layer]:.1f} tokens a head",
+        _deepest(spans, step),
         f"Learned span in tokens; {'logarithmic' if scale == 'log' else 'linear'} colour",
         x="head",
         y="layer",
@@ -140,6 +151,19 @@ def span_heatmap(spans: Spans, scale: Scale = "log") -> go.Figure:
     fig.update_xaxes(dtick=1 if width <= 20 else None, showgrid=False, ticks="")
     fig.update_yaxes(dtick=1 if len(spans) <= 20 else None, showgrid=False, ticks="")
     return fig
+
+
+def _deepest(spans: Spans, step: int | None) -> str:
+    averages = [float(np.mean(heads)) for heads in spans]
+    layer = int(np.argmax(averages))
+    begin = "Layer" if step is None else f"Step {step:,}: layer"
+    return f"{begin} {layer + 1} looks furthest on average: {averages[layer]:.1f} tokens a head"
+
+
+def chosen_frame(layer: int, head: int) -> dict[str, Any]:
+    """The frame around one head of `span_heatmap`, counted from 0."""
+    corners = {"x0": head + 0.5, "x1": head + 1.5, "y0": layer + 0.5, "y1": layer + 1.5}
+    return {"type": "rect", **corners, "line": {"color": ACCENT, "width": 3}}
 
 
 def soft_mask_ramp(
@@ -164,7 +188,7 @@ def soft_mask_ramp(
                 x=corners + 1,
                 y=float32(weight[corners]),
                 mode="lines",
-                line={"color": COLOURS[layer % len(COLOURS)], "width": 1.5},
+                line={"color": layer_colour(layer), "width": 1.5},
                 opacity=0.8,
                 name=f"layer {layer + 1}",
                 legendgroup=f"{layer}",
@@ -204,17 +228,22 @@ def attention_map(
     Args:
         probs_TS: attention of T queries over memory and segment, S = memory + T.
         layer, head: of the title, counted from 0.
-        symbols: the S tokens of memory and segment as text, for hover labels of small maps.
+        symbols: the S tokens as text, for hover labels of maps that are not pooled.
         span: learned span in tokens; None where the head has no mask of its own.
         ramp: width of the soft edge in tokens.
     """
     probs = float32(probs_TS)
     T, S = probs.shape
     memory = S - T
-    small, step_r, step_c = pool(probs)
-    x = (np.arange(small.shape[1]) + 0.5) * step_c - 0.5 - memory
+    left = memory if span is None else min(memory, int(np.ceil(span + ramp)) + 4)
+    small, step_r, step_c = pool(probs[:, memory - left :])
+    x = (np.arange(small.shape[1]) + 0.5) * step_c - 0.5 - left
     y = (np.arange(small.shape[0]) + 0.5) * step_r - 0.5
     top = float(np.quantile(small[small > 0], 0.995)) if (small > 0).any() else 1.0
+    # blank, not dark: what no weight could reach
+    gap = distances_TS(T, T + left)
+    open_ = (gap >= 0) & (gap < (S if span is None else span + ramp + 1))
+    small[pool(open_)[0] == 0] = np.nan
     fig = go.Figure(
         go.Heatmap(
             z=small,
@@ -224,40 +253,48 @@ def attention_map(
             zmax=top,
             colorscale=MAGNITUDE,
             colorbar={"title": "weight", "thickness": 12, "outlinewidth": 0},
+            hoverongaps=False,
             hovertemplate="query %{y:.0f} at key %{x:.0f}: %{z:.3f}<extra></extra>",
         )
     )
-    if symbols is not None and small.size <= MOST_LABELLED_CELLS:
-        _name_cells(fig, symbols, y + memory, x + memory)
+    if symbols is not None and step_r == step_c == 1:
+        _name_places(fig, symbols, memory, left)
     _edges(fig, T, memory, span, ramp)
-    distance = mean_distance(probs)
+    lines = "" if span is None else "; lines: span (dashed) and end of the soft edge (dotted)"
+    back = mean_distance(probs)
     finish(
         fig,
-        f"Layer {layer + 1}, head {head + 1} looks back {distance:.1f} tokens on average",
-        "Below 0 lies the memory of earlier segments"
-        + ("; lines: span (dashed) and end of the soft edge (dotted)" if span is not None else ""),
+        f"Layer {layer + 1}, head {head + 1} looks back {back:.1f} tokens on average",
+        f"Below 0 lies the memory of earlier segments{lines}",
         x="key position in the segment (tokens)",
         y="query position in the segment (tokens)",
         height=480,
         caption="Attention of one head over a segment of held-out text, under its mask.",
     )
     fig.update_yaxes(range=[T - 0.5, -0.5], showgrid=False)
-    seen = memory if span is None else min(memory, span + ramp + 4)
-    fig.update_xaxes(range=[-seen - 0.5, T - 0.5], showgrid=False)
-    fig.update_layout(showlegend=False)
-    return fig
+    fig.update_xaxes(range=[-left - 0.5, T - 0.5], showgrid=False)
+    return fig.update_layout(showlegend=False)
 
 
-def _name_cells(
-    fig: go.Figure, symbols: Sequence[str], queries: ArrayLike, keys: ArrayLike
-) -> None:
-    """Let each cell of a map tell its two tokens; positions count from the first symbol."""
-    at_query, at_key = (
-        [shown(symbols[min(int(i), len(symbols) - 1)]) for i in np.asarray(places)]
-        for places in (queries, keys)
-    )
-    fig.data[0].text = [[f"{query} to {key}" for key in at_key] for query in at_query]
-    fig.data[0].hovertemplate = "%{text}<br>query %{y:.0f}, key %{x:.0f}: %{z:.3f}<extra></extra>"
+def _name_places(fig: go.Figure, symbols: Sequence[str], memory: int, left: int) -> None:
+    """Let hover labels tell the two tokens of a cell, and not only their positions.
+
+    The axes know the words. Each cell knowing its two would make the figure three times as large.
+
+    Args:
+        fig: the map, whose axes count from the first token of the segment.
+        symbols: the tokens of memory and segment.
+        memory: how many of them are memory.
+        left: how many of those are drawn.
+    """
+    # words stand in place of numbers with a decimal, as hover labels have and ticks have not
+    words = {
+        f"{i:.1f}".replace("-", "\N{MINUS SIGN}"): f"{i} “{shown(symbols[memory + i])}”"
+        for i in range(-left, len(symbols) - memory)
+    }
+    for axis in (fig.layout.xaxis, fig.layout.yaxis):
+        axis.hoverformat, axis.labelalias, axis.tickformat = ".1f", words, "d"
+    fig.data[0].hovertemplate = "query %{y}<br>key %{x}: %{z:.3f}<extra></extra>"
 
 
 def _edges(fig: go.Figure, T: int, memory: int, span: float | None, ramp: float) -> None:
@@ -268,16 +305,11 @@ def _edges(fig: go.Figure, T: int, memory: int, span: float | None, ramp: float)
             x=queries - back,
             y=queries,
             mode="lines",
-            line={"color": "#FF6B35", "width": 1.5, "dash": dash},
+            line={"color": ACCENT, "width": 1.5, "dash": dash},
             hoverinfo="skip",
         )
     if memory:
         fig.add_vline(-0.5, line={"color": QUIET, "width": 1.5})
-
-
-def distances_TS(T: int, S: int) -> NDArray[np.int64]:
-    """Tokens between query and key; the last T of the S keys are the queries' own positions."""
-    return (np.arange(T) + S - T)[:, None] - np.arange(S)[None]
 
 
 def mean_distance(probs_TS: ArrayLike) -> float:
@@ -297,12 +329,9 @@ def attention_by_distance(probs_LHTS: Sequence[ArrayLike]) -> go.Figure:
     far: tuple[float, int, int] = (-1.0, 0, 0)
     last = 1.0
     for layer, probs_HTS in enumerate(probs_LHTS):
-        probs = np.asarray(probs_HTS, dtype=np.float64)
-        gap = distances_TS(*probs.shape[1:])
-        for head, p in enumerate(probs):
-            mass = np.bincount(gap.clip(0).ravel(), weights=np.where(gap >= 0, p, 0).ravel())
-            beyond = mass[::-1].cumsum()[::-1] / max(mass.sum(), 1e-12)
-            far = max(far, (mean_distance(p), layer, head))
+        for head, mass in enumerate(mass_by_distance(probs_HTS)):
+            beyond = mass[::-1].cumsum()[::-1]
+            far = max(far, (float(mass @ np.arange(len(mass))), layer, head))
             last = max(last, float((beyond > 1e-3).sum()))
             # logarithmic places: the eye reads near and far alike
             places = np.unique(np.geomspace(1, len(beyond), 80).astype(int)) - 1
@@ -310,7 +339,7 @@ def attention_by_distance(probs_LHTS: Sequence[ArrayLike]) -> go.Figure:
                 x=places[1:],
                 y=float32(beyond[places[1:]]),
                 mode="lines",
-                line={"color": COLOURS[layer % len(COLOURS)], "width": 1.5},
+                line={"color": layer_colour(layer), "width": 1.5},
                 opacity=0.8,
                 name=f"layer {layer + 1}",
                 legendgroup=f"{layer}",

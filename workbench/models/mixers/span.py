@@ -79,6 +79,7 @@ class Span(nn.Module, ABC):
     def soft(self, x_BTD: Tensor) -> SoftSpan:
         """The spans of the queries whose inputs these are, as `kernels.attention` takes them."""
         span = SoftSpan(self.shares(x_BTD) * self.limit, self.ramp)
+        tap("span_tokens", span.tokens)
         if wanted("span_mask"):
             distance_D = torch.arange(1, self.limit + 1, device=x_BTD.device)
             mean = SoftSpan(self.mean_share_H() * self.limit, self.ramp)
