@@ -54,9 +54,10 @@ class RunView:
 
     Args:
         watch: of the run to show; another one later by `attach`.
+        recipe: what it trains, where the folder does not tell yet.
     """
 
-    def __init__(self, watch: RunWatch) -> None:
+    def __init__(self, watch: RunWatch, recipe: AnyRecipe | None = None) -> None:
         self._lock = threading.RLock()
         self.head = ipywidgets.HTML()
         self.bar = ipywidgets.FloatProgress(
@@ -68,19 +69,28 @@ class RunView:
         )
         self.text = ipywidgets.HTML()
         self.slider.observe(self._show_sample, "value")
-        self.figure: go.FigureWidget | None = None
-        self.attach(watch)
+        self.attach(watch, recipe)
 
     def widget(self) -> ipywidgets.Widget:
         """State, progress, curves, samples."""
         return ipywidgets.VBox([self.head, self.bar, self.box, self.slider, self.text])
 
-    def attach(self, watch: RunWatch) -> None:
-        """Show another run."""
+    def attach(self, watch: RunWatch, recipe: AnyRecipe | None = None) -> None:
+        """Show another run.
+
+        Args:
+            watch: of its folder.
+            recipe: what it trains, where the folder does not tell yet.
+        """
         with self._lock:
             self.watch = watch
-            self.figure, self._known = None, (False, "", 0)
+            self.layers = span_layers(_recipe(watch.folder) or recipe)
+            self.unit = unit_of(watch.folder)
             self.slider.max = self.slider.value = 0
+            watch.poll()
+            # made here, before there is anything to see, and not by the thread that looks later
+            self.figure = alive(self._growing())
+            self.box.children = (self.figure,)
             self.refresh(force=True)
 
     def refresh(self, force: bool = False) -> None:
@@ -96,37 +106,23 @@ class RunView:
             self._tell()
 
     def _draw(self) -> None:
-        watch = self.watch
-        begun = watch.folder.exists()
-        if self._known[0] != begun:
-            self._known = (begun, unit_of(watch.folder), span_layers(_recipe(watch.folder)))
-        fig = self.picture()
-        # the browser sets the axes to what comes, unless the reader has zoomed
-        fig.update_xaxes(range=None)
-        fig.update_yaxes(range=None)
-        if not watch.records:
-            self.figure, self.box.children = None, ()
-        elif self.figure is None:
-            self.figure = alive(fig)
-            self.box.children = (self.figure,)
-        else:
-            redraw(self.figure, fig)
+        self.unit = unit_of(self.watch.folder)
+        self.box.layout.display = None if self.watch.records else "none"
+        redraw(self.figure, self._growing())
         self._offer_samples()
 
-    @property
-    def unit(self) -> str:
-        """What a token of the run is."""
-        return self._known[1] or "character"
+    def _growing(self) -> go.Figure:
+        """The curves, whose axes the browser sets to what comes, unless the reader has zoomed."""
+        return self.picture().update_xaxes(range=None).update_yaxes(range=None)
 
     def picture(self) -> go.Figure:
         """The curves as they are now."""
         limit = self.watch.limit
-        layers = self._known[2]
         return curves.training(
             self.watch.records,
             self.unit,
             limit=limit.tokens_per_s if limit else None,
-            span_layers=layers,
+            span_layers=self.layers,
         )
 
     def _offer_samples(self) -> None:

@@ -24,7 +24,7 @@ from IPython.display import display
 from workbench import background, catalogue, notebook
 from workbench.company import Company
 from workbench.errors import WorkbenchError
-from workbench.following import RunWatch, runs_near
+from workbench.following import GOING, RunWatch, runs_near
 from workbench.plots import page
 from workbench.plots.live import LiveTraining, in_batch
 from workbench.plots.samples import passages
@@ -187,10 +187,13 @@ class Training(Panel):
     def live(self) -> ipywidgets.Widget:
         """Recipes, overrides, buttons and the run."""
         self._lock = threading.RLock()
+        self._recipe = self.chosen.name
+        self._find()
         self.picker = RecipePicker([catalogue.entry(self.chosen)], self.chosen.name)
         self.form = OverridesForm(self._name, self._overrides)
-        self.view = RunView(self.watch)
+        self.view = RunView(self.watch, self.chosen)
         self.runs = ipywidgets.Dropdown(description="run", layout={"width": "100%"})
+        self.runs.observe(self._run_chosen, "value")
         self.out = ipywidgets.Text(
             value=str(self.folder.path), description="folder", layout={"width": "100%"}
         )
@@ -201,7 +204,6 @@ class Training(Panel):
         self.said = ipywidgets.HTML()
         self._offer_runs()
         self.picker.on_choice(self._recipe_chosen)
-        self.runs.observe(self._run_chosen, "value")
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self._press(name))
         self._enable()
@@ -226,20 +228,25 @@ class Training(Panel):
         whole.add_class("workbench-train")
         return whole
 
+    def _find(self) -> None:
+        """Turn to a run that is in training beside ours, where ours is not: after the Jupyter
+        kernel was started again, the notebook's parameters do not tell what was begun by hand."""
+        near = (p for p in runs_near(self.folder.path) if _state(p) in GOING)
+        if self.watch.state not in GOING and (path := next(near, None)) is not None:
+            self.watch = RunWatch(path)
+            self.watch.poll()
+
     def _offer_runs(self) -> None:
-        """All runs beside this one; one that is in training is shown first."""
-        near = runs_near(self.folder.path)
-        alive = [p for p in near if _state(p) in ("running", "paused")]
-        if alive and self.watch.state not in ("running", "paused", "starting"):
-            self.watch = RunWatch(alive[0])
-            self.view.attach(self.watch)
-            self.out.value = str(alive[0])
+        """All runs beside this one, and a new one."""
         mine = str(self.folder.path)
-        found = choices(near)
+        found = choices(runs_near(self.folder.path))
         if mine not in [path for _, path in found] and self.watch.state != "new":
             found.insert(0, (f"{self.folder.path.name}: {self.watch.state}", mine))
+        # new options choose the first of them, which nobody has asked for
+        self.runs.unobserve(self._run_chosen, "value")
         self.runs.options = [*found, ("a new run", NEW)]
         self.runs.value = NEW if self.watch.state == "new" else mine
+        self.runs.observe(self._run_chosen, "value")
 
     def _recipe_chosen(self, entry: catalogue.Entry) -> None:
         name = self._name if entry.name == self.chosen.name else entry.name
@@ -248,8 +255,9 @@ class Training(Panel):
         except WorkbenchError as error:
             self._say(str(error))
             return
-        if self.runs.value == NEW:
+        if self.runs.value == NEW and entry.name != self._recipe:
             self.out.value = str(_free(self.folder.path.parent / entry.name))
+        self._recipe = entry.name
 
     def _run_chosen(self, change: Mapping[str, Any]) -> None:
         with self._lock:
@@ -260,11 +268,11 @@ class Training(Panel):
                 path = Path(change["new"])
             self.out.value = str(path)
             if path != self.folder.path:
-                self._attach(RunWatch(path))
+                self._attach(RunWatch(path), self.form.recipe)
 
-    def _attach(self, watch: RunWatch) -> None:
+    def _attach(self, watch: RunWatch, recipe: AnyRecipe | None = None) -> None:
         self.watch = watch
-        self.view.attach(watch)
+        self.view.attach(watch, recipe)
         self._enable()
 
     def _press(self, name: str) -> None:
@@ -293,7 +301,8 @@ class Training(Panel):
         )
         _children.append(child)
         self.fold.selected_index = None
-        self._attach(RunWatch(out.resolve(), child))
+        self._attach(RunWatch(out.resolve(), child), recipe)
+        self._offer_runs()
 
     def _say(self, text: str) -> None:
         lines = html.escape(visible(text)).replace("↵", "<br>")
@@ -327,14 +336,21 @@ class Training(Panel):
         """The run stands otherwise than before: the pictures in its folder follow."""
         if self.watch.state in ("stopped", "done", "failed"):
             self.keep()
+        self._offer_runs()
 
     def _follow(self) -> None:
         """Look again and again in a thread: the page stays alive while cells run."""
         _shown[:] = [self]
-        threading.Thread(target=self._look_again, daemon=True, name="workbench-view").start()
+        for work in (self._look_again, self._list_recipes):
+            threading.Thread(target=work, daemon=True, name="workbench-view").start()
+
+    def _list_recipes(self) -> None:
+        """All recipes take seconds to read; the view is there before."""
+        entries = catalogue.entries()
+        with self._lock:
+            self.picker.fill(entries)
 
     def _look_again(self) -> None:
-        self.picker.fill(catalogue.entries())
         while _shown and _shown[0] is self:
             time.sleep(POLL_S)
             try:
