@@ -49,6 +49,21 @@ def _recipe(folder: RunFolder) -> AnyRecipe | None:
         return None
 
 
+def picture(watch: RunWatch, layers: int | None = None) -> go.Figure:
+    """The curves of a run as they are now.
+
+    Args:
+        watch: which has looked at its folder.
+        layers: with learned spans; None: as many as the records tell.
+    """
+    return curves.training(
+        watch.records,
+        unit_of(watch.folder),
+        limit=watch.limit.tokens_per_s if watch.limit else None,
+        span_layers=layers,
+    )
+
+
 class RunView:
     """Draws what a `RunWatch` sees. It reads the run folder alone, whoever trains there.
 
@@ -113,17 +128,8 @@ class RunView:
 
     def _growing(self) -> go.Figure:
         """The curves, whose axes the browser sets to what comes, unless the reader has zoomed."""
-        return self.picture().update_xaxes(range=None).update_yaxes(range=None)
-
-    def picture(self) -> go.Figure:
-        """The curves as they are now."""
-        limit = self.watch.limit
-        return curves.training(
-            self.watch.records,
-            self.unit,
-            limit=limit.tokens_per_s if limit else None,
-            span_layers=self.layers,
-        )
+        fig = picture(self.watch, self.layers)
+        return fig.update_xaxes(range=None).update_yaxes(range=None)
 
     def _offer_samples(self) -> None:
         rows = self.watch.samples

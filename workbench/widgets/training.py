@@ -37,7 +37,7 @@ from workbench.train.start import start
 from workbench.widgets.overrides import OverridesForm
 from workbench.widgets.panel import Panel
 from workbench.widgets.recipes import RecipePicker
-from workbench.widgets.run_view import RunView, choices, unit_of
+from workbench.widgets.run_view import RunView, choices, picture, unit_of
 
 log = logging.getLogger("workbench")
 
@@ -166,7 +166,7 @@ class Training(Panel):
 
     def stills(self) -> dict[str, go.Figure]:
         """The curves."""
-        return {"training": RunView(self.watch).picture()} if self.watch.records else {}
+        return {"training": picture(self.watch)} if self.watch.records else {}
 
     def keep(self) -> None:
         """Keep curves and samples in the run folder's `figures/`, and show them unattended."""
