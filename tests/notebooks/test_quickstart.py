@@ -24,6 +24,7 @@ from workbench.engine import WorkbenchEngine
 from workbench.errors import DataMissing
 from workbench.metrics import bits_per_token
 from workbench.models.mixers.base import MixerConfig
+from workbench.notebook_page import Page
 from workbench.train.folder import RunFolder
 
 BOOK = books.find("quickstart")
@@ -118,6 +119,7 @@ def test_from_a_text_to_three_models(tmp_path: Path) -> None:
 
     # four trainings live, the spans, and the three curves
     assert len(figures(out)) == 6
+    assert Page().from_filename(str(out))[0].count('data-figure="') == 6
     kept = json.loads((run / "figures" / "learning_curves.json").read_text("utf-8"))
     names = [trace["name"] for trace in kept["data"] if trace.get("showlegend") is not False]
     assert names == ["delta rule", "minGRU, yours", "learned spans"]
