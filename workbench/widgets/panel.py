@@ -16,8 +16,7 @@ from IPython.display import display
 from numpy.typing import NDArray
 
 from workbench import notebook
-from workbench.plots.live import in_batch
-from workbench.plots.style import CONFIG
+from workbench.plots.live import figure_widget, in_batch
 from workbench.train.folder import RunFolder
 
 
@@ -49,9 +48,7 @@ class Panel(ABC):
 
 def alive(fig: go.Figure) -> go.FigureWidget:
     """A figure whose data can be replaced and whose points can be clicked; no upload button."""
-    widget = go.FigureWidget(_sendable(fig))
-    widget._config = {**widget._config, **CONFIG}
-    return widget
+    return figure_widget(_sendable(fig))
 
 
 def redraw(widget: go.FigureWidget, fig: go.Figure) -> None:
