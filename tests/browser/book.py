@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from browser.watch import Watch
 
 FIGURE = ".js-plotly-plot"
-DRAWN = f"{FIGURE} .main-svg .subplot"
-"""what there is of a figure only when plotly has drawn it"""
+DRAWN = f"{FIGURE}:has(.main-svg .subplot)"
+"""a figure that plotly has drawn"""
+KEPT = ".jp-RenderedPlotly:not(:has(.plot-container)):has(img.plot-img[src^='data:'])"
+"""a figure of a saved notebook: its picture, until the mouse comes near"""
 
 # JupyterLab's toolbar says idle before a Jupyter kernel is attached, and running a cell then asks
 # which one to take, for ever; the session itself knows
@@ -175,6 +177,19 @@ class Book:
         """Until the notebook is there and its Jupyter kernel answers."""
         self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
         self.page.wait_for_function(READY)
+
+    def see_all(self, figures: int, timeout_s: float = 60) -> None:
+        """After a reload: wait until so many figures are there again, drawn or as their pictures.
+
+        JupyterLab builds what comes into sight, so this scrolls.
+        """
+        begin = time.monotonic()
+        while (found := self.page.locator(f"{DRAWN}, {KEPT}").count()) < figures:
+            late = time.monotonic() - begin > timeout_s
+            assert not late, f"{found} of {figures} figures after {timeout_s:g} s"
+            for cell in self.page.locator(".jp-Notebook .jp-CodeCell").all():
+                cell.evaluate("element => element.scrollIntoView({block: 'center'})")
+                self.page.wait_for_timeout(100)
 
     def settle(self) -> None:
         """Until fonts are there and nothing moves."""

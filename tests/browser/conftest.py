@@ -99,7 +99,10 @@ def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 @pytest.fixture
 def watched(
-    context: BrowserContext, request: pytest.FixtureRequest, tmp_path: Path
+    context: BrowserContext,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    say: Callable[[str], None],
 ) -> Iterator[Any]:
     """Opens pages; when the test ends, none may have a fault."""
     pages: list[tuple[Page, Watch]] = []
