@@ -30,8 +30,11 @@ def shrink(png: bytes, max_bytes: int = MAX_BYTES) -> bytes:
         small = full.resize(size, Image.Resampling.LANCZOS)
         for colours in (128, 64, 32):
             held = io.BytesIO()
-            # without dithering, whose grain costs bytes and blurs words
-            few = small.quantize(colours, dither=Image.Dither.NONE)
+            # without dithering, whose grain costs bytes and blurs words; colours far apart rather
+            # than often used, or a thin green line turns blue
+            few = small.quantize(
+                colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+            )
             few.save(held, "PNG", optimize=True)
             if held.tell() <= max_bytes:
                 return held.getvalue()
