@@ -79,16 +79,40 @@ def bundle(fig: go.Figure) -> dict[str, Any]:
     }
 
 
+class _Whole(go.FigureWidget):
+    """A figure that comes to the page with all its data in one message.
+
+    Plotly's own comes empty and sends its data after; a browser that is still loading plotly's code
+    then may draw the empty one, and never again.
+    """
+
+    _filled = False
+
+    def open(self) -> None:
+        """Tell the browser of this widget, once it has its data."""
+        if self._filled:
+            super().open()
+
+
+def figure_widget(fig: go.Figure) -> go.FigureWidget:
+    """A figure as a widget of the page, whose data can be replaced; without an upload button."""
+    widget = _Whole(fig)
+    widget._config = {**widget._config, **CONFIG}
+    widget._filled = True
+    widget.open()
+    return widget
+
+
 def _widget(fig: go.Figure) -> go.FigureWidget:
     """A figure that grows: its axes follow the data in the browser.
 
     A range set from here would undo the reader's zoom, of which Python hears nothing while a cell
     runs; one left as it was would cut off what comes later.
     """
-    widget = go.FigureWidget(fig)
-    widget.update_xaxes(range=None)
-    widget.update_yaxes(range=None)
-    return widget
+    free = go.Figure(fig)
+    free.update_xaxes(range=None)
+    free.update_yaxes(range=None)
+    return figure_widget(free)
 
 
 class LiveFigure:
@@ -111,7 +135,6 @@ class LiveFigure:
         if self.batch:
             self._handle = display(bundle(self.figure), raw=True, display_id=True)
         else:
-            self.figure._config = {**self.figure._config, **CONFIG}
             display(self.figure)
         return self
 
