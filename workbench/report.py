@@ -22,6 +22,7 @@ ORDER = (
     "learning_curves",
     "sweep",
     "training",
+    "training_samples",
     "span_bars",
     "span_heatmap",
     "span_over_training",
