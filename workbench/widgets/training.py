@@ -47,7 +47,8 @@ NEW = ""
 """stands for a run that is not begun yet, in the list of runs"""
 STYLE = f"""<style>
 .workbench-mono select, .workbench-head {{ font-family: {page.MONO}; font-size: 12px; }}
-.workbench-head {{ white-space: pre; margin: 0; padding: 0 0 0 6px; color: {page.MUTED}; overflow: hidden; }}
+.workbench-head {{ white-space: pre; overflow: hidden; margin: 0; padding: 0 0 0 6px;
+  color: {page.MUTED}; }}
 .workbench-about dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0 1em;
   margin: .3em 0; line-height: 1.5; }}
 .workbench-about dd {{ margin: 0; }}
