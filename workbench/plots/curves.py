@@ -228,7 +228,8 @@ def _limit_line(fig: go.Figure, train: Sequence[Row], limit: float, where: tuple
     fig.add_trace(
         go.Scatter(
             x=[sum(ends) / 2], y=float32([limit]), text=[word], mode="text",
-            textposition="bottom center", textfont={"color": INK, "size": 11}, showlegend=False, hoverinfo="skip", name="limit",
+            textposition="bottom center", textfont={"color": INK, "size": 11},
+            showlegend=False, hoverinfo="skip", name="limit",
         ),
         row=where[0],
         col=where[1],
