@@ -24,7 +24,7 @@ from workbench.models.language_model import LanguageModel
 from workbench.models.mixers.attention import AttentionConfig
 from workbench.plots.live import bundle, in_batch, progress_bar
 from workbench.plots.passages import Passage, plain, render
-from workbench.probe import FAST_WEIGHTS, ContextPoint
+from workbench.probe import FAST_WEIGHTS
 from workbench.reading import check_symbols, open_source, reading
 from workbench.recipe import Recipe, load_recipe, of_text
 from workbench.train.config import EvalConfig
@@ -65,8 +65,12 @@ def choose_recipe(
     return of_text(load_recipe(path, {**(overrides or {}), **own}))
 
 
-def open_folder(run: str | Path) -> RunFolder:
+def open_folder(run: str | Path, parameter: str = "run") -> RunFolder:
     """The run folder of a parameters cell.
+
+    Args:
+        run: where.
+        parameter: that said so.
 
     Raises:
         DataMissing: there is no run at this place.
@@ -77,18 +81,19 @@ def open_folder(run: str | Path) -> RunFolder:
         found = f" {nearest(path.name, others)}" if others else ""
         reason = "is a folder without recipe.yaml" if path.is_dir() else "does not exist"
         raise DataMissing(
-            f"parameter run: {path} {reason}, expected the folder of a run.{found} "
+            f"parameter {parameter}: {path} {reason}, expected the folder of a run.{found} "
             "Train one with notebooks/train.ipynb (its parameter `out` is this folder)."
         )
     return RunFolder(path)
 
 
-def open_run(run: str | Path, which: str = "last") -> View:
+def open_run(run: str | Path, which: str = "last", parameter: str = "run") -> View:
     """Open a run with its model and corpus.
 
     Args:
         run: the run folder, as in a parameters cell.
         which: `last` or `best` checkpoint.
+        parameter: that names the folder.
 
     Raises:
         DataMissing: no run there, or its corpus is gone.
@@ -96,8 +101,9 @@ def open_run(run: str | Path, which: str = "last") -> View:
         CheckpointError: no checkpoint yet, or a torn or foreign one.
     """
     if which not in ("last", "best"):
-        raise ConfigError(f"parameter checkpoint: got '{which}', expected 'last' or 'best'")
-    folder = open_folder(run)
+        prefix = "" if parameter == "run" else f"{parameter}_"
+        raise ConfigError(f"parameter {prefix}checkpoint: got '{which}', expected 'last' or 'best'")
+    folder = open_folder(run, parameter)
     recipe, model = of_text(folder.recipe()), folder.load_model(which)
     assert isinstance(model, LanguageModel)
     if torch.cuda.is_available() and recipe.train.device != "cpu":
@@ -317,47 +323,6 @@ def comparable(corpus: Corpus, scores: Mapping[str, Evaluation]) -> str:
     short = [s for s, score in scores.items() if score.tokens < 0.95 * sizes[s]]
     parts = [f"{scores[s].tokens:,} of {sizes[s]:,} tokens of {s}" for s in short]
     return corpus.comparable + (f"; but only {' and '.join(parts)} were scored" if parts else "")
-
-
-def save_evaluation(
-    view: View,
-    scores: Mapping[str, Evaluation],
-    baselines: Mapping[str, float],
-    points: Sequence[ContextPoint],
-) -> None:
-    """Keep what `evaluate.ipynb` measured, as `evaluation.json` in the run folder.
-
-    Args:
-        view: the run.
-        scores: split -> evaluation.
-        baselines: name -> bits per token on the last of these splits.
-        points: loss by context length.
-    """
-    result = {
-        "recipe": view.recipe.name,
-        "n_parameters": view.model.n_parameters,
-        "unit": view.corpus.unit,
-        "comparable": comparable(view.corpus, scores),
-        "splits": {
-            split: {
-                "loss_nats": score.mean_nats,
-                "tokens": score.tokens,
-                "bytes_per_token": bytes_per_token(
-                    view.corpus, view.corpus.splits[split][score.positions]
-                ),
-                "method": score.method,
-                "context_len": score.context_len,
-                "seconds": round(score.seconds, 3),
-                "rows": score.rows,
-                "reach": view.model.reach(score.context_len),
-            }
-            for split, score in scores.items()
-        },
-        "baselines_bits": dict(baselines),
-        "by_context": [point._asdict() for point in points],
-    }
-    text = json.dumps(result, indent=1, allow_nan=False)
-    view.folder.artefact("evaluation.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _figures(folder: RunFolder) -> Path:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench import inspect
+from workbench import inspect, paired
 from workbench.carry import nbytes
 from workbench.data.corpus import Corpus
 from workbench.errors import ConfigError, DataError
@@ -193,6 +193,12 @@ class ContextPoint(NamedTuple):
     context_len: int
     bits: float
     standard_error: float
+    """as if tokens were independent"""
+    saved: float = 0.0
+    """bits that the longest context saves on the same tokens"""
+    saved_low: float = 0.0
+    saved_high: float = 0.0
+    """its 95 % interval, which counts in that neighbouring tokens are alike (`paired.mean`)"""
 
 
 def loss_by_context(
@@ -225,19 +231,33 @@ def loss_by_context(
             f"context {longest} and stretches of {each}; shorten contexts or the sample"
         )
     starts = [longest + round(room * i / max(1, stretches - 1)) for i in range(stretches)]
+    found = {c: _bits_with(model, tokens, c, starts, each, batch_size) for c in contexts}
     points = []
-    for context in contexts:
-        config = EvalConfig(method="windows", context_len=context, batch_size=batch_size)
-        parts = []
-        for start in starts:
-            window = tokens[start - context : start + each]
-            # the first window scores all its positions; only its last has the full context
-            parts.append(evaluate(model, window, config).nll_nats[-each:])
-        nats = torch.cat(parts).double()
-        error = float(nats.std() / len(nats) ** 0.5) if len(nats) > 1 else 0.0
-        mean = bits_per_token(float(nats.mean()))
-        points.append(ContextPoint(context, mean, bits_per_token(error)))
+    for context, bits in found.items():
+        error = float(bits.std(ddof=1) / len(bits) ** 0.5) if len(bits) > 1 else 0.0
+        saved = paired.mean(bits - found[longest]) if len(bits) > 1 else None
+        interval = (saved.mean, saved.low, saved.high) if saved else ()
+        points.append(ContextPoint(context, float(bits.mean()), error, *interval))
     return points
+
+
+def _bits_with(
+    model: LanguageModel,
+    tokens: Tensor,
+    context: int,
+    starts: Sequence[int],
+    each: int,
+    batch_size: int,
+) -> NDArray[np.float64]:
+    """Bits of the tokens of some stretches, each with exactly so much context."""
+    config = EvalConfig(method="windows", context_len=context, batch_size=batch_size)
+    parts = []
+    for start in starts:
+        window = tokens[start - context : start + each]
+        # the first window scores all its positions; only its last has the full context
+        parts.append(evaluate(model, window, config).nll_nats[-each:])
+    bits: NDArray[np.float64] = bits_per_token(1.0) * torch.cat(parts).double().numpy()
+    return bits
 
 
 class CacheGrid(NamedTuple):

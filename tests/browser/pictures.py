@@ -28,10 +28,11 @@ def shrink(png: bytes, max_bytes: int = MAX_BYTES) -> bytes:
     while True:
         size = (max(1, round(full.width * scale)), max(1, round(full.height * scale)))
         small = full.resize(size, Image.Resampling.LANCZOS)
-        for colours in (128, 64, 32):
+        for colours in (256, 128, 64):
             held = io.BytesIO()
-            # without dithering, whose grain costs bytes and blurs words
-            few = small.quantize(colours, dither=Image.Dither.NONE)
+            # a palette that covers rare colours, too: a thin line keeps its own; and without
+            # dithering, whose grain costs bytes and blurs words
+            few = small.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
             few.save(held, "PNG", optimize=True)
             if held.tell() <= max_bytes:
                 return held.getvalue()

@@ -42,12 +42,12 @@ def figures_in(path: Path) -> int:
 
 def check_page(page: Path) -> None:
     text = page.read_text("utf-8")
-    assert text.count("data-figure=") == 28
+    assert text.count("data-figure=") == 32
     outside = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
     assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//", text.split("</style>")[0])
     assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//|@import|url\(", outside)
     assert "<script src" not in text and "<link" not in text
-    assert len(re.findall(r"<figure id='run\d+-figure\d+'><h3>", outside)) == 30
+    assert len(re.findall(r"<figure id='run\d+-figure\d+'><h3>", outside)) == 34
     assert "tiny-span" in outside and "tiny-delta" in outside and "coloured-text" in outside
 
 
@@ -60,10 +60,10 @@ def test_the_demo_from_end_to_end(tmp_path: Path, span_recipe: Path, delta_recip
     executed = {p.stem: figures_in(p) for p in sorted((out / "notebooks").glob("*.ipynb"))}
     assert executed == {
         "tiny-span-train": 2,
-        "tiny-span-evaluate": 3,
+        "tiny-span-evaluate": 5,
         "tiny-span-attention_span": 9,
         "tiny-delta-train": 2,
-        "tiny-delta-evaluate": 3,
+        "tiny-delta-evaluate": 5,
         "tiny-delta-fast_weights": 11,
     }
     check_page(out / "report.html")

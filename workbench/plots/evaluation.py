@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 
 from workbench.plots import page
-from workbench.plots.style import COLOURS, INK, QUIET, finish, float32, mark, running
+from workbench.plots.style import COLOURS, INK, QUIET, finish, float32, label, mark, running
 
 LINE_ENDS = ("\n", "\\n", "↵", "⏎", "<eos>", "<S>")
 
@@ -29,7 +29,7 @@ def comparison_bars(
     fig = go.Figure(
         go.Bar(
             x=float32(bits),
-            y=names,
+            y=[label(name) for name in names],
             orientation="h",
             marker_color=[COLOURS[0] if n in models else QUIET for n in names],
             text=[f"{b:.3f}" for b in bits],
@@ -43,7 +43,7 @@ def comparison_bars(
     relation = "below" if saved > 0 else "above"
     finish(
         fig,
-        f"{name}: {best:.3f} bits per {unit}, {abs(saved):.3f} {relation} {rival}",
+        label(f"{name}: {best:.3f} bits per {unit}, {abs(saved):.3f} {relation} {rival}"),
         "Same text for all; lower is better",
         x=f"bits per {unit}",
         height=160 + 36 * len(names),
@@ -60,6 +60,7 @@ def loss_by_context(
     bits: ArrayLike,
     errors: ArrayLike | None = None,
     unit: str = "character",
+    saved: Sequence[tuple[float, float, float]] | None = None,
 ) -> go.Figure:
     """What memory buys: loss when a token is predicted from exactly so many before it.
 
@@ -69,6 +70,8 @@ def loss_by_context(
         errors: standard error of each mean; the same tokens are scored at all contexts, so
             differences are surer than these.
         unit: what a token is.
+        saved: at each, bits that the longest context saves on the same tokens, and the ends of its
+            interval.
     """
     loss = np.asarray(bits, dtype=np.float64)
     bars = None if errors is None else {"array": float32(errors), "color": QUIET, "thickness": 1}
@@ -80,7 +83,8 @@ def loss_by_context(
             mode="lines+markers",
             line={"color": COLOURS[0], "width": 2},
             marker={"size": 8},
-            hovertemplate="%{x} tokens of context: %{y:.3f} bits<extra></extra>",
+            text=[_more(*told) for told in saved] if saved else None,
+            hovertemplate="%{x} tokens of context: %{y:.3f} bits%{text}<extra></extra>",
         )
     )
     enough = int(np.argmax(loss <= loss.min() + 0.01))
@@ -93,9 +97,10 @@ def loss_by_context(
         end="right" if enough > len(loss) // 2 else "left",
     )
     gain = loss[0] - loss.min()
+    interval = f" ({saved[0][1]:.3f} to {saved[0][2]:.3f} at the longest)" if saved else ""
     finish(
         fig,
-        f"Context beyond {_count(contexts[0])} buys {gain:.3f} bits per {unit}",
+        f"Context beyond {_count(contexts[0])} buys {gain:.3f} bits per {unit}{interval}",
         "Each token predicted from a fresh state that saw exactly this many tokens before it",
         x="context (tokens)",
         y=f"bits per {unit}",
@@ -103,6 +108,12 @@ def loss_by_context(
     )
     fig.update_xaxes(type="log", tickvals=list(contexts), ticktext=[str(c) for c in contexts])
     return fig
+
+
+def _more(saved: float, low: float, high: float) -> str:
+    if saved == low == high == 0:
+        return ""
+    return f"<br>the longest saves {saved:.3f} more, 95% interval {low:.3f} to {high:.3f}"
 
 
 def _count(tokens: int) -> str:
@@ -203,25 +214,37 @@ def coloured_text(
         title: a line above.
         tips: what hovering over each token says; None: its bits and probability.
     """
-    parts, top = [], full_colour(bits) if top is None else top
-    for i, (symbol, loss) in enumerate(
-        zip(symbols, np.asarray(bits, dtype=np.float64), strict=True)
-    ):
-        ends = symbol in LINE_ENDS or symbol.strip() in LINE_ENDS
-        # the mark for a blank serves single symbols; a line of code reads better with the blank
-        shown = "↵" if ends else html.escape(running(symbol.replace("␣", " ")))
-        probability = 2.0 ** -float(loss)
-        told = tips[i] if tips else f"{symbol!r}: {loss:.2f} bits, p = {probability:.3g}"
-        tip = html.escape(told)
-        parts.append(
-            f'<span title="{tip}" style="background:{_shade(float(loss), top)}">{shown}</span>'
-            + ("\n" if ends else "")
-        )
+    losses = [float(loss) for loss in np.asarray(bits, dtype=np.float64)]
+    top = full_colour(bits) if top is None else top
+    if tips is None:
+        pairs = zip(symbols, losses, strict=True)
+        tips = [f"{symbol!r}: {loss:.2f} bits, p = {2.0**-loss:.3g}" for symbol, loss in pairs]
     scale = "".join(
         f'<span style="background:{_shade(b, top)};padding:0 .5em">{b:g}</span>'
         for b in np.linspace(0, top, 5)
     )
     head = f"<div>{html.escape(title)} &nbsp; bits: {scale}</div>"
+    return text_html(symbols, [_shade(loss, top) for loss in losses], tips, head)
+
+
+def text_html(symbols: Sequence[str], shades: Sequence[str], tips: Sequence[str], head: str) -> str:
+    """Text with a background and a tip for each token.
+
+    Args:
+        symbols: the tokens as text; a line end (a newline, or a mark for one) starts a new line.
+        shades: CSS colours.
+        tips: plain text.
+        head: HTML above.
+    """
+    parts = []
+    for symbol, shade, tip in zip(symbols, shades, tips, strict=True):
+        ends = symbol in LINE_ENDS or symbol.strip() in LINE_ENDS
+        # the mark for a blank serves single symbols; a line of code reads better with the blank
+        shown = "↵" if ends else html.escape(running(symbol.replace("␣", " ")))
+        parts.append(
+            f'<span title="{html.escape(tip)}" style="background:{shade}">{shown}</span>'
+            + ("\n" if ends else "")
+        )
     body = (
         '<pre style="line-height:1.45;white-space:pre-wrap;word-break:normal;'
         f"overflow-wrap:anywhere;color:{page.INK};background:{page.PAPER};padding:.6em;"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.plots import evaluation, page
+from workbench.plots import difference, evaluation, page
 from workbench.plots.style import running
 
 KIND = "passages"
@@ -31,6 +31,9 @@ class Passage:
     """bits of each token, which colour it, None where they are not finite; None: plain text"""
     tips: Sequence[str] | None = None
     """what hovering over each token says; None: its bits and probability"""
+    models: tuple[str, str] | None = None
+    """names of two models: values are then the bits that the first saves against the second, below
+    zero those that the second saves"""
     given: int = 0
     """so many tokens at the beginning stand in bold: a prompt, which no model wrote"""
 
@@ -51,6 +54,7 @@ def plain(passages: Sequence[Passage]) -> dict[str, Any]:
             "symbols": list(p.symbols),
             "values": None if p.values is None else _finite(p.values),
             "tips": None if p.tips is None else list(p.tips),
+            "models": None if p.models is None else list(p.models),
         }
         for p in passages
     ]
@@ -64,13 +68,19 @@ def _finite(values: Sequence[float | None]) -> list[float | None]:
 
 def render(passages: Sequence[Passage]) -> str:
     """Passages one below the other, as HTML that loads nothing; colours mean the same in all."""
-    bits = [b for p in passages for b in (() if p.values is None else p.values)]
-    top = evaluation.full_colour([b for b in bits if b is not None])
-    return "\n".join(_plain_text(p) if p.values is None else _coloured(p, top) for p in passages)
+    bits = [b for p in passages for b in (() if p.values is None else p.values) if b is not None]
+    tops = difference.full_colour(bits), evaluation.full_colour(bits)
+    return "\n".join(
+        _plain_text(p) if p.values is None else _coloured(p, tops[p.models is None])
+        for p in passages
+    )
 
 
 def _coloured(p: Passage, top: float) -> str:
     bits = np.asarray(p.values, dtype=np.float64)
+    if p.models is not None:
+        tips = p.tips or [f"{bit:+.2f} bits" for bit in bits]
+        return difference.coloured_difference(p.symbols, bits, tips, p.models, top, p.title)
     return evaluation.coloured_text(p.symbols, bits, top=top, title=p.title, tips=p.tips)
 
 

@@ -103,16 +103,29 @@ def evaluate(
         ConfigError: `carried` for a model whose position codes restart at each segment.
     """
     begin = time.perf_counter()
-    (nll,), positions, rows = measure(model, tokens, config, progress=progress, world=world)
-    counted = len(tokens[: config.max_tokens]) // config.streams * config.streams
+    measured = measure(model, tokens, config, progress=progress, world=world)
+    return summary(measured, len(tokens), config, time.perf_counter() - begin)
+
+
+def summary(measured: Measured, n: int, config: EvalConfig, seconds: float) -> Evaluation:
+    """The evaluation of a text.
+
+    Args:
+        measured: what was kept, the nats of each token first.
+        n: tokens of the text.
+        config: how it was cut.
+        seconds: that it took.
+    """
+    nll, *_ = measured.kept
+    counted = min(n, config.max_tokens or n) // config.streams * config.streams
     return Evaluation(
         nll_nats=nll,
-        positions=positions,
+        positions=measured.positions,
         method=config.method,
         context_len=config.memory_len if config.method == "streams" else config.context_len,
         tokens=len(nll),
-        seconds=time.perf_counter() - begin,
-        rows=rows,
+        seconds=seconds,
+        rows=measured.rows,
         divisor=counted if config.average == "over_tokens" else len(nll),
         settings=config.describe(),
     )
