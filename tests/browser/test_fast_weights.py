@@ -25,6 +25,15 @@ VIEWS = {
 }
 
 
+def opened(open_notebook: Callable[..., Book]) -> Book:
+    """The notebook, run, with its laboratory in sight: cells out of sight are not drawn."""
+    book = open_notebook("fast_weights", run=RUN)
+    book.run_all()
+    book.page.locator(".wb-tokens").first.scroll_into_view_if_needed()
+    wait_for(book, "After token 128 the key of")
+    return book
+
+
 def wait_for(book: Book, words: str) -> None:
     """Until a figure's title says so."""
     book.page.locator(".gtitle", has_text=words).first.wait_for(timeout=60_000)
@@ -85,9 +94,7 @@ def check_bar(book: Book) -> None:
 
 
 def test_the_laboratory(open_notebook: Callable[..., Book], say: Callable[[str], None]) -> None:
-    book = open_notebook("fast_weights", run=RUN)
-    book.run_all()
-    wait_for(book, "After token 128 the key of")
+    book = opened(open_notebook)
     before = bars(book)
     took = slide(book, 15)
     say(f"fast_weights: the laboratory answers a key on its slider in {took:.0f} ms")
@@ -121,12 +128,12 @@ def test_the_laboratory(open_notebook: Callable[..., Book], say: Callable[[str],
 
 
 def test_pictures_of_the_laboratory(open_notebook: Callable[..., Book]) -> None:
-    book = open_notebook("fast_weights", run=RUN)
-    book.run_all()
+    book = opened(open_notebook)
 
     def ask(shown: Book) -> None:
         # a page behind another draws nothing
         shown.page.bring_to_front()
+        shown.page.locator(TOP).first.scroll_into_view_if_needed()
         shown.page.locator(".wb-token").nth(40).click()
         wait_for(shown, "(41) reads")
 
@@ -135,11 +142,11 @@ def test_pictures_of_the_laboratory(open_notebook: Callable[..., Book]) -> None:
 
 
 def test_pictures_of_rules_and_feature_maps(open_notebook: Callable[..., Book]) -> None:
-    book = open_notebook("fast_weights", run=RUN)
-    book.run_all()
+    book = opened(open_notebook)
 
     def compare(shown: Book) -> None:
         shown.page.bring_to_front()
+        shown.page.locator(TOP).first.scroll_into_view_if_needed()
         shown.click(MAPS)
         wait_for(shown, VIEWS[MAPS])
 
