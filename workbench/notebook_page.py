@@ -16,11 +16,12 @@ import re
 from typing import Any
 
 import bleach
-import plotly.graph_objects as go
 from bleach.css_sanitizer import CSSSanitizer
 from nbconvert.exporters import Exporter
 from nbconvert.filters import ansi2html, markdown2html
 
+from workbench import kept
+from workbench.errors import RunFolderError
 from workbench.plots import standalone
 from workbench.plots.live import PLOTLY_MIME
 
@@ -41,6 +42,7 @@ PROPERTIES = (
 """no position: what is in an output stays in its place"""
 ANCHOR = re.compile(r'<a class="anchor-link"[^>]*>[^<]*</a>')
 """nbconvert's mark behind each heading"""
+BASE64 = re.compile(r"[A-Za-z0-9+/=\s]+")
 FUNCTIONS = re.compile(r"\b(var|rgba?|hsla?|calc)\(")
 STYLE = """<style>
 .cell-code,.cell-out{background:var(--wb-paper);border:1px solid var(--wb-line);border-radius:6px;
@@ -130,7 +132,8 @@ def _output(output: Any, place: str) -> str:
     if "text/html" in data:
         return f'<div class="cell-out" tabindex="0">{_clean(data["text/html"])}</div>'
     for kind in ("image/png", "image/jpeg"):
-        if kind in data:
+        # else it is no picture: what it is called stands below
+        if BASE64.fullmatch(str(data.get(kind, "-"))):
             said = html.escape(data.get("text/plain", "a picture"), quote=True)
             source = html.escape(f"data:{kind};base64,{data[kind]}", quote=True)
             return f'<figure><img style="max-width:100%" alt="{said}" src="{source}"></figure>'
@@ -138,13 +141,16 @@ def _output(output: Any, place: str) -> str:
     return f'<pre class="cell-out" tabindex="0">{html.escape(text)}</pre>'
 
 
-def _figure(plain: dict[str, Any], place: str) -> str:
-    """A figure by plotly's rules; nothing where it keeps to none of them."""
+def _figure(plain: Any, place: str) -> str:
+    """A figure by plotly's rules, without what it could fetch; nothing where it keeps to none."""
     try:
-        figure = go.Figure({"data": plain.get("data"), "layout": plain.get("layout")})
-    except (ValueError, TypeError, AttributeError):
+        figure, left_out = kept.clean(plain, place)
+    except RunFolderError:
         return ""
-    return standalone.figure(figure, place)
+    if not figure.data:
+        return ""
+    note = f"Left out, for it could fetch from a network: {', '.join(left_out)}." * bool(left_out)
+    return standalone.figure(figure, place, note=note)
 
 
 def _settled(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,6 +26,10 @@ OUTCOME = pytest.StashKey[bool]()
 TOLD = pytest.StashKey[list[str]]()
 NO_BROWSER = {"test_harness.py"}
 """tests of what the browser tests stand on, which need no browser: part of `make test`"""
+
+if importlib.util.find_spec("playwright") is None:
+    # the others import it; `make test-browser` installs it
+    collect_ignore = sorted({path.name for path in HERE.glob("test_*.py")} - NO_BROWSER)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-START_S = 120.0
+START_S = 400.0
 """longest wait for the server; two busy cores need some of it"""
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 FOLDERS = {

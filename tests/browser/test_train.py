@@ -67,8 +67,9 @@ def grows(book: Book) -> None:
 
 
 def stands(book: Book, words: str) -> None:
-    status = book.page.get_by_role("status").filter(has_text="step")
-    expect(status.first).to_contain_text(words, timeout=PATIENCE_MS)
+    # in bold, apart from the folder's name, in which any word may be
+    state = book.page.locator(".workbench-train [role=status] b")
+    expect(state).to_contain_text(words, timeout=PATIENCE_MS)
 
 
 def test_a_recipe_is_looked_for_and_changed(
@@ -123,7 +124,8 @@ def test_a_run_is_started_paused_stopped_continued_and_found_again(
     button(book, "Start").click()
     expect(page.locator(FIGURE)).to_have_count(1, timeout=PATIENCE_MS)
     grows(book)
-    stands(book, "left")
+    status = page.locator(".workbench-train [role=status]")
+    expect(status).to_contain_text("left", timeout=PATIENCE_MS)
     expect(page.locator("pre[tabindex]").first).to_be_visible(timeout=PATIENCE_MS)
     button(book, "Pause").click()
     stands(book, "paused")

@@ -148,7 +148,7 @@ def _numbers(values: Sequence[Any], kinds: Sequence[float]) -> tuple[list[float 
         spaced = np.geomspace if log else np.linspace
         marks = [(float(v), f"{v:.3g}") for v in spaced(low, high, 5)]
     else:
-        marks = [(v, f"{v:.7g}") for v in kinds]
+        marks = [(v, f"{v:.7g}" if v.is_integer() else f"{v:.4g}") for v in kinds]
     # words that would stand on each other are left out, but for the ends
     ticks: Ticks = []
     for value, told in marks:
