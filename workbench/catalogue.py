@@ -58,6 +58,22 @@ def entries(words: Sequence[str] = ()) -> list[Entry]:
     return [entry(load_recipe(name)) for name in names]
 
 
+def matching(found: Sequence[Entry], text: str) -> list[Entry]:
+    """Those of some entries that have every word of a text in their name, dataset, paper or what
+    they are about; capitals and small letters alike.
+
+    Args:
+        found: entries.
+        text: words between blanks; none leaves all.
+    """
+    words = text.lower().split()
+
+    def told(e: Entry) -> str:
+        return " ".join((e.name, e.family, e.dataset, e.about, e.paper)).lower()
+
+    return [e for e in found if all(word in told(e) for word in words)]
+
+
 def entry(recipe: AnyRecipe) -> Entry:
     """One recipe in brief; where its source counts no parameters, its model is built without memory
     to count them."""

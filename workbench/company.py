@@ -27,6 +27,8 @@ class Company:
         text = isinstance(run.recipe, Recipe)
         self._sampler = Sampler(run, samples) if text and samples.every else None
         self._limit = limits.of_run(run)
+        self.limit = self._limit.tokens_per_s if self._limit else None
+        """tokens a second that the machine allows at best"""
 
     def see(self, record: Record) -> dict[str, Any] | None:
         """Take in one record; gives the sample that was drawn, if it was time.

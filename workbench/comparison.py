@@ -208,13 +208,20 @@ def several(
     Args:
         recipes: of all runs.
         runs: those that count.
-        most: fields; those first in which most runs have a partner with the same value.
+        most: fields; those first that differ among runs of one recipe, which is what a sweep
+            varies; then those in which most runs have a partner with the same value.
     """
     fields_of = differing({run: recipe for run, recipe in recipes.items() if run in runs})
-    shared = {
-        path: len(values) - len({json.dumps(v) for v in values.values()})
+
+    def kinds(values: Mapping[str, Any], recipe: str | None = None) -> int:
+        own = (v for run, v in values.items() if recipe in (None, recipes[run].name))
+        return len({json.dumps(v) for v in own})
+
+    names = {recipes[run].name for run in runs}
+    rank = {
+        path: (any(kinds(values, name) > 1 for name in names), len(values) - kinds(values))
         for path, values in fields_of.items()
-        if len({json.dumps(v) for v in values.values()}) > 1
+        if kinds(values) > 1
     }
-    chosen = sorted(shared, key=shared.__getitem__, reverse=True)[:most]
+    chosen = sorted(rank, key=rank.__getitem__, reverse=True)[:most]
     return {path: fields_of[path] for path in chosen}

@@ -126,6 +126,15 @@ def records(folder: RunFolder, kind: str | None = None) -> list[dict[str, Any]]:
     return [row for row in rows if kind is None or row["kind"] == kind]
 
 
+def is_record(row: object) -> bool:
+    """Whether plain data is a record, with numbers where numbers belong."""
+    try:
+        _Row.model_validate(row)
+    except ValidationError:
+        return False
+    return True
+
+
 def status(folder: RunFolder) -> dict[str, Any]:
     """The state of a run; {} before it began.
 

@@ -20,6 +20,7 @@ from workbench.train.folder import RunFolder
 ORDER = (
     "comparison",
     "training",
+    "training_samples",
     "span_bars",
     "span_heatmap",
     "span_over_training",

@@ -9,6 +9,7 @@ import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from ipywidgets.widgets import widget
 
 from workbench.train.folder import RunFolder
 from workbench.widgets import panel
@@ -52,6 +53,24 @@ def as_drawn(fig: go.Figure) -> dict[str, Any]:
     for trace in plain["data"]:
         trace.pop("uid", None)
     return plain
+
+
+def test_a_figure_comes_with_its_data_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, Any]] = []
+    real = widget.comm.create_comm
+
+    def told(**message: Any) -> Any:
+        sent.append(message["data"]["state"])
+        return real(**message)
+
+    monkeypatch.setattr(widget.comm, "create_comm", told)
+    figure = alive(line([1, 2, 3], "all of it"))
+    states = [state for state in sent if "_widget_data" in state]
+    assert len(states) == 1 and len(states[0]["_widget_data"]) == 2
+    assert states[0]["_widget_layout"]["title"]["text"] == "all of it"
+    assert states[0]["_config"]["showSendToCloud"] is False
+    figure.data[0].y = [3, 4]
+    assert figure.data[0].y == (3, 4) and len(sent) == len(states)
 
 
 def test_redrawing_equals_drawing_anew() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from workbench.plots import writing as pictures
 from workbench.plots.retrieval import Example, task
 from workbench.reading import open_source, reading
 from workbench.train.folder import RunFolder
+from workbench.widgets.picture import Picture
 from workbench.widgets.retrieval import SweepPanel
 from workbench.widgets.writing import Controls, Writer
 from workbench.writing import Ask
@@ -84,7 +86,7 @@ def test_the_page_shows_what_a_score_gives(view: notebook.View) -> None:
     assert shares[:5] == pytest.approx(best[16].tolist(), abs=1e-5)
     # choosing a token draws its rivals
     text.selected = 20
-    assert np.asarray(writer._page.rivals.data[0].x)[:5] == pytest.approx(
+    assert np.asarray(writer._page.rivals.figure.data[0].x)[:5] == pytest.approx(
         best[16].numpy(), abs=1e-5
     )
     mean = sum(bits) / len(bits)
@@ -178,6 +180,37 @@ def test_in_batch_the_same_parameters_give_stills(
     assert kept["kind"] == "passages" and "".join(kept["passages"][0]["symbols"][:4]) == "def "
 
 
+def test_a_figure_that_hears_of_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("workbench.widgets.picture.time.monotonic", lambda: clock[0])
+
+    def states() -> Iterator[Any]:
+        for n in itertools.count(1):
+            yield pictures.rivals(["a"], [n / 100], "a", n / 100, 1)
+
+    several = states()
+    place = Picture(next(several))
+    first = place.figure
+    place.draw(next(several))
+    clock[0] = 4.0
+    place.draw(next(several))
+    assert place.figure is first and place.children == (first,)
+    clock[0] = 6.0
+    place.draw(next(several))
+    assert place.figure is not first and place.children == (place.figure,)
+    assert place.figure.layout.title.text == "a was likeliest: 4.00%"
+    # this one answers its first drawing, which says nothing, and then a change
+    place.figure._js2py_traceDeltas = {"trace_deltas": [], "trace_edit_id": 0}
+    assert not place.hears
+    place.draw(next(several))
+    second = place.figure
+    second._js2py_traceDeltas = {"trace_deltas": [], "trace_edit_id": 1}
+    assert place.hears
+    clock[0] = 60.0
+    place.draw(next(several))
+    assert place.figure is second and second.layout.title.text == "a was likeliest: 6.00%"
+
+
 # retrieval
 
 
@@ -253,12 +286,14 @@ def test_done_points_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [(p.n_pairs, p.steps, p.reason) for p in points] == [(4, 6, "steps"), (5, 6, "steps")]
     assert panel._page is not None and panel._page.go.disabled
     assert "all points are done" in panel._page.message.value
-    curve = panel._page.curves.data[0]
+    curve = panel._page.curves.figure.data[0]
     assert list(curve.x) == [4, 5]
     assert np.asarray(curve.y) == pytest.approx([p.loss for p in points], rel=1e-6)
-    assert panel._page.training.layout.title.text.startswith("tiny at 5 pairs: lowest validation")
+    assert panel._page.training.figure.layout.title.text.startswith(
+        "tiny at 5 pairs: lowest validation"
+    )
     rows = RunFolder(tmp_path / TINY / "005").records("train")
-    drawn = np.asarray(panel._page.training.data[0].y)
+    drawn = np.asarray(panel._page.training.figure.data[0].y)
     assert drawn == pytest.approx([row["loss_nats"] for row in rows], rel=1e-6)
     monkeypatch.setattr(
         "workbench.train.trainer.Trainer.update", lambda trainer: pytest.fail("trained again")

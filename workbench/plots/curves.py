@@ -6,6 +6,7 @@ notebook, one started by a scheduler, or one that still goes on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,20 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from workbench.metrics import bits_per_token
-from workbench.plots.style import COLOURS, INK, MAX_POINTS, QUIET, finish, float32, thin
+from workbench.plots.style import (
+    COLOURS,
+    INK,
+    MAX_POINTS,
+    QUIET,
+    finish,
+    float32,
+    layer_colour,
+    thin,
+)
 
 Row = Mapping[str, Any]
+MOST_NAMED = 6
+"""layers that a legend names; more would hide what it is about"""
 
 
 def rows(records: Sequence[Row], kind: str) -> list[Row]:
@@ -69,12 +81,14 @@ def _loss_traces(fig: go.Figure, records: Sequence[Row], where: tuple[int, int] 
 
 
 def _finding(records: Sequence[Row], unit: str) -> str:
-    held = rows(records, "eval")
+    # NaN is null in a record
+    told = [r for r in records if r.get("loss_nats") is not None]
+    held = rows(told, "eval")
     if held:
         best = min(held, key=lambda r: r["loss_nats"])
         bits = bits_per_token(best["loss_nats"])
         return f"Validation reaches {bits:.3f} bits per {unit} at step {best['step']:,}"
-    train = rows(records, "train")
+    train = rows(told, "train")
     if train:
         bits = bits_per_token(train[-1]["loss_nats"])
         return f"Training is at {bits:.3f} bits per {unit} after step {train[-1]['step']:,}"
@@ -113,38 +127,147 @@ def _window(fig: go.Figure, records: Sequence[Row], axis: str) -> None:
         fig.update_layout({axis: {"range": [low - margin, high + margin]}})
 
 
-def training(records: Sequence[Row], unit: str = "character") -> go.Figure:
-    """Loss, learning rate, gradient norm and speed of a run, four panels over one axis."""
-    names = (f"loss (bits per {unit})", "learning rate", "gradient norm", "speed (tokens/s)")
-    fig = make_subplots(2, 2, shared_xaxes=True, vertical_spacing=0.1, horizontal_spacing=0.11)
-    _loss_traces(fig, records, (1, 1))
+def training(
+    records: Sequence[Row],
+    unit: str = "character",
+    *,
+    limit: float | None = None,
+    span_layers: int | None = None,
+) -> go.Figure:
+    """Loss, learning rate, gradient norm, speed and spans of a run, panels over one axis.
+
+    Lines have at most `style.MAX_POINTS` points, each a mean over neighbours.
+
+    Args:
+        records: rows of the run folder, any kinds.
+        unit: what a token is.
+        limit: tokens a second that the machine allows at best, see `workbench.limits`; None leaves
+            the line out.
+        span_layers: layers with learned spans, which get a panel; None: as many as records tell.
+    """
+    layers = _span_layers(records) if span_layers is None else span_layers
+    fig, places = _panels(unit, bool(layers))
+    _loss_traces(fig, records, places["loss"])
     train = rows(records, "train")
-    quantities = (("lr", 1, 2, ".2e"), ("grad_norm", 2, 1, ".3g"), ("tokens_per_s", 2, 2, ",.0f"))
-    for name, row, col, form in quantities:
+    quantities = (("lr", ".2e"), ("grad_norm", ".3g"), ("tokens_per_s", ",.0f"))
+    for name, form in quantities:
         _line(
             fig,
             *thin(column(train, "step"), column(train, name)),
             name,
-            (row, col),
+            places[name],
             line={"color": COLOURS[0], "width": 1.5},
             showlegend=False,
             hovertemplate=f"step %{{x:.0f}}: %{{y:{form}}}<extra></extra>",
         )
+    if limit is not None:
+        _limit_line(fig, train, limit, places["tokens_per_s"])
+    if layers:
+        _span_lines(fig, train, layers, places["span"])
     finish(
         fig,
         _finding(records, unit),
         "Each point is a mean since the record before; rate and norm are those of its last update",
-        height=520,
+        height=720 if layers else 520,
         caption="How the training went: loss, step size, gradient norm before clipping, speed.",
     )
-    for i, name in enumerate(names):
-        fig.update_yaxes(title_text=name, row=1 + i // 2, col=1 + i % 2)
-    fig.update_yaxes(rangemode="tozero", row=2, col=2)
-    fig.update_yaxes(exponentformat="power", rangemode="tozero", row=1, col=2)
-    fig.update_xaxes(title_text="update (step)", row=2)
+    fig.update_yaxes(rangemode="tozero", row=places["tokens_per_s"][0], col=2 - bool(layers))
+    row, col = places["lr"]
+    fig.update_yaxes(exponentformat="power", rangemode="tozero", row=row, col=col)
     _window(fig, records, "yaxis")
-    fig.update_layout(legend={"x": 0.44, "y": 1, "xanchor": "right", "yanchor": "top"})
+    x, anchor = (1, "right") if layers else (0.44, "right")
+    fig.update_layout(legend={"x": x, "y": 1, "xanchor": anchor, "yanchor": "top"})
     return fig
+
+
+def _panels(unit: str, spans: bool) -> tuple[go.Figure, dict[str, tuple[int, int]]]:
+    """Empty panels, and row and column of each quantity; the loss gets the whole first row where
+    there are five."""
+    if spans:
+        specs: Any = [[{"colspan": 2}, None], [{}, {}], [{}, {}]]
+        order = [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2)]
+    else:
+        specs, order = [[{}, {}], [{}, {}]], [(1, 1), (1, 2), (2, 1), (2, 2)]
+    fig = make_subplots(
+        len(specs), 2, specs=specs, shared_xaxes=True,
+        vertical_spacing=0.08, horizontal_spacing=0.11,
+    )  # fmt: skip
+    names = {
+        "loss": f"loss (bits per {unit})",
+        "lr": "learning rate",
+        "grad_norm": "gradient norm",
+        "tokens_per_s": "speed (tokens/s)",
+        "span": "mean span (tokens)",
+    }
+    places = dict(zip(names, order, strict=False))
+    for name, (row, col) in places.items():
+        fig.update_yaxes(title_text=names[name], row=row, col=col)
+    fig.update_xaxes(title_text="update (step)", row=len(specs))
+    # every panel's axis follows the loss's, also across columns and a wider first row
+    fig.update_xaxes(matches="x")
+    return fig, places
+
+
+def _limit_line(fig: go.Figure, train: Sequence[Row], limit: float, where: tuple[int, int]) -> None:
+    steps, speeds = column(train, "step"), column(train, "tokens_per_s")
+    ends = [float(steps.min()), float(steps.max())] if len(steps) else [0.0, 1.0]
+    word = f"limit of matrix products here: {limit:,.0f}"
+    if len(speeds) and np.isfinite(speeds[-1]):
+        word += f"; now at {speeds[-1] / limit:.0%}"
+    _line(
+        fig,
+        ends,
+        [limit, limit],
+        "limit",
+        where,
+        line={"color": QUIET, "width": 1.5, "dash": "dash"},
+        showlegend=False,
+        hovertemplate=f"{word}<extra></extra>",
+    )
+    # a word in a trace, for an annotation would not move with the axis
+    fig.add_trace(
+        go.Scatter(
+            x=[sum(ends) / 2], y=[limit], text=[word], mode="text", textposition="bottom center",
+            textfont={"color": INK, "size": 11}, showlegend=False, hoverinfo="skip", name="limit",
+        ),
+        row=where[0],
+        col=where[1],
+    )  # fmt: skip
+
+
+def _with_spans(records: Sequence[Row]) -> list[Row]:
+    return [r for r in rows(records, "train") if r.get("readings", {}).get("span")]
+
+
+def _span_layers(records: Sequence[Row]) -> int:
+    return max((len(r["readings"]["span"]) for r in _with_spans(records)), default=0)
+
+
+def _mean(spans: Sequence[float | None]) -> float:
+    """NaN where one is not finite, which is null in a record."""
+    return float(np.array(spans, dtype=np.float64).mean()) if spans else math.nan
+
+
+def _span_lines(fig: go.Figure, train: Sequence[Row], layers: int, where: tuple[int, int]) -> None:
+    told = [r for r in _with_spans(train) if len(r["readings"]["span"]) == layers]
+    steps = column(told, "step")
+    for layer in range(layers):
+        means = np.array([_mean(r["readings"]["span"][layer]) for r in told], dtype=np.float64)
+        _line(
+            fig,
+            *thin(steps, means),
+            f"layer {layer + 1}",
+            where,
+            line={"color": layer_colour(layer), "width": 1.5},
+            showlegend=layers <= MOST_NAMED,
+            legend="legend2",
+            hovertemplate=(
+                f"layer {layer + 1}, mean of its heads<br>"
+                "step %{x:.0f}: %{y:.1f} tokens<extra></extra>"
+            ),
+        )
+    inside = {"x": 0.56, "y": 0.275, "xanchor": "left", "yanchor": "top", "orientation": "h"}
+    fig.update_layout(legend2=inside)
 
 
 def span_over_training(records: Sequence[Row]) -> go.Figure:
@@ -153,7 +276,7 @@ def span_over_training(records: Sequence[Row]) -> go.Figure:
     Raises:
         ValueError: no record carries spans.
     """
-    with_span = [r for r in rows(records, "train") if r.get("readings", {}).get("span")]
+    with_span = _with_spans(records)
     if not with_span:
         raise ValueError("no training record carries spans: the model has none to learn")
     steps = column(with_span, "step")

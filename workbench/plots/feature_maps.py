@@ -28,6 +28,8 @@ from workbench.plots.style import (
     thin,
 )
 
+BARE: dict[str, Any] = {"showgrid": False, "showticklabels": False, "ticks": ""}
+"""axes of a matrix: its entries have no names, and a slider answers sooner without their numbers"""
 NAMES = {"elu": "ELU + 1", "favor": "FAVOR+", "dpfp": "DPFP"}
 GRAM_SIDE = 128
 """cells of a Gram matrix along either side; a cell is the greatest magnitude of those it covers"""
@@ -169,8 +171,8 @@ def side_by_side(
     )
     _name_columns(fig, matrices)
     for row, name in enumerate(rules, 1):
-        fig.update_yaxes(autorange="reversed", showgrid=False, row=row)
-        fig.update_xaxes(showgrid=False, row=row)
+        fig.update_yaxes(autorange="reversed", row=row, **BARE)
+        fig.update_xaxes(row=row, **BARE)
         fig.update_yaxes(title_text=f"{name} rule:<br>key feature", row=row, col=1)
     fig.update_xaxes(title_text="value entry", row=len(rules))
     fig.update_xaxes(title_text="later writes", row=lines)

@@ -16,6 +16,7 @@ from plotly.subplots import make_subplots
 
 from workbench.fast_weight_measures import Answer
 from workbench.plots.fast_weights import FRAME_SIDE
+from workbench.plots.feature_maps import BARE
 from workbench.plots.style import (
     ACCENT,
     COLOURS,
@@ -47,7 +48,7 @@ class Moment(NamedTuple):
 
 
 def moment(W_FV: ArrayLike, answer: Answer, symbols: Sequence[str], t: int, where: str) -> Moment:
-    """The part of `laboratory` that changes with time.
+    """The part of `laboratory` that changes with time; the title names the value most alike.
 
     Args:
         W_FV: the matrix after token `t`.
@@ -58,12 +59,11 @@ def moment(W_FV: ArrayLike, answer: Answer, symbols: Sequence[str], t: int, wher
     """
     likeness, key = answer.likeness_TT[t], answer.token
     best, before = int(np.nanargmax(likeness)), answer.share_before_T[t]
-    asked = f"After token {t + 1} the key of '{shown(symbols[key])}' (token {key + 1}) reads"
+    asked = f"After token {t + 1} the key of '{shown(symbols[key])}' ({key + 1}) reads"
     if key <= t and likeness[key] >= likeness[best] - TIED:
-        found = f"its own value best, cosine {likeness[key]:.2f}"
+        found = f"its own value, cosine {likeness[key]:.2f}"
     else:
-        value = f"the value of '{shown(symbols[best])}' (token {best + 1})"
-        found = f"{value} best, cosine {likeness[best]:.2f}"
+        found = f"that of '{shown(symbols[best])}' ({best + 1}), cosine {likeness[best]:.2f}"
     own = f"cosine with its own value {answer.own_T[t]:.2f}"
     own += "" if key <= t else ", which is written later"
     subtitle = f"{where}; {own}; {before:.0%} of what it reads was there before the stretch"
@@ -112,9 +112,9 @@ def laboratory(now: Moment, line: OverTime, symbols: Sequence[str], key: int, t:
         3,
         2,
         specs=[[{"rowspan": 3}, {}], [None, {}], [None, {}]],
-        column_widths=[0.27, 0.73],
+        column_widths=[0.26, 0.74],
         row_heights=[0.36, 0.28, 0.36],
-        horizontal_spacing=0.12,
+        horizontal_spacing=0.17,
         vertical_spacing=0.09,
     )
     _matrix(fig, now.z)
@@ -200,8 +200,8 @@ def _lines(fig: go.Figure, line: OverTime, place: NDArray[np.int64]) -> None:
 
 
 def _axes(fig: go.Figure, symbols: Sequence[str]) -> None:
-    fig.update_yaxes(title_text="key feature", autorange="reversed", showgrid=False, row=1, col=1)
-    fig.update_xaxes(title_text="value entry", showgrid=False, row=1, col=1)
+    fig.update_yaxes(title_text="key feature", autorange="reversed", row=1, col=1, **BARE)
+    fig.update_xaxes(title_text="value entry", row=1, col=1, **BARE)
     fig.update_yaxes(title_text="cosine with<br>value written", range=[-1.05, 1.05], row=1, col=2)
     fig.update_yaxes(title_text="share of what<br>is read (%)", row=2, col=2)
     fig.update_yaxes(title_text="cosine,<br>over time", range=[-1.05, 1.05], row=3, col=2)

@@ -22,6 +22,7 @@ from IPython.display import display
 from tqdm.auto import tqdm as notebook_bar
 from tqdm.std import tqdm as text_bar
 
+from workbench.following import span_layers
 from workbench.metrics import bits_per_token
 from workbench.plots import curves
 from workbench.plots.style import CONFIG, WIDTH
@@ -34,9 +35,10 @@ def in_batch() -> bool:
     return bool(os.environ.get("WORKBENCH_BATCH"))
 
 
-def progress_bar(**settings: Any) -> Any:
-    """A bar of tqdm with the time that remains: a widget, or in batch a line of text."""
-    if in_batch():
+def progress_bar(*, batch: bool | None = None, **settings: Any) -> Any:
+    """A bar of tqdm with the time that remains: a widget, or in batch (None asks `in_batch`) a line
+    of text."""
+    if in_batch() if batch is None else batch:
         # not standard error, which notebooks show as if something had failed
         return text_bar(file=sys.stdout, **settings)
     return notebook_bar(**settings)
@@ -79,16 +81,40 @@ def bundle(fig: go.Figure) -> dict[str, Any]:
     }
 
 
+class _Whole(go.FigureWidget):
+    """A figure that comes to the page with all its data in one message.
+
+    Plotly's own comes empty and sends its data after; a browser that is still loading plotly's code
+    then may draw the empty one, and never again.
+    """
+
+    _filled = False
+
+    def open(self) -> None:
+        """Tell the browser of this widget, once it has its data."""
+        if self._filled:
+            super().open()
+
+
+def figure_widget(fig: go.Figure) -> go.FigureWidget:
+    """A figure as a widget of the page, whose data can be replaced; without an upload button."""
+    widget = _Whole(fig)
+    widget._config = {**widget._config, **CONFIG}
+    widget._filled = True
+    widget.open()
+    return widget
+
+
 def _widget(fig: go.Figure) -> go.FigureWidget:
     """A figure that grows: its axes follow the data in the browser.
 
     A range set from here would undo the reader's zoom, of which Python hears nothing while a cell
     runs; one left as it was would cut off what comes later.
     """
-    widget = go.FigureWidget(fig)
-    widget.update_xaxes(range=None)
-    widget.update_yaxes(range=None)
-    return widget
+    free = go.Figure(fig)
+    free.update_xaxes(range=None)
+    free.update_yaxes(range=None)
+    return figure_widget(free)
 
 
 class LiveFigure:
@@ -111,7 +137,6 @@ class LiveFigure:
         if self.batch:
             self._handle = display(bundle(self.figure), raw=True, display_id=True)
         else:
-            self.figure._config = {**self.figure._config, **CONFIG}
             display(self.figure)
         return self
 
@@ -147,8 +172,11 @@ class RunLike(Protocol):
 
     folder: Any
     recipe: Any
-    corpus: Any
-    step: int
+
+    @property
+    def corpus(self) -> Any: ...
+    @property
+    def step(self) -> int: ...
 
 
 class LiveTraining:
@@ -160,19 +188,30 @@ class LiveTraining:
                 view.update(record)
     """
 
-    def __init__(self, run: RunLike, *, every_s: float | None = None):
+    def __init__(
+        self,
+        run: RunLike,
+        *,
+        every_s: float | None = None,
+        batch: bool | None = None,
+        limit: float | None = None,
+    ):
         """
         Args:
             run: a run, new or resumed; what its folder already tells is drawn at once.
             every_s: least time between two drawings; None for 1 s in JupyterLab, 5 s in batch.
+            batch: one output that is replaced instead of widgets; None asks `in_batch`.
+            limit: tokens a second that the machine allows at best; None draws none.
         """
-        self.unit = run.corpus.unit
+        self.unit, self.limit = run.corpus.unit, limit
+        self.span_layers = span_layers(run.recipe)
         self.records: list[dict[str, Any]] = list(run.folder.records())
         self._said: dict[str, str] = {}
-        batch = in_batch()
+        batch = in_batch() if batch is None else batch
         pause = (5.0 if batch else 1.0) if every_s is None else every_s
         self.live = LiveFigure(self._draw(), every_s=pause, batch=batch)
         self.bar = progress_bar(
+            batch=batch,
             total=run.recipe.train.steps,
             unit="step",
             desc=run.recipe.name,
@@ -181,7 +220,9 @@ class LiveTraining:
         )
 
     def _draw(self) -> go.Figure:
-        return curves.training(self.records, self.unit)
+        return curves.training(
+            self.records, self.unit, limit=self.limit, span_layers=self.span_layers
+        )
 
     def __enter__(self) -> LiveTraining:
         self.live.show()

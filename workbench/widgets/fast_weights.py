@@ -206,8 +206,7 @@ class Laboratory(Panel):
         self._refresh()
 
     def _refresh(self) -> None:
-        """Bring the page up to date: the text, and the picture that is in view."""
-        self._colour()
+        """Bring the page up to date: the picture that is in view, then the text."""
         now, before = (self.layer, self.head, self.token, self.t), self._drawn.get(self.view)
         self._drawn[self.view] = now
         widget = self._figures.get(self.view)
@@ -221,6 +220,7 @@ class Laboratory(Panel):
             self._patch(widget, now[2] != before[2])
         if self._place.children != (widget,):
             self._place.children = (widget,)
+        self._colour()
 
     def _patch(self, widget: go.FigureWidget, other_token: bool) -> None:
         """Change only what time and token change: a slider must answer at once."""

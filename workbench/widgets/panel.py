@@ -14,8 +14,7 @@ import plotly.graph_objects as go
 from IPython.display import display
 
 from workbench import notebook
-from workbench.plots.live import in_batch
-from workbench.plots.style import CONFIG
+from workbench.plots.live import figure_widget, in_batch
 from workbench.train.folder import RunFolder
 
 
@@ -47,9 +46,7 @@ class Panel(ABC):
 
 def alive(fig: go.Figure) -> go.FigureWidget:
     """A figure whose data can be replaced and whose points can be clicked; no upload button."""
-    widget = go.FigureWidget(fig)
-    widget._config = {**widget._config, **CONFIG}
-    return widget
+    return figure_widget(fig)
 
 
 def redraw(widget: go.FigureWidget, fig: go.Figure) -> None:

@@ -21,7 +21,8 @@ from workbench.recipe import RetrievalRecipe
 from workbench.retrieval import LEFT, Point, Sweep, place_of
 from workbench.train.folder import RunFolder
 from workbench.train.records import Record
-from workbench.widgets.panel import Panel, alive, redraw
+from workbench.widgets.panel import Panel
+from workbench.widgets.picture import Picture
 
 EVERY_S = 1.0
 """least time between two drawings of the training at work"""
@@ -131,7 +132,7 @@ class SweepPanel(Panel):
         if time.monotonic() - self._drawn > EVERY_S:
             self._drawn = time.monotonic()
             if self._page is not None:
-                redraw(self._page.training, self.training)
+                self._page.training.draw(self.training)
                 done = len(self.sweep.points)
                 self._say(
                     f"point {done + 1} of {len(self.sweep)}: {recipe.name} at "
@@ -146,8 +147,8 @@ class SweepPanel(Panel):
         if self._still is not None:
             self._still.update(lambda: self.curves, force=True)
         if self._page is not None:
-            redraw(self._page.curves, self.curves)
-            redraw(self._page.training, self.training)
+            self._page.curves.draw(self.curves)
+            self._page.training.draw(self.training)
 
     def _say(self, text: str, busy: bool, done: bool = False) -> None:
         if self._page is not None:
@@ -170,7 +171,7 @@ class Page:
         self.go = ipywidgets.Button(description="Continue", icon="play", button_style="primary")
         self.stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
         self.message = ipywidgets.HTML()
-        self.curves, self.training = alive(curves), alive(at_work)
+        self.curves, self.training = Picture(curves), Picture(at_work)
 
     @property
     def box(self) -> ipywidgets.Widget:

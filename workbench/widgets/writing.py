@@ -26,11 +26,14 @@ from workbench.plots.style import WIDTH
 from workbench.plots.writing import past_in_use, rivals
 from workbench.train.folder import RunFolder
 from workbench.watching import SPAN, Written, ceilings, promised
-from workbench.widgets.panel import Panel, alive, redraw
+from workbench.widgets.panel import Panel, alive
+from workbench.widgets.picture import Picture
 from workbench.widgets.tokens import MOST_TOKENS, Tokens
 from workbench.writing import Ask, Writing, probability
 
 TEXT_EVERY_S, FIGURES_EVERY_S = 0.15, 0.6
+FIRST_S = 4.0
+"""longest time for the first text, before anything is on the page"""
 BESIDE = 480
 """width of the figures beside the text, in pixels"""
 
@@ -41,8 +44,8 @@ class Controls:
     """How to write, as inputs: what `ask` says is what a parameters cell would."""
 
     def __init__(self, ask: Ask) -> None:
-        wide = {"layout": {"width": "98%"}, "style": {"description_width": "6em"}}
-        slim = {"layout": {"width": "13.5em"}, "style": {"description_width": "6em"}}
+        wide = {"layout": {"width": "98%"}, "style": {"description_width": "7em"}}
+        slim = {"layout": {"width": "14em"}, "style": {"description_width": "7em"}}
         stop = ask.stop if isinstance(ask.stop, str) else ""
         self.prompt = ipywidgets.Textarea(ask.prompt, description="prompt", rows=3, **wide)
         self.length = ipywidgets.IntText(ask.length, description="length", **slim)
@@ -112,6 +115,7 @@ class Writer(Panel):
         self._page: Page | None = None
         self._busy, self._stop = threading.Lock(), threading.Event()
         self._text_drawn = self._figures_drawn = float("-inf")
+        self._said = ""
 
     def show(self, folder: RunFolder | None = None) -> None:
         """Put the view on the page with a first text; in batch that text and its pictures.
@@ -119,13 +123,11 @@ class Writer(Panel):
         Args:
             folder: whose `figures/` keep text and pictures.
         """
-        if in_batch():
-            self.write(self._first)
-            keep = notebook.save_text
-        else:
+        # before anything is on the page: a browser loses changes of figures that it has not drawn
+        self._work(self.writing.begin, self._first, None if in_batch() else FIRST_S)
+        if not in_batch():
             display(self.live())
-            self.write(self._first)
-            keep = notebook.keep_text
+        keep = notebook.save_text if in_batch() else notebook.keep_text
         if folder is not None:
             keep(folder, "written", [self.passage])
         for name, fig in self.stills().items():
@@ -146,7 +148,7 @@ class Writer(Panel):
         """Let the text that is being written end with its next token."""
         self._stop.set()
 
-    def _work(self, begin: Begin, ask: Ask) -> None:
+    def _work(self, begin: Begin, ask: Ask, longest_s: float | None = None) -> None:
         if not self._busy.acquire(blocking=False):
             return
         self._stop.clear()
@@ -157,7 +159,8 @@ class Writer(Panel):
                 for _ in tokens:
                     count += 1
                     self._draw()
-                    if self._stop.is_set():
+                    late = longest_s is not None and time.monotonic() - began > longest_s
+                    if late or self._stop.is_set():
                         break
             rate = count / max(time.monotonic() - began, 1e-9)
             said = f"{count:,} tokens, {rate:,.0f} a second; {self.writing.settings}; seed "
@@ -168,6 +171,7 @@ class Writer(Panel):
                 raise
         finally:
             self._busy.release()
+            self._said = said
             self._draw(now=True)
             self._say(said)
 
@@ -192,8 +196,8 @@ class Writer(Panel):
             self._page.put(self.writing, self.title)
         if now or clock - self._figures_drawn > FIGURES_EVERY_S:
             self._figures_drawn = clock
-            redraw(self._page.past, self.past_figure(BESIDE))
-            redraw(self._page.rivals, self.rivals_figure(self._page.chosen, BESIDE))
+            self._page.past.draw(self.past_figure(BESIDE))
+            self._page.rivals.draw(self.rivals_figure(self._page.chosen, BESIDE))
 
     @property
     def title(self) -> str:
@@ -269,7 +273,9 @@ class Writer(Panel):
         made.write.on_click(lambda _: self._in_background(self.writing.begin))
         made.on.on_click(lambda _: self._in_background(self.writing.go_on))
         made.stop.on_click(lambda _: self.stop())
-        made.text.on_select(lambda _: redraw(made.rivals, self.rivals_figure(made.chosen, BESIDE)))
+        made.text.on_select(lambda _: made.rivals.draw(self.rivals_figure(made.chosen, BESIDE)))
+        made.put(self.writing, self.title)
+        made.say(self._said, False, self.writing.can_go_on)
         return made.box
 
 
@@ -287,7 +293,7 @@ class Page:
         self.text = Tokens([])
         self.first = 0
         """which token of the whole text is the first that is shown"""
-        self.past, self.rivals = alive(past), alive(others)
+        self.past, self.rivals = Picture(past), Picture(others)
         self.more = [alive(fig) for fig in more]
 
     @property
