@@ -122,6 +122,6 @@ def test_from_a_text_to_three_models(tmp_path: Path) -> None:
     assert Page().from_filename(str(out))[0].count('data-figure="') == 6
     kept = json.loads((run / "figures" / "learning_curves.json").read_text("utf-8"))
     names = [trace["name"] for trace in kept["data"] if trace.get("showlegend") is not False]
-    assert names == ["delta rule", "minGRU, yours", "learned spans"]
+    assert names == ["delta rule", "your minGRU", "learned spans"]
     weights = load_file(max(folders["min_gru"].checkpoints.glob("*/weights.safetensors")))
     assert [w.shape for n, w in weights.items() if n.endswith("gates.weight")] == [(32, 16)] * 4
