@@ -19,6 +19,8 @@ from workbench.train.folder import RunFolder
 
 ORDER = (
     "comparison",
+    "learning_curves",
+    "sweep",
     "training",
     "training_samples",
     "span_bars",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,16 @@ def test_redrawing_equals_drawing_anew() -> None:
     redraw(widget, fewer)
     assert [trace.type for trace in widget.data] == ["bar"]
     assert not widget.layout.annotations and widget.layout.title.text is None
+
+
+def test_a_map_with_gaps_reaches_the_browser() -> None:
+    z = np.array([[0.123456789, np.nan], [3.0, np.inf]], dtype=np.float32)
+    widget = alive(go.Figure(go.Heatmap(z=z)))
+    for values in (z, 2 * z):
+        redraw(widget, go.Figure(go.Heatmap(z=values)))
+        sent = json.dumps(widget.data[0].z.tolist(), allow_nan=False)
+        first = 0.12346 if values is z else 0.24691
+        assert json.loads(sent) == [[first, None], [values[1, 0], None]]
 
 
 def test_a_live_figure_has_no_upload_button() -> None:

@@ -256,7 +256,8 @@ class SpanExplorer(Panel):
         limit = mixer.config.span.limit
         self._quiet = True
         self.z_slider.max, self.r_slider.max = limit, max(4 * mask[1], limit // 4)
-        self.z_slider.value, self.r_slider.value = mask
+        # a browser moves a slider to the next of its places, and would try that one out
+        self.z_slider.value, self.r_slider.value = round(2 * mask[0]) / 2, mask[1]
         self._quiet = False
         self.loss.value = (
             "Move z or R: the stretch is scored with that mask."
