@@ -28,7 +28,7 @@ LONG = {
     "data.segment_len": 32,
     "model.stack.0.repeat": 2,
 }
-PATIENCE_MS = 60_000
+PATIENCE_MS = 180_000
 
 
 @pytest.fixture

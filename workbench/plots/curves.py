@@ -142,7 +142,7 @@ def training(
         records: rows of the run folder, any kinds.
         unit: what a token is.
         limit: tokens a second that the machine allows at best, see `workbench.limits`; None leaves
-            the line out.
+            the line out, NaN keeps a place for it.
         span_layers: layers with learned spans, which get a panel; None: as many as records tell.
     """
     layers = _span_layers(records) if span_layers is None else span_layers
@@ -211,13 +211,13 @@ def _panels(unit: str, spans: bool) -> tuple[go.Figure, dict[str, tuple[int, int
 def _limit_line(fig: go.Figure, train: Sequence[Row], limit: float, where: tuple[int, int]) -> None:
     steps, speeds = column(train, "step"), column(train, "tokens_per_s")
     ends = [float(steps.min()), float(steps.max())] if len(steps) else [0.0, 1.0]
-    word = f"limit of matrix products here: {limit:,.0f}"
-    if len(speeds) and np.isfinite(speeds[-1]):
+    word = "" if math.isnan(limit) else f"limit of matrix products here: {limit:,.0f}"
+    if word and len(speeds) and np.isfinite(speeds[-1]):
         word += f"; now at {speeds[-1] / limit:.0%}"
     _line(
         fig,
         ends,
-        [limit, limit],
+        float32([limit, limit]),
         "limit",
         where,
         line={"color": QUIET, "width": 1.5, "dash": "dash"},
@@ -227,8 +227,9 @@ def _limit_line(fig: go.Figure, train: Sequence[Row], limit: float, where: tuple
     # a word in a trace, for an annotation would not move with the axis
     fig.add_trace(
         go.Scatter(
-            x=[sum(ends) / 2], y=[limit], text=[word], mode="text", textposition="bottom center",
-            textfont={"color": INK, "size": 11}, showlegend=False, hoverinfo="skip", name="limit",
+            x=[sum(ends) / 2], y=float32([limit]), text=[word], mode="text",
+            textposition="bottom center", textfont={"color": INK, "size": 11},
+            showlegend=False, hoverinfo="skip", name="limit",
         ),
         row=where[0],
         col=where[1],

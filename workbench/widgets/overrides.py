@@ -65,13 +65,13 @@ class OverridesForm:
             placeholder="such as train.optimizer.lr",
             description="field",
             continuous_update=True,
-            layout={"width": "100%"},
+            layout={"width": "calc(100% - 4px)"},
         )
         self.text = ipywidgets.Text(
             placeholder="new value",
             description="value",
             continuous_update=True,
-            layout={"width": "100%"},
+            layout={"width": "calc(100% - 4px)"},
         )
         self.set = ipywidgets.Button(description="Set", tooltip="Use this value")
         self.clear = ipywidgets.Button(

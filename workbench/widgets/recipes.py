@@ -37,9 +37,9 @@ class RecipePicker:
             placeholder="words in name, paper, dataset, description",
             description="search",
             continuous_update=True,
-            layout={"width": "100%"},
+            layout={"width": "calc(100% - 4px)"},
         )
-        self.table = ipywidgets.Select(rows=ROWS, layout={"width": "100%"})
+        self.table = ipywidgets.Select(rows=ROWS, layout={"width": "calc(100% - 4px)"})
         self.table.add_class("workbench-mono")
         self.about = ipywidgets.HTML()
         self.count = ipywidgets.HTML()

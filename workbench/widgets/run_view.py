@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ WORDS: dict[State, str] = {
     "failed": "failed",
     "lost": "interrupted",
 }
+WHOLE = "calc(100% - 4px)"
+"""of the page: a widget's margins are no part of its width"""
 STYLES = {"failed": "danger", "lost": "warning", "paused": "warning", "done": "success"}
 
 
@@ -49,17 +52,18 @@ def _recipe(folder: RunFolder) -> AnyRecipe | None:
         return None
 
 
-def picture(watch: RunWatch, layers: int | None = None) -> go.Figure:
+def picture(watch: RunWatch, layers: int | None = None, no_limit: float | None = None) -> go.Figure:
     """The curves of a run as they are now.
 
     Args:
         watch: which has looked at its folder.
         layers: with learned spans; None: as many as the records tell.
+        no_limit: stands for the machine's limit where none is known, see `curves.training`.
     """
     return curves.training(
         watch.records,
         unit_of(watch.folder),
-        limit=watch.limit.tokens_per_s if watch.limit else None,
+        limit=watch.limit.tokens_per_s if watch.limit else no_limit,
         span_layers=layers,
     )
 
@@ -76,11 +80,11 @@ class RunView:
         self._lock = threading.RLock()
         self.head = ipywidgets.HTML()
         self.bar = ipywidgets.FloatProgress(
-            min=0, max=1, description="progress", layout={"width": "100%"}
+            min=0, max=1, description="progress", layout={"width": WHOLE}
         )
-        self.box = ipywidgets.VBox(layout={"width": "100%"})
+        self.box = ipywidgets.VBox(layout={"width": WHOLE})
         self.slider = ipywidgets.IntSlider(
-            min=0, max=0, description="sample", readout=False, layout={"width": "100%"}
+            min=0, max=0, description="sample", readout=False, layout={"width": WHOLE}
         )
         self.text = ipywidgets.HTML()
         self.slider.observe(self._show_sample, "value")
@@ -105,7 +109,7 @@ class RunView:
             watch.poll()
             # made here, before there is anything to see, and not by the thread that looks later
             self.figure = alive(self._growing())
-            self.box.children = (self.figure,)
+            self.box.children = ()
             self.refresh(force=True)
 
     def refresh(self, force: bool = False) -> None:
@@ -122,13 +126,15 @@ class RunView:
 
     def _draw(self) -> None:
         self.unit = unit_of(self.watch.folder)
-        self.box.layout.display = None if self.watch.records else "none"
+        if self.watch.state != "new" and not self.box.children:
+            self.box.children = (self.figure,)
         redraw(self.figure, self._growing())
         self._offer_samples()
 
     def _growing(self) -> go.Figure:
         """The curves, whose axes the browser sets to what comes, unless the reader has zoomed."""
-        fig = picture(self.watch, self.layers)
+        # the same traces from the beginning: a browser may lose those that replace others
+        fig = picture(self.watch, self.layers, no_limit=math.nan)
         return fig.update_xaxes(range=None).update_yaxes(range=None)
 
     def _offer_samples(self) -> None:

@@ -37,7 +37,7 @@ from workbench.train.start import start
 from workbench.widgets.overrides import OverridesForm
 from workbench.widgets.panel import Panel
 from workbench.widgets.recipes import RecipePicker
-from workbench.widgets.run_view import RunView, choices, picture, unit_of
+from workbench.widgets.run_view import WHOLE, RunView, choices, picture, unit_of
 
 log = logging.getLogger("workbench")
 
@@ -47,7 +47,8 @@ NEW = ""
 """stands for a run that is not begun yet, in the list of runs"""
 STYLE = f"""<style>
 .workbench-mono select, .workbench-head {{ font-family: {page.MONO}; font-size: 12px; }}
-.workbench-head {{ margin: 0; padding: 0 0 0 6px; color: {page.MUTED}; overflow: hidden; }}
+.workbench-head {{ white-space: pre; overflow: hidden; margin: 0; padding: 0 0 0 6px;
+  color: {page.MUTED}; }}
 .workbench-about dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0 1em;
   margin: .3em 0; line-height: 1.5; }}
 .workbench-about dd {{ margin: 0; }}
@@ -192,10 +193,10 @@ class Training(Panel):
         self.picker = RecipePicker([catalogue.entry(self.chosen)], self.chosen.name)
         self.form = OverridesForm(self._name, self._overrides)
         self.view = RunView(self.watch, self.chosen)
-        self.runs = ipywidgets.Dropdown(description="run", layout={"width": "100%"})
+        self.runs = ipywidgets.Dropdown(description="run", layout={"width": WHOLE})
         self.runs.observe(self._run_chosen, "value")
         self.out = ipywidgets.Text(
-            value=str(self.folder.path), description="folder", layout={"width": "100%"}
+            value=str(self.folder.path), description="folder", layout={"width": WHOLE}
         )
         self.buttons = {
             name: ipywidgets.Button(description=name, tooltip=tip, layout={"width": "auto"})
@@ -210,14 +211,7 @@ class Training(Panel):
         return self._arranged()
 
     def _arranged(self) -> ipywidgets.Widget:
-        half = {"flex": "1 1 380px", "min_width": "0"}
-        asked = ipywidgets.Box(
-            [
-                ipywidgets.Box([self.picker.widget()], layout={"flex": "2 1 520px"}),
-                ipywidgets.Box([self.form.widget()], layout=half),
-            ],
-            layout={"flex_flow": "row wrap", "width": "100%"},
-        )
+        asked = ipywidgets.VBox([self.picker.widget(), self.form.widget()])
         self.fold = ipywidgets.Accordion(
             children=[asked], titles=["Recipe and its fields, for a new run"]
         )
