@@ -13,7 +13,8 @@ ANSWER_MS = 100.0
 """longest time from a key to a changed figure, for a demo model"""
 BARS = ".subplot.x2y2 .bars path"
 """cosines with what each token wrote"""
-MATRICES = "nodes => nodes.slice(0, 6).map(node => node.href.baseVal)"
+HEATS = "[...document.querySelector('.js-plotly-plot').querySelectorAll('.heatmaplayer image')]"
+MATRICES = "nodes => nodes.map(node => node.href.baseVal)"
 TOP = ".widget-hbox:has(> .widget-dropdown)"
 """where the laboratory begins"""
 MAPS = "rules and feature maps"
@@ -23,6 +24,16 @@ VIEWS = {
     "capacity": "Layer 1, head 1 uses",
     "overwriting": "Written anew once",
 }
+
+
+def opened(open_notebook: Callable[..., Book]) -> Book:
+    """The notebook, run, with its laboratory in sight: cells out of sight are not drawn."""
+    book = open_notebook("fast_weights", run=RUN)
+    book.run_all()
+    book.page.locator(".wb-tokens").first.scroll_into_view_if_needed()
+    wait_for(book, "After token 128 the key of")
+    book.settle()
+    return book
 
 
 def wait_for(book: Book, words: str) -> None:
@@ -84,12 +95,26 @@ def check_bar(book: Book) -> None:
     wait_for(book, "(11) reads")
 
 
+def check_maps(book: Book) -> None:
+    """The slider moves the six matrices, too."""
+    book.page.wait_for_function(f"() => ({MATRICES})({HEATS}).length === 6", timeout=60_000)
+    book.settle()
+    before = book.page.evaluate(f"() => ({MATRICES})({HEATS})")
+    for _ in range(5):
+        book.slider("after token").press("ArrowLeft")
+    changed = f"was => String(({MATRICES})({HEATS})) !== String(was)"
+    book.page.wait_for_function(changed, arg=before, timeout=60_000)
+
+
 def test_the_laboratory(open_notebook: Callable[..., Book], say: Callable[[str], None]) -> None:
-    book = open_notebook("fast_weights", run=RUN)
-    book.run_all()
-    wait_for(book, "After token 128 the key of")
+    book = opened(open_notebook)
     before = bars(book)
-    took = slide(book, 15)
+    # a figure that has just come may still be busy with itself, and is not what is timed
+    for _ in range(5):
+        book.slider("after token").press("ArrowLeft")
+        book.settle()
+    wait_for(book, "After token 123 the key of")
+    took = slide(book, 10)
     say(f"fast_weights: the laboratory answers a key on its slider in {took:.0f} ms")
     wait_for(book, "After token 113 the key of")
     assert len(before) == 128 and bars(book) != before
@@ -103,11 +128,7 @@ def test_the_laboratory(open_notebook: Callable[..., Book], say: Callable[[str],
         book.click(name)
         wait_for(book, words)
         if name == MAPS:
-            heats = book.figure(words).locator(".heatmaplayer image")
-            heats.nth(5).wait_for()
-            was = heats.evaluate_all(MATRICES)
-            say(f"fast_weights: six matrices answer in {slide(book, 5):.0f} ms")
-            assert heats.evaluate_all(MATRICES) != was
+            check_maps(book)
     choose(book, "layer", "3")
     choose(book, "head", "6")
     book.click("capacity")
@@ -121,12 +142,12 @@ def test_the_laboratory(open_notebook: Callable[..., Book], say: Callable[[str],
 
 
 def test_pictures_of_the_laboratory(open_notebook: Callable[..., Book]) -> None:
-    book = open_notebook("fast_weights", run=RUN)
-    book.run_all()
+    book = opened(open_notebook)
 
     def ask(shown: Book) -> None:
         # a page behind another draws nothing
         shown.page.bring_to_front()
+        shown.page.locator(TOP).first.scroll_into_view_if_needed()
         shown.page.locator(".wb-token").nth(40).click()
         wait_for(shown, "(41) reads")
 
@@ -135,11 +156,11 @@ def test_pictures_of_the_laboratory(open_notebook: Callable[..., Book]) -> None:
 
 
 def test_pictures_of_rules_and_feature_maps(open_notebook: Callable[..., Book]) -> None:
-    book = open_notebook("fast_weights", run=RUN)
-    book.run_all()
+    book = opened(open_notebook)
 
     def compare(shown: Book) -> None:
         shown.page.bring_to_front()
+        shown.page.locator(TOP).first.scroll_into_view_if_needed()
         shown.click(MAPS)
         wait_for(shown, VIEWS[MAPS])
 

@@ -195,10 +195,17 @@ def test_a_figure_that_hears_of_nothing_is_replaced(monkeypatch: pytest.MonkeyPa
     clock[0] = 4.0
     place.draw(next(several))
     assert place.figure is first and place.children == (first,)
+    place.look_after()
+    assert place.figure is first, "it has not been long enough"
     clock[0] = 6.0
+    place.look_after()
+    assert place.figure.layout.title.text == "a was likeliest: 3.00%"
+    first = place.figure
+    place.draw(next(several))
+    clock[0] = 12.0
     place.draw(next(several))
     assert place.figure is not first and place.children == (place.figure,)
-    assert place.figure.layout.title.text == "a was likeliest: 4.00%"
+    assert place.figure.layout.title.text == "a was likeliest: 5.00%"
     # this one answers its first drawing, which says nothing, and then a change
     place.figure._js2py_traceDeltas = {"trace_deltas": [], "trace_edit_id": 0}
     assert not place.hears
@@ -208,7 +215,7 @@ def test_a_figure_that_hears_of_nothing_is_replaced(monkeypatch: pytest.MonkeyPa
     assert place.hears
     clock[0] = 60.0
     place.draw(next(several))
-    assert place.figure is second and second.layout.title.text == "a was likeliest: 6.00%"
+    assert place.figure is second and second.layout.title.text == "a was likeliest: 7.00%"
 
 
 # retrieval
@@ -220,6 +227,7 @@ def test_the_task_is_drawn_as_it_is() -> None:
         assert len(example.keys) == len(example.values) == (16 if replace else 8)
         assert (len(example.written) > 1) is replace
         fig = task({"it": example})
+        assert [t.name for t in fig.data if t.showlegend] == [t.name for t in fig.data]
         boxes = {trace.name: trace for trace in fig.data}
         latest = dict(zip(example.keys, example.values, strict=True))
         answer = boxes["its last value, the answer"]
@@ -277,6 +285,13 @@ def test_a_sweep_is_stopped_by_its_button_and_goes_on(tmp_path: Path) -> None:
 
     assert [p.reason for p in again.run(see)] == ["stopped"]
     assert steps[0] >= point.steps
+
+
+def test_a_sweep_of_nothing_is_done(tmp_path: Path) -> None:
+    panel = SweepPanel(retrieval.Sweep({}, [5], tmp_path), "it")
+    panel.live()
+    assert panel.train() == [] and panel._page is not None
+    assert "all points are done" in panel._page.message.value
 
 
 def test_done_points_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

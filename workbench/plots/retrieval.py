@@ -63,6 +63,9 @@ def task(examples: Mapping[str, Example]) -> go.Figure:
     )
     for row, example in enumerate(examples.values(), 1):
         _draw_example(fig, example, row, widest=max(len(e.keys) for e in examples.values()))
+    for trace in fig.data:
+        # once for all rows; the last one has the most kinds
+        trace.showlegend = trace.xaxis == fig.data[-1].xaxis
     most = max(len(example.written) for example in examples.values())
     last = max(examples.values(), key=lambda example: len(example.written))
     finish(
@@ -84,9 +87,10 @@ def _told(example: Example) -> str:
     last = example.written[-1]
     after = len(example.keys) - 1 - last
     again = "once" if n == 1 else f"{n} times"
+    when = f"{after} pair{'' if after == 1 else 's'} before" if after else "just before"
     return (
         f"k{example.query + 1} was written {again}, with v{example.values[last] + 1} in the end, "
-        f"{after} pair{'' if after == 1 else 's'} before the question"
+        f"{when} the question"
     )
 
 
@@ -160,7 +164,6 @@ def _boxes(
         customdata=[tips[i] for i in kept],
         name=name,
         legendgroup=name,
-        showlegend=row == 1,
         marker={
             "symbol": "square-open",
             "size": size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -29,7 +30,7 @@ class Picture(ipywidgets.VBox):
     """
 
     def __init__(self, fig: go.Figure) -> None:
-        self._tries, self._asked_s = 0, float("inf")
+        self._tries, self._asked_s, self._latest = 0, float("inf"), fig
         self._place(fig)
         super().__init__([self.figure])
 
@@ -45,13 +46,31 @@ class Picture(ipywidgets.VBox):
 
     def draw(self, fig: go.Figure) -> None:
         """Show this state, drawn by the same function as the one before."""
-        now = time.monotonic()
-        deaf = not self.hears and now - self._asked_s > DEAF_S
-        if deaf and self._tries < MOST_TRIES:
-            before = self.figure
-            self._place(fig)
-            self.children = [self.figure]
-            before.close()
+        self._latest = fig
+        if self.is_deaf:
+            self._replace()
             return
         redraw(self.figure, fig)
-        self._asked_s = min(self._asked_s, now)
+        if not self.hears and self._asked_s == float("inf"):
+            self._asked_s = time.monotonic()
+            # what is drawn last must be seen, too, though nothing follows it
+            later = threading.Timer(DEAF_S + 0.5, self.look_after)
+            later.daemon = True
+            later.start()
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether a change was left unanswered for too long."""
+        waited_s = time.monotonic() - self._asked_s
+        return not self.hears and waited_s > DEAF_S and self._tries < MOST_TRIES
+
+    def look_after(self) -> None:
+        """Put another figure in the place of a deaf one."""
+        if self.is_deaf:
+            self._replace()
+
+    def _replace(self) -> None:
+        before = self.figure
+        self._place(self._latest)
+        self.children = [self.figure]
+        before.close()
