@@ -163,8 +163,17 @@ class Passages(Panel):
     def live(self) -> ipywidgets.Widget:
         if not self.spots:
             return ipywidgets.Label("There is no passage of this kind.")
-        first = self.hardest(self.spots[0])
-        text, figure = Tokens([], top=self.top), alive(self.bars(first))
+        first, at = self.spots[0], self.hardest(self.spots[0])
+        # complete from the start: a page that is busy may lose what is said before it has begun
+        text = Tokens(
+            self.symbols(first.start, first.stop),
+            self.values[first.start : first.stop].tolist(),
+            self.tips(first.start, first.stop),
+            top=self.top,
+            title=first.title,
+            selected=at - first.start,
+        )
+        figure = alive(self.bars(at))
         picker = ipywidgets.Dropdown(
             options=[(spot.title, i) for i, spot in enumerate(self.spots)],
             description="passage",
@@ -193,8 +202,6 @@ class Passages(Panel):
             text.put(self.symbols(*place), colours(spot), self.tips(*place))
             text.selected = self.hardest(spot) - spot.start
 
-        turn()
-        # from here on: before it is on the page there is nothing to redraw
         text.on_select(lambda i: redraw(figure, self.bars(self.spots[picker.value].start + i)))
         picker.observe(turn, "value")
         least.observe(colour, "value")
