@@ -20,7 +20,6 @@ from workbench import demo, notebook, probe
 from workbench.engine import WorkbenchEngine
 from workbench.plots.style import shown
 from workbench.train.folder import RunFolder
-from workbench.widgets.panel import alive
 from workbench.widgets.spans import SpanExplorer
 
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -132,11 +131,8 @@ def drawn(fig: Any) -> list[dict[str, Any]]:
 
 
 def test_a_click_shows_the_mask_and_the_map_of_that_head(explorer: SpanExplorer) -> None:
-    class Points:
-        xs, ys = [2], [2]
-
     before = np.array(explorer.map.data[0].z)
-    explorer._click(None, Points, None)
+    explorer.heads.clicked = {"trace": 0, "x": 2, "y": 2, "count": 1}
     assert explorer.chosen == (1, 1)
     assert (explorer.layer_picker.value, explorer.head_picker.value) == (1, 1)
     frame = explorer.heads.layout.shapes[0]
@@ -145,7 +141,7 @@ def test_a_click_shows_the_mask_and_the_map_of_that_head(explorer: SpanExplorer)
     # the figures on the page are those that would be drawn for this head from the start
     other = SpanExplorer(explorer.view, explorer.text, explorer.seen, layer=2, head=2)
     for shown_now, name in ((explorer.mask_widget, "head_mask"), (explorer.map, "attention_map")):
-        still = alive(other.stills()[name])
+        still = other.stills()[name]
         np.testing.assert_equal(drawn(shown_now), drawn(still))
         assert shown_now.layout.title.text == still.layout.title.text
         assert shown_now.layout.xaxis.range == still.layout.xaxis.range

@@ -14,7 +14,6 @@ import ipywidgets
 import nbformat
 import numpy as np
 import papermill
-import plotly.graph_objects as go
 import pytest
 import torch
 
@@ -25,6 +24,7 @@ from workbench.errors import ConfigError
 from workbench.plots.passages import render
 from workbench.train.folder import RunFolder
 from workbench.widgets import passages
+from workbench.widgets.plot import Plot
 from workbench.widgets.tokens import Tokens
 
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -140,7 +140,7 @@ def test_in_a_browser_passages_are_picked_and_tokens_clicked(span: RunFolder) ->
     detail = evaluate_in_detail(view.model, text, view.recipe.eval)
     panel = passages.hardest(detail, view.corpus, text, 30, 2)
     live = panel.live()
-    tokens, figure = part(live, Tokens), part(live, go.FigureWidget)
+    tokens, figure = part(live, Tokens), part(live, Plot)
     picker, least = part(live, ipywidgets.Dropdown), part(live, ipywidgets.FloatSlider)
     assert len(tokens.symbols) == 30 and tokens.selected >= 0
     tokens.selected = 3

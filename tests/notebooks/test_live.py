@@ -12,6 +12,7 @@ import pytest
 from workbench.plots import live
 from workbench.plots.style import WIDTH, finish
 from workbench.train.records import EvalRecord, TrainRecord, to_json
+from workbench.widgets.plot import Plot
 
 
 class Page:
@@ -52,7 +53,7 @@ def test_batch_keeps_one_output_with_the_last_state(page: Page) -> None:
 def test_lab_changes_the_widget_in_place(page: Page) -> None:
     figure = live.LiveFigure(line(1.0), every_s=0, batch=False).show()
     widget = page.outputs[0]
-    assert isinstance(widget, go.FigureWidget) and widget._config["showSendToCloud"] is False
+    assert isinstance(widget, Plot) and '"showSendToCloud": false' in widget.drawn
     figure.update(lambda: line(1.0, 2.0, 3.0))
     assert list(widget.data[0].y) == [1.0, 2.0, 3.0]
     assert widget.layout.title.text == "3 points"
@@ -65,9 +66,11 @@ def test_the_widgets_axes_follow_the_data_and_the_reader(page: Page) -> None:
     figure = live.LiveFigure(windowed(1.0), every_s=0, batch=False)
     assert figure.figure.layout.yaxis.range is None
     assert figure.figure.layout.yaxis.rangemode == "tozero"
-    figure.figure.layout.yaxis.range = (0.2, 0.4)
+    before = json.loads(figure.figure.drawn)
     figure.update(lambda: windowed(1.0, 2.0))
-    assert figure.figure.layout.yaxis.range == (0.2, 0.4)
+    assert figure.figure.layout.yaxis.range is None
+    # the same mark: whatever the reader zoomed into stays
+    assert json.loads(figure.figure.drawn)["zoom"] == before["zoom"]
 
 
 def test_a_figure_on_the_page_has_both_of_its_sizes() -> None:

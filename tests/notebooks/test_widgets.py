@@ -10,11 +10,11 @@ import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from ipywidgets.widgets import widget
 
 from workbench.train.folder import RunFolder
 from workbench.widgets import panel
-from workbench.widgets.panel import Panel, alive, redraw
+from workbench.widgets.panel import Panel
+from workbench.widgets.plot import Plot, library
 from workbench.widgets.tokens import MOST_TOKENS, Tokens
 
 
@@ -49,57 +49,70 @@ def line(values: list[float], title: str, **trace: Any) -> go.Figure:
     return fig.update_layout(title_text=title)
 
 
-def as_drawn(fig: go.Figure) -> dict[str, Any]:
-    plain = go.Figure(fig).to_plotly_json()
-    for trace in plain["data"]:
-        trace.pop("uid", None)
-    return plain
+def on_the_page(plot: Plot) -> dict[str, Any]:
+    """What the browser is told: a figure, how to show it, how often its zoom was forgotten."""
+    told: dict[str, Any] = json.loads(plot.drawn)
+    return told
 
 
-def test_a_figure_comes_with_its_data_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[dict[str, Any]] = []
-    real = widget.comm.create_comm
-
-    def told(**message: Any) -> Any:
-        sent.append(message["data"]["state"])
-        return real(**message)
-
-    monkeypatch.setattr(widget.comm, "create_comm", told)
-    figure = alive(line([1, 2, 3], "all of it"))
-    states = [state for state in sent if "_widget_data" in state]
-    assert len(states) == 1 and len(states[0]["_widget_data"]) == 2
-    assert states[0]["_widget_layout"]["title"]["text"] == "all of it"
-    assert states[0]["_config"]["showSendToCloud"] is False
-    figure.data[0].y = [3, 4]
-    assert figure.data[0].y == (3, 4) and len(sent) == len(states)
+def test_the_page_gets_the_figure_and_no_upload_button() -> None:
+    fig = line([1, 2, 3], "before", name="old")
+    told = on_the_page(Plot(fig))
+    assert told["figure"] == json.loads(fig.to_json())
+    assert told["config"]["showSendToCloud"] is False
 
 
-def test_redrawing_equals_drawing_anew() -> None:
-    widget = alive(line([1, 2, 3], "before", name="old", text=["x", "y", "z"]))
-    traces = [trace.uid for trace in widget.data]
-    new = line([4, 5, 6, 7], "after", name="new")
-    new.add_annotation(text="here", x=1, y=1)
-    redraw(widget, new)
-    np.testing.assert_equal(as_drawn(widget), as_drawn(new))
-    assert [trace.uid for trace in widget.data] == traces  # the same, changed
-    fewer = go.Figure(go.Bar(y=[1]))
-    redraw(widget, fewer)
-    assert [trace.type for trace in widget.data] == ["bar"]
-    assert not widget.layout.annotations and widget.layout.title.text is None
+def test_drawing_another_figure_tells_all_of_it() -> None:
+    plot, new = Plot(line([1, 2, 3], "before", text=["x", "y", "z"])), go.Figure(go.Bar(y=[1]))
+    plot.draw(new)
+    assert on_the_page(plot)["figure"] == json.loads(new.to_json())
+    assert [trace.type for trace in plot.data] == ["bar"] and plot.layout.title.text is None
 
 
-def test_a_map_with_gaps_reaches_the_browser() -> None:
-    z = np.array([[0.123456789, np.nan], [3.0, np.inf]], dtype=np.float32)
-    widget = alive(go.Figure(go.Heatmap(z=z)))
-    for values in (z, 2 * z):
-        redraw(widget, go.Figure(go.Heatmap(z=values)))
-        sent = json.dumps(widget.data[0].z.tolist(), allow_nan=False)
-        first = 0.12346 if values is z else 0.24691
-        assert json.loads(sent) == [[first, None], [values[1, 0], None]]
+def test_changes_of_a_batch_are_one_message() -> None:
+    plot, told = Plot(line([1, 2], "before")), []
+    plot.observe(lambda change: told.append(change["new"]), "drawn")
+    with plot.batch_update() as fig:
+        fig.data[0].y = [5, 6, 7]
+        plot.layout.title.text = "after"
+    assert len(told) == 1
+    figure = json.loads(told[0])["figure"]
+    assert figure["data"][0]["y"] == [5, 6, 7] and figure["layout"]["title"]["text"] == "after"
 
 
-def test_a_live_figure_has_no_upload_button() -> None:
-    assert alive(go.Figure())._config["showSendToCloud"] is False
+def test_a_zoom_is_kept_unless_the_axes_mean_something_else() -> None:
+    plot = Plot(line([1], "one"))
+    before = on_the_page(plot)["zoom"]
+    plot.draw(line([2], "two"))
+    assert on_the_page(plot)["zoom"] == before
+    plot.draw(line([3], "three"), reset=True)
+    assert on_the_page(plot)["zoom"] != before
+
+
+def test_a_clicked_point_is_told_to_who_asked_for_its_trace() -> None:
+    plot, seen = Plot(line([1, 2], "two")), []
+    plot.on_click(1, lambda x, y: seen.append((x, y)))
+    plot.clicked = {"trace": 0, "x": 1, "y": 2, "count": 1}
+    plot.clicked = {"trace": 1, "x": 3, "y": 4, "count": 2}
+    plot.clicked = {"trace": 1, "x": 3, "y": 4, "count": 3}  # once more on the same
+    assert seen == [(3, 4), (3, 4)]
+
+
+def test_a_map_with_gaps_is_json() -> None:
+    z = np.array([[0.5, np.nan], [3.0, np.inf]])
+    plot = Plot(go.Figure(go.Heatmap(z=z)))
+    sent = json.dumps(on_the_page(plot), allow_nan=False)
+    plot.draw(go.Figure(go.Heatmap(z=[[1.0, float("nan")]])))
+    assert "bdata" in sent and on_the_page(plot)["figure"]["data"][0]["z"] == [[1.0, None]]
+
+
+def test_plotlys_program_comes_once() -> None:
+    plots = [Plot(line([n], "n")) for n in (1.0, 2.0)]
+    assert len({plot.library for plot in plots}) == 1
+    assert plots[0].library == f"IPY_MODEL_{library().model_id}"
+    assert max(len(plot.drawn) for plot in plots) < 20_000 < len(library().source)
+    library().close()  # as whoever closes all widgets does
+    assert Plot(line([3], "n")).library != plots[0].library
 
 
 class Two(Panel):

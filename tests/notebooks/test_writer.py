@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from workbench.plots import writing as pictures
 from workbench.plots.retrieval import Example, task
 from workbench.reading import open_source, reading
 from workbench.train.folder import RunFolder
-from workbench.widgets.picture import Picture
 from workbench.widgets.retrieval import SweepPanel
 from workbench.widgets.writing import Controls, Writer
 from workbench.writing import Ask
@@ -178,44 +176,6 @@ def test_in_batch_the_same_parameters_give_stills(
     assert costs == pytest.approx((scored.nll_nats[3:] / np.log(2)).tolist(), abs=0.006)
     kept = json.loads((view.folder.path / "figures" / "written.json").read_text("utf-8"))
     assert kept["kind"] == "passages" and "".join(kept["passages"][0]["symbols"][:4]) == "def "
-
-
-def test_a_figure_that_hears_of_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("workbench.widgets.picture.time.monotonic", lambda: clock[0])
-
-    def states() -> Iterator[Any]:
-        for n in itertools.count(1):
-            yield pictures.rivals(["a"], [n / 100], "a", n / 100, 1)
-
-    several = states()
-    place = Picture(next(several))
-    first = place.figure
-    place.draw(next(several))
-    clock[0] = 4.0
-    place.draw(next(several))
-    assert place.figure is first and place.children == (first,)
-    place.look_after()
-    assert place.figure is first, "it has not been long enough"
-    clock[0] = 6.0
-    place.look_after()
-    assert place.figure.layout.title.text == "a was likeliest: 3.00%"
-    first = place.figure
-    place.draw(next(several))
-    clock[0] = 12.0
-    place.draw(next(several))
-    assert place.figure is not first and place.children == (place.figure,)
-    assert place.figure.layout.title.text == "a was likeliest: 5.00%"
-    # this one answers its first drawing, which says nothing, and then a change
-    place.figure._js2py_traceDeltas = {"trace_deltas": [], "trace_edit_id": 0}
-    assert not place.hears
-    place.draw(next(several))
-    second = place.figure
-    second._js2py_traceDeltas = {"trace_deltas": [], "trace_edit_id": 1}
-    assert place.hears
-    clock[0] = 60.0
-    place.draw(next(several))
-    assert place.figure is second and second.layout.title.text == "a was likeliest: 7.00%"
 
 
 # retrieval

@@ -1,6 +1,6 @@
 """Figures that follow a run while it trains, and texts while they come, in JupyterLab and in batch.
 
-- In JupyterLab: a `FigureWidget`, whose zoom survives an update.
+- In JupyterLab: a `Plot`, whose zoom survives an update.
 - In batch (`WORKBENCH_BATCH`, set by our papermill engine): one output that is replaced, so that
   the executed notebook holds the last state once, and no widget code (5 MB a figure).
 """
@@ -26,6 +26,7 @@ from workbench.following import span_layers
 from workbench.metrics import bits_per_token
 from workbench.plots import curves
 from workbench.plots.style import CONFIG, WIDTH
+from workbench.widgets.plot import Plot
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 
@@ -81,40 +82,9 @@ def bundle(fig: go.Figure) -> dict[str, Any]:
     }
 
 
-class _Whole(go.FigureWidget):
-    """A figure that comes to the page with all its data in one message.
-
-    Plotly's own comes empty and sends its data after; a browser that is still loading plotly's code
-    then may draw the empty one, and never again.
-    """
-
-    _filled = False
-
-    def open(self) -> None:
-        """Tell the browser of this widget, once it has its data."""
-        if self._filled:
-            super().open()
-
-
-def figure_widget(fig: go.Figure) -> go.FigureWidget:
-    """A figure as a widget of the page, whose data can be replaced; without an upload button."""
-    widget = _Whole(fig)
-    widget._config = {**widget._config, **CONFIG}
-    widget._filled = True
-    widget.open()
-    return widget
-
-
-def _widget(fig: go.Figure) -> go.FigureWidget:
-    """A figure that grows: its axes follow the data in the browser.
-
-    A range set from here would undo the reader's zoom, of which Python hears nothing while a cell
-    runs; one left as it was would cut off what comes later.
-    """
-    free = go.Figure(fig)
-    free.update_xaxes(range=None)
-    free.update_yaxes(range=None)
-    return figure_widget(free)
+def _growing(fig: go.Figure) -> go.Figure:
+    """A figure whose axes follow the data in the browser, up to where the reader zooms."""
+    return fig.update_xaxes(range=None).update_yaxes(range=None)
 
 
 class LiveFigure:
@@ -129,7 +99,7 @@ class LiveFigure:
         """
         self.batch = in_batch() if batch is None else batch
         self.every_s, self._last = every_s, float("-inf")
-        self.figure = go.Figure(fig) if self.batch else _widget(fig)
+        self.figure = fig if self.batch else Plot(_growing(fig))
         self._handle: Any = None
 
     def show(self) -> LiveFigure:
@@ -141,10 +111,10 @@ class LiveFigure:
         return self
 
     def update(self, redraw: Callable[[], go.Figure], *, force: bool = False) -> bool:
-        """Replace the data and titles by those of `redraw()`, if it is time.
+        """Draw what `redraw()` returns, if it is time.
 
         Args:
-            redraw: makes the figure anew, with the same traces in the same order.
+            redraw: makes the figure anew.
             force: now, whatever the time.
 
         Returns:
@@ -160,10 +130,7 @@ class LiveFigure:
             if self._handle is not None:
                 self._handle.update(bundle(new), raw=True)
             return True
-        with self.figure.batch_update():
-            for old_trace, new_trace in zip(self.figure.data, new.data, strict=True):
-                old_trace.x, old_trace.y = new_trace.x, new_trace.y
-            self.figure.layout.title = new.layout.title
+        self.figure.draw(_growing(new))
         return True
 
 

@@ -22,7 +22,8 @@ from workbench.plots.live import in_batch
 from workbench.plots.recipes import recipe_table
 from workbench.plots.sweeps import parallel
 from workbench.train.folder import RunFolder
-from workbench.widgets.panel import Panel, alive, redraw
+from workbench.widgets.panel import Panel
+from workbench.widgets.plot import Plot
 
 FIRST_SHOWN = 12
 """runs that the curves show at first: of more, the best"""
@@ -127,22 +128,18 @@ class Comparison(Panel):
             value=self.over,
             description="over",
         )
-        curves = alive(self.curves(self.first))
+        curves = Plot(self.curves(self.first))
         parts = [table, axis, curves]
         sweep = self.sweep(self.first)
-        shown = None if sweep is None else alive(sweep)
+        shown = None if sweep is None else Plot(sweep)
         if shown is not None:
             parts.append(shown)
 
-        def update(_: Any) -> None:
+        def update(change: dict[str, Any]) -> None:
             self.over = axis.value
-            new = self.curves(table.chosen)
-            redraw(curves, new)
-            with curves.batch_update():
-                curves.layout.xaxis.title.text = new.layout.xaxis.title.text
-                curves.layout.yaxis.range = new.layout.yaxis.range
+            curves.draw(self.curves(table.chosen), reset=change["owner"] is axis)
             if shown is not None and (fig := self.sweep(table.chosen)) is not None:
-                redraw(shown, fig)
+                shown.draw(fig)
 
         table.observe(update, "chosen")
         axis.observe(update, "value")

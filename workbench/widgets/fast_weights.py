@@ -19,7 +19,8 @@ from workbench import fast_weight_probe as probing
 from workbench import inspect, probe
 from workbench.plots import capacity, feature_maps, laboratory, rules
 from workbench.plots.style import visible
-from workbench.widgets.panel import Panel, alive, redraw
+from workbench.widgets.panel import Panel
+from workbench.widgets.plot import Plot
 from workbench.widgets.tokens import Tokens
 
 VIEWS = {
@@ -97,7 +98,7 @@ class Laboratory(Panel):
         self.token = len(symbols) // 2 if token is None else token
         self.view = "laboratory"
         self._looks: dict[tuple[int, int], Look] = {}
-        self._figures: dict[str, go.FigureWidget] = {}
+        self._figures: dict[str, Plot] = {}
         self._drawn: dict[str, tuple[int, ...]] = {}
 
     @property
@@ -211,21 +212,21 @@ class Laboratory(Panel):
         self._drawn[self.view] = now
         widget = self._figures.get(self.view)
         if widget is None:
-            widget = self._figures[self.view] = alive(self.figure(self.view))
+            widget = self._figures[self.view] = Plot(self.figure(self.view))
             if self.view == "laboratory":
-                widget.data[1].on_click(self._on_bar)
+                widget.on_click(1, self._on_bar)
         elif before is None or now[:2] != before[:2]:
-            redraw(widget, self.figure(self.view))
+            widget.draw(self.figure(self.view))
         elif now != before:
             self._patch(widget, now[2] != before[2])
         if self._place.children != (widget,):
             self._place.children = (widget,)
         self._colour()
 
-    def _patch(self, widget: go.FigureWidget, other_token: bool) -> None:
+    def _patch(self, widget: Plot, other_token: bool) -> None:
         """Change only what time and token change: a slider must answer at once."""
         if self.view == "overwriting" and other_token:
-            redraw(widget, self.figure(self.view))
+            widget.draw(self.figure(self.view))
         if self.view == "feature_maps":
             found = self.look.rules
             maps = [W[self.t] for each in found.values() for W in each.W.values()]
@@ -250,6 +251,5 @@ class Laboratory(Panel):
                 for s, v in enumerate(likeness)
             ]
 
-    def _on_bar(self, trace: Any, points: Any, state: Any) -> None:
-        if points.xs:
-            self._strip.selected = int(points.xs[0]) - 1
+    def _on_bar(self, x: float, y: float) -> None:
+        self._strip.selected = int(x) - 1

@@ -22,7 +22,8 @@ from workbench.plots.live import in_batch
 from workbench.plots.passages import Passage
 from workbench.plots.style import around
 from workbench.train.folder import RunFolder
-from workbench.widgets.panel import Panel, alive, redraw
+from workbench.widgets.panel import Panel
+from workbench.widgets.plot import Plot
 from workbench.widgets.tokens import Tokens
 
 MORE = 4
@@ -173,7 +174,7 @@ class Passages(Panel):
             title=first.title,
             selected=at - first.start,
         )
-        figure = alive(self.bars(at))
+        figure = Plot(self.bars(at))
         picker = ipywidgets.Dropdown(
             options=[(spot.title, i) for i, spot in enumerate(self.spots)],
             description="passage",
@@ -202,7 +203,7 @@ class Passages(Panel):
             text.put(self.symbols(*place), colours(spot), self.tips(*place))
             text.selected = self.hardest(spot) - spot.start
 
-        text.on_select(lambda i: redraw(figure, self.bars(self.spots[picker.value].start + i)))
+        text.on_select(lambda i: figure.draw(self.bars(self.spots[picker.value].start + i)))
         picker.observe(turn, "value")
         least.observe(colour, "value")
         return ipywidgets.VBox(

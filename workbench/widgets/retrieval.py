@@ -22,7 +22,7 @@ from workbench.retrieval import LEFT, Point, Sweep, place_of
 from workbench.train.folder import RunFolder
 from workbench.train.records import Record
 from workbench.widgets.panel import Panel
-from workbench.widgets.picture import Picture
+from workbench.widgets.plot import Plot
 
 EVERY_S = 1.0
 """least time between two drawings of the training at work"""
@@ -171,7 +171,7 @@ class Page:
         self.go = ipywidgets.Button(description="Continue", icon="play", button_style="primary")
         self.stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
         self.message = ipywidgets.HTML()
-        self.curves, self.training = Picture(curves), Picture(at_work)
+        self.curves, self.training = Plot(curves), Plot(at_work)
 
     @property
     def box(self) -> ipywidgets.Widget:

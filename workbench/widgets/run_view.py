@@ -20,7 +20,7 @@ from workbench.plots.samples import passage
 from workbench.plots.style import visible
 from workbench.recipe import AnyRecipe
 from workbench.train.folder import RunFolder
-from workbench.widgets.panel import alive, redraw
+from workbench.widgets.plot import Plot
 
 WORDS: dict[State, str] = {
     "new": "not begun",
@@ -108,7 +108,7 @@ class RunView:
             self.slider.max = self.slider.value = 0
             watch.poll()
             # made here, before there is anything to see, and not by the thread that looks later
-            self.figure = alive(self._growing())
+            self.figure = Plot(self._growing())
             self.box.children = ()
             self.refresh(force=True)
 
@@ -128,7 +128,7 @@ class RunView:
         self.unit = unit_of(self.watch.folder)
         if self.watch.state != "new" and not self.box.children:
             self.box.children = (self.figure,)
-        redraw(self.figure, self._growing())
+        self.figure.draw(self._growing())
         self._offer_samples()
 
     def _growing(self) -> go.Figure:

@@ -18,7 +18,8 @@ from workbench.models.mixers.span import LearnedSpan
 from workbench.plots import head_mask, span_history
 from workbench.plots import spans as plots
 from workbench.span_use import attention_mixers
-from workbench.widgets.panel import Panel, alive, redraw
+from workbench.widgets.panel import Panel
+from workbench.widgets.plot import Plot
 
 MOST_STEPS = 200
 """places of the step slider, evenly chosen among the records"""
@@ -153,13 +154,13 @@ class SpanExplorer(Panel):
             picker.observe(self._picked, "value")
         rows: list[ipywidgets.Widget] = []
         if self.past:
-            self.heads = alive(self.heads_figure())
-            self.heads.data[0].on_click(self._click)
+            self.heads = Plot(self.heads_figure())
+            self.heads.on_click(0, self._click)
             rows += [self._step_row(), self.heads]
         rows.insert(0, ipywidgets.HBox(pickers))
         if self.with_span:
             rows += self._mask_rows()
-        self.map = alive(self.map_figure())
+        self.map = Plot(self.map_figure())
         return ipywidgets.VBox([*rows, self.map])
 
     def _step_row(self) -> ipywidgets.Widget:
@@ -184,7 +185,7 @@ class SpanExplorer(Panel):
         for slider in (self.z_slider, self.r_slider):
             slider.observe(self._slid, "value")
         self._set_sliders()
-        self.mask_widget = alive(self.mask_figure()) if self.mask() else ipywidgets.VBox()
+        self.mask_widget = Plot(self.mask_figure()) if self.mask() else ipywidgets.VBox()
         sliders = ipywidgets.HBox(
             [self.z_slider, self.r_slider, self.loss], layout={"flex_flow": "row wrap"}
         )
@@ -206,9 +207,8 @@ class SpanExplorer(Panel):
             at, head = self.layer_picker.value, self.head_picker.value
             self.choose(at, min(head, self.mixers[at].config.n_heads - 1))
 
-    def _click(self, _: Any, points: Any, __: Any) -> None:
-        if points.xs:
-            self.choose(self.with_span[int(points.ys[0]) - 1], int(points.xs[0]) - 1)
+    def _click(self, x: float, y: float) -> None:
+        self.choose(self.with_span[int(y) - 1], int(x) - 1)
 
     def choose(self, at: int, head: int) -> None:
         """Show another head.
@@ -223,25 +223,17 @@ class SpanExplorer(Panel):
         self._set_pickers()
         if self.past:
             frames = [plots.chosen_frame(*self.cell)] if self.cell else []
-            self.heads.layout.shapes = frames
+            with self.heads.batch_update() as fig:
+                fig.layout.shapes = frames
         if self.mask():
             self._set_sliders()
-            self._redraw(self.mask_widget, self.mask_figure())
-        self._redraw(self.map, self.map_figure())
-
-    @staticmethod
-    def _redraw(widget: go.FigureWidget, fig: go.Figure) -> None:
-        with widget.batch_update():
-            redraw(widget, fig)
-            # another head has another memory and another mask: its axes begin and end elsewhere
-            for name in ("xaxis", "yaxis"):
-                axis = fig.layout[name]
-                widget.layout[name].update(range=axis.range, labelalias=axis.labelalias)
+            self.mask_widget.draw(self.mask_figure(), reset=True)
+        self.map.draw(self.map_figure(), reset=True)
 
     def go_to(self, i: int) -> None:
         """Show the spans at the i-th of the recorded steps."""
         self.at = i
-        redraw(self.heads, self.heads_figure())
+        self.heads.draw(self.heads_figure())
 
     # trying out another mask
 
@@ -272,7 +264,7 @@ class SpanExplorer(Panel):
     def try_mask(self, span: float, ramp: int) -> None:
         """Draw another mask over the learned one; when the sliders rest, score the stretch."""
         self.tried = (span, ramp)
-        self._redraw(self.mask_widget, self.mask_figure())
+        self.mask_widget.draw(self.mask_figure())
         self.loss.value = "…"
         self._when_rested(self._score)
 

@@ -26,8 +26,8 @@ from workbench.plots.style import WIDTH
 from workbench.plots.writing import past_in_use, rivals
 from workbench.train.folder import RunFolder
 from workbench.watching import SPAN, Written, ceilings, promised
-from workbench.widgets.panel import Panel, alive
-from workbench.widgets.picture import Picture
+from workbench.widgets.panel import Panel
+from workbench.widgets.plot import Plot
 from workbench.widgets.tokens import MOST_TOKENS, Tokens
 from workbench.writing import Ask, Writing, probability
 
@@ -293,8 +293,8 @@ class Page:
         self.text = Tokens([])
         self.first = 0
         """which token of the whole text is the first that is shown"""
-        self.past, self.rivals = Picture(past), Picture(others)
-        self.more = [alive(fig) for fig in more]
+        self.past, self.rivals = Plot(past), Plot(others)
+        self.more = [Plot(fig) for fig in more]
 
     @property
     def box(self) -> ipywidgets.Widget:
