@@ -169,7 +169,7 @@ def test_a_run_is_started_paused_stopped_continued_and_found_again(
 
 def test_pictures_of_a_run(open_notebook: Callable[..., Book], begun: Path) -> None:
     """A run that is done is shown as the parameters say, in either theme."""
-    book = open_notebook("train", out="runs/span-python-tiny", steps=24)
+    book = open_notebook("train", out="runs/span-python-tiny")
     book.run_all()
     expect(book.page.locator(FIGURE)).to_have_count(1, timeout=PATIENCE_MS)
     stands(book, "done")
