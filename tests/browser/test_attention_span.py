@@ -110,7 +110,7 @@ def test_spans_are_explored(open_notebook: Callable[..., Book], say: Callable[[s
     box = attention.locator(".nsewdrag").first.bounding_box()
     assert box is not None
     book.page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.75 * box["height"])
-    book.page.mouse.move(box["x"] + 0.8 * box["width"] - 9, box["y"] + 0.72 * box["height"])
+    book.page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.72 * box["height"])
     label = attention.locator(".hovertext").first
     label.wait_for()
     assert re.search(r"query -?\d+ “.+”\s*key -?\d+ “.+”", label.text_content() or "")
