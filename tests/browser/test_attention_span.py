@@ -54,6 +54,19 @@ def explore(book: Book) -> None:
     book.page.get_by_text("bits per character").first.wait_for(timeout=60_000)
 
 
+def hover(attention: Locator) -> None:
+    """Point at the map of a head: the label tells both tokens."""
+    attention.scroll_into_view_if_needed()
+    box = attention.locator(".nsewdrag").first.bounding_box()
+    assert box is not None
+    mouse = attention.page.mouse
+    mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.75 * box["height"])
+    mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.72 * box["height"])
+    label = attention.locator(".hovertext").first
+    label.wait_for()
+    assert re.search(r"query -?\d+ “.+”\s*key -?\d+ “.+”", label.text_content() or "")
+
+
 def test_spans_are_explored(open_notebook: Callable[..., Book], say: Callable[[str], None]) -> None:
     book = open_notebook("attention_span", run=SPANS)
     seconds = book.run_all()
@@ -105,15 +118,7 @@ def test_spans_are_explored(open_notebook: Callable[..., Book], say: Callable[[s
     )
     book.page.get_by_text(re.compile(r"bits per character, [+-]0\.\d{4}")).wait_for(timeout=60_000)
 
-    # hover labels tell both tokens
-    attention.scroll_into_view_if_needed()
-    box = attention.locator(".nsewdrag").first.bounding_box()
-    assert box is not None
-    book.page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.75 * box["height"])
-    book.page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.72 * box["height"])
-    label = attention.locator(".hovertext").first
-    label.wait_for()
-    assert re.search(r"query -?\d+ “.+”\s*key -?\d+ “.+”", label.text_content() or "")
+    hover(attention)
 
     busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     assert statistics.median(took) < ANSWER_MS * busy
