@@ -217,7 +217,7 @@ def several(
         own = (v for run, v in values.items() if recipe in (None, recipes[run].name))
         return len({json.dumps(v) for v in own})
 
-    names = {recipes[run].name for run in runs}
+    names = {recipe.name for run, recipe in recipes.items() if run in runs}
     rank = {
         path: (any(kinds(values, name) > 1 for name in names), len(values) - kinds(values))
         for path, values in fields_of.items()
