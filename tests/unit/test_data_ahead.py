@@ -2,7 +2,6 @@
 
 import gc
 import random
-import statistics
 import subprocess
 import sys
 import threading
