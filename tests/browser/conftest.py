@@ -54,21 +54,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A JupyterLab with throw-away folders; notebooks belong into its `root`."""
+def needed() -> None:
+    """Skips, with the packages that are missing, where there is no browser to drive."""
     pytest.importorskip("playwright", reason="pip install 'workbench[browser]'")
     if why := missing():
         pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def lab(needed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A JupyterLab with throw-away folders; notebooks belong into its `root`."""
     with jupyterlab(tmp_path_factory.mktemp("lab")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
+def context(needed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
     """The browser."""
-    pytest.importorskip("playwright", reason="pip install 'workbench[browser]'")
-    if why := missing():
-        pytest.skip(why)
     with chromium(tmp_path_factory.mktemp("profile")) as browser:
         yield browser
 

@@ -273,12 +273,12 @@ def test_batches_are_not_what_training_waits_for(make: str) -> None:
         return batch
 
     batches.next = timed
-    for _ in range(7):
+    for _ in range(40):
         begin = time.perf_counter()
         trainer.update()
         steps.append(time.perf_counter() - begin)
     # the best of each: whatever else the machine does disturbs a fraction of a millisecond most
-    assert min(waits) < 0.03 * min(steps)
+    assert min(waits) < 0.02 * min(steps)
 
 
 @pytest.mark.gpu
