@@ -6,6 +6,10 @@ parameters, and leaves what it drew in the folder's `figures/`, where the report
 
 from __future__ import annotations
 
+# before PyTorch: the page has something to do meanwhile
+import workbench.widgets.ahead  # noqa: F401
+
+# isort: split
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,13 +20,14 @@ import plotly.graph_objects as go
 import torch
 from IPython.display import HTML, display
 
+from workbench.attendance import in_batch
 from workbench.books import place as place
 from workbench.config import dump, load, nearest
 from workbench.data.corpus import Corpus
 from workbench.errors import ConfigError, DataMissing
 from workbench.models.language_model import LanguageModel
 from workbench.models.mixers.attention import AttentionConfig
-from workbench.plots.live import bundle, in_batch, progress_bar
+from workbench.plots.live import bundle, progress_bar
 from workbench.plots.passages import Passage, plain, render
 from workbench.probe import FAST_WEIGHTS
 from workbench.reading import check_symbols, open_source, reading

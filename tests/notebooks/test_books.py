@@ -116,7 +116,7 @@ def test_the_retrieval_notebook_draws_ours_beside_the_published(tmp_path: Path) 
     }
     book = demo.BOOKS / "retrieval.ipynb"
     papermill.execute_notebook(book, out, values, progress_bar=False, store_widget_state=False)
-    assert figures_in(out) == 1  # the others are alive
+    assert figures_in(out) == 3  # nobody watches: the sweeps are pictures, too
     text = out.read_text("utf-8")
     assert "retrieval-capacity-64-softmax at 20 pairs: loss 0." in text
     assert "(published 0.0006) after 4 updates" in text
@@ -139,7 +139,7 @@ def test_the_generate_notebook(tmp_path: Path, span_recipe: Path) -> None:
     values = {"run": str(run.folder.path), **GENERATE}
     book, out = demo.BOOKS / "generate.ipynb", tmp_path / "executed.ipynb"
     papermill.execute_notebook(book, out, values, progress_bar=False, store_widget_state=False)
-    assert figures_in(out) == 3  # the writer is alive
+    assert figures_in(out) == 6  # nobody watches: the writer is pictures, too
     kept = {p.stem for p in (run.folder.path / "figures").iterdir()}
     written = {"written", "written_past", "written_token", "written_spans"}
     assert kept == {"samples", "temperatures", "scored", "cache_grid", "cache_gain", *written}

@@ -74,7 +74,9 @@ def test_every_picture_is_small_and_says_what_it_found(lab: Laboratory) -> None:
 
 def test_the_picture_of_a_moment_holds_what_the_key_reads(lab: Laboratory) -> None:
     lab.t, token = 9, 5
-    matrix, likeness, share, _, own = lab.figure("laboratory").data
+    matrix, likeness, own_stem, share, own_share, before, _, own = lab.figure("laboratory").data
+    top = slice(laboratory.STEM - 2, None, laboratory.STEM)
+    heights, shares = np.asarray(likeness.y)[top], np.asarray(share.y)[top]
     look = lab.look
     inputs = lab.layers[1].inputs
     W_FV = inspect.trajectory(inputs, 0, 1).W_TFV[9]
@@ -83,11 +85,14 @@ def test_the_picture_of_a_moment_holds_what_the_key_reads(lab: Laboratory) -> No
     for s in range(LENGTH):
         value_V = inputs.v_BTHV[0, s, 1]
         expected = float(torch.cosine_similarity(read_V, value_V, dim=0)) if s <= 9 else np.nan
-        assert likeness.y[s] == pytest.approx(expected, abs=1e-4, nan_ok=True)
-    assert sum(share.y) == pytest.approx(100, abs=0.1)
+        height = own_stem.y[top][0] if s == token else heights[s]
+        assert height == pytest.approx(expected, abs=1e-4, nan_ok=True)
+    assert np.isnan(heights[token]) and np.isnan(shares[token])
+    parts = (shares, own_share.y[top], before.y[top])
+    assert sum(np.nansum(part) for part in parts) == pytest.approx(100, abs=0.1)
     told = inspect.read_back(inspect.trajectory(inputs, 0, 1), inputs, 0, 1, token)
     assert np.asarray(own.y) == pytest.approx(told.numpy(), abs=1e-4)
-    assert [c == laboratory.OWN for c in likeness.marker.color] == [s == 5 for s in range(LENGTH)]
+    assert (own_stem.line.color, own_stem.x[0]) == (laboratory.OWN, token + 1)
     assert look is lab.look, "computed once"
 
 

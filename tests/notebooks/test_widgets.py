@@ -13,8 +13,9 @@ import pytest
 
 from workbench.train.folder import RunFolder
 from workbench.widgets import panel
+from workbench.widgets.library import library
 from workbench.widgets.panel import Panel
-from workbench.widgets.plot import Plot, library
+from workbench.widgets.plot import Plot
 from workbench.widgets.tokens import MOST_TOKENS, Tokens
 
 

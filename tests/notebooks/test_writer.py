@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
@@ -245,6 +246,28 @@ def test_a_sweep_is_stopped_by_its_button_and_goes_on(tmp_path: Path) -> None:
 
     assert [p.reason for p in again.run(see)] == ["stopped"]
     assert steps[0] >= point.steps
+
+
+def test_a_cell_that_awaits_a_sweep_is_interrupted_and_keeps_what_was_learned(
+    tmp_path: Path,
+) -> None:
+    panel = SweepPanel(sweep(tmp_path, **{"train.steps": 3000, "train.stop": None}), "it")
+    panel.live()
+    assert panel._page is not None
+    page = panel._page
+
+    async def cell() -> None:
+        task = asyncio.create_task(panel.run())
+        # the loop that a Jupyter kernel hears its buttons by goes on
+        while panel._at_work is None or len(panel._at_work[1]) < 4:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cell())
+    assert [point.reason for point in panel.sweep.points] == ["stopped"]
+    assert "Continue goes on from there" in page.message.value and not page.go.disabled
 
 
 def test_a_sweep_of_nothing_is_done(tmp_path: Path) -> None:

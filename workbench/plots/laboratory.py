@@ -31,6 +31,8 @@ from workbench.plots.style import (
 )
 
 LIKENESS, OWN, OTHER = COLOURS[0], ACCENT, QUIET
+STEM = 5
+"""points of a line that stands like a bar, with the gap after it"""
 TIED = 1e-3
 """cosines this close are one: tokens of one kind may write the same value"""
 
@@ -79,8 +81,6 @@ class OverTime(NamedTuple):
     """cosine of what is read and the key's own value"""
     best_T: NDArray[np.float32]
     """greatest cosine with another token's value"""
-    colours: list[str]
-    """of the bars: the key's own stands out"""
 
 
 def over_time(answer: Answer) -> OverTime:
@@ -91,8 +91,7 @@ def over_time(answer: Answer) -> OverTime:
     if key == 0:
         # no other token has written yet
         best[0] = np.nan
-    colours = [OWN if s == key else LIKENESS for s in range(len(best))]
-    return OverTime(float32(answer.own_T), float32(best), colours)
+    return OverTime(float32(answer.own_T), float32(best))
 
 
 def laboratory(now: Moment, line: OverTime, symbols: Sequence[str], key: int, t: int) -> go.Figure:
@@ -118,12 +117,7 @@ def laboratory(now: Moment, line: OverTime, symbols: Sequence[str], key: int, t:
         vertical_spacing=0.09,
     )
     _matrix(fig, now.z)
-    text = [around(symbols, s, 8) for s in range(len(symbols))]
-    told = "%{text}<br>value of token %{x}: cosine %{y:.2f}<extra></extra>"
-    _bars(fig, now.likeness_T, text, line.colours, told, row=1, first=1)
-    text, colours = ["before the stretch", *text], [INK, *line.colours]
-    told = "%{text}: %{y:.0f}% of what is read<extra></extra>"
-    _bars(fig, now.share_T, text, colours, told, row=2, first=0)
+    _stems(fig, place, symbols)
     _lines(fig, line, place)
     finish(
         fig,
@@ -134,9 +128,9 @@ def laboratory(now: Moment, line: OverTime, symbols: Sequence[str], key: int, t:
         "from it: which stored values come back, and which writes they come from.",
     )
     _axes(fig, symbols)
+    _raise(fig, now, key)
     fig.update_layout(
         shapes=vertical(key, t),
-        bargap=0.05,
         legend={"x": 1, "xanchor": "right", "y": 0.0, "yanchor": "bottom", "orientation": "h"},
         margin={"t": 84, "b": 56},
     )
@@ -157,28 +151,52 @@ def _matrix(fig: go.Figure, z: NDArray[np.float32]) -> None:
     )
 
 
-def _bars(
-    fig: go.Figure,
-    y: NDArray[np.float32],
-    text: list[str],
-    colours: list[str],
-    told: str,
-    row: int,
-    first: int,
-) -> None:
-    """One bar a token, from token `first`."""
-    fig.add_bar(
-        x=np.arange(first, first + len(y)),
-        y=y,
-        marker_color=colours,
-        marker_line_width=0,
-        text=text,
-        textposition="none",
-        showlegend=False,
-        hovertemplate=told,
-        row=row,
-        col=2,
-    )
+def _stems(fig: go.Figure, place: NDArray[np.int64], symbols: Sequence[str]) -> None:
+    """Thick lines that stand like bars, `_raise` says how high: all tokens', then the key's own.
+
+    Hundreds of bars would be hundreds of things to a browser, and half of the time that it takes
+    to answer a slider.
+    """
+    for row, told, colours in (
+        (1, "%{x}: cosine %{customdata:.2f}<extra></extra>", (LIKENESS, OWN)),
+        (2, "%{x}: %{customdata:.0f}% of what is read<extra></extra>", (LIKENESS, OWN, INK)),
+    ):
+        for colour in colours:
+            fig.add_scatter(
+                x=np.repeat(place, STEM),
+                mode="lines",
+                line={"color": colour, "width": float(np.clip(400 / len(place), 1, 12))},
+                showlegend=False,
+                hovertemplate=told,
+                row=row,
+                col=2,
+            )
+    fig.data[5].x = np.zeros(STEM)
+    # the axes know the words, which stand in place of numbers with a decimal: hover labels have
+    # one, ticks have none
+    words = {f"{s + 1:.1f}": f"value of token {s + 1}: {around(symbols, s, 8)}" for s in place - 1}
+    for axis in (fig.layout.xaxis2, fig.layout.xaxis3):
+        axis.hoverformat, axis.tickformat = ".1f", "d"
+        axis.labelalias = {"0.0": "before the stretch", **words}
+
+
+def _raise(fig: go.Figure, now: Moment, key: int) -> None:
+    """Give the stems their heights, and the key's own its place."""
+    one = slice(key, key + 1)
+    for trace, y_T in ((fig.data[1], now.likeness_T), (fig.data[3], now.share_T[1:])):
+        others = y_T.copy()
+        others[one] = np.nan
+        _stand(trace, others)
+    for trace, y_T in ((fig.data[2], now.likeness_T), (fig.data[4], now.share_T[1:])):
+        trace.x = [key + 1] * STEM
+        _stand(trace, y_T[one])
+    _stand(fig.data[5], now.share_T[:1])
+
+
+def _stand(trace: go.Scatter, y_T: NDArray[np.float32]) -> None:
+    # points all along a stem, for a mouse to find; the last is missing and ends it
+    y_TP = y_T[:, None] * np.append(np.linspace(0, 1, STEM - 1), np.nan)
+    trace.y, trace.customdata = float32(y_TP.ravel()), float32(np.repeat(y_T, STEM))
 
 
 def _lines(fig: go.Figure, line: OverTime, place: NDArray[np.int64]) -> None:
@@ -206,7 +224,11 @@ def _axes(fig: go.Figure, symbols: Sequence[str]) -> None:
     fig.update_yaxes(title_text="share of what<br>is read (%)", row=2, col=2)
     fig.update_yaxes(title_text="cosine,<br>over time", range=[-1.05, 1.05], row=3, col=2)
     for row in (1, 2, 3):
-        fig.update_xaxes(range=[-0.5, len(symbols) + 1], row=row, col=2)
+        # the lowest axis tells the tokens of all three
+        fig.update_xaxes(range=[-0.5, len(symbols) + 1], showticklabels=row == 3, row=row, col=2)
+    # what need not be measured on the page is not: a slider waits for it
+    for axes in (fig.update_xaxes, fig.update_yaxes):
+        axes(automargin=False, ticklabeloverflow="allow")
     fig.update_xaxes(title_text="token of the stretch (0: before it)", row=3, col=2)
 
 
@@ -233,12 +255,11 @@ def change(fig: go.Figure, now: Moment, line: OverTime | None, key: int, t: int)
 
     Nothing else of it depends on them, so that little is sent to a browser.
     """
-    matrix, likeness, share, best, own = fig.data
+    matrix, *_, best, own = fig.data
     limit = _limit(now.z)
     matrix.update(z=now.z, zmin=-limit, zmax=limit)
-    likeness.y, share.y = now.likeness_T, now.share_T
+    _raise(fig, now, key)
     if line is not None:
-        likeness.marker.color, share.marker.color = line.colours, [INK, *line.colours]
         best.y, own.y = line.best_T, line.own_T
     fig.layout.title.text, fig.layout.title.subtitle.text = now.title, now.subtitle
     fig.layout.shapes = vertical(key, t)

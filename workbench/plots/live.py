@@ -1,15 +1,14 @@
 """Figures that follow a run while it trains, and texts while they come, in JupyterLab and in batch.
 
 - In JupyterLab: a `Plot`, whose zoom survives an update.
-- In batch (`WORKBENCH_BATCH`, set by our papermill engine): one output that is replaced, so that
-  the executed notebook holds the last state once, and no widget code (5 MB a figure).
+- In batch (nobody watches): one output that is replaced, so that the executed notebook holds the
+  last state once, and no widgets.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ from IPython.display import display
 from tqdm.auto import tqdm as notebook_bar
 from tqdm.std import tqdm as text_bar
 
+from workbench.attendance import in_batch
 from workbench.following import span_layers
 from workbench.metrics import bits_per_token
 from workbench.plots import curves
@@ -29,11 +29,6 @@ from workbench.plots.style import CONFIG, WIDTH
 from workbench.widgets.plot import Plot
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
-
-
-def in_batch() -> bool:
-    """Whether nobody watches: our papermill engine says so."""
-    return bool(os.environ.get("WORKBENCH_BATCH"))
 
 
 def progress_bar(*, batch: bool | None = None, **settings: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from workbench.distances import distances_TS, mass_by_distance
 from workbench.plots.style import (
@@ -108,11 +108,8 @@ def span_heatmap(
         top: span of the last colour, to compare several maps; None: the longest of these.
         step: of the training, for the title.
     """
-    width = max(len(heads) for heads in spans)
-    grid = np.full((len(spans), width), np.nan)
-    for layer, heads in enumerate(spans):
-        grid[layer, : len(heads)] = heads
-    colour = np.log10(1 + grid) if scale == "log" else grid
+    grid, colour, words = _cells(spans, scale)
+    width = grid.shape[1]
     ticks = np.array([0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000])
     top = max(1.0, float(np.nanmax(grid)) if top is None else top)
     ticks = ticks[ticks <= top]
@@ -122,11 +119,11 @@ def span_heatmap(
     few = grid.size <= 160
     fig = go.Figure(
         go.Heatmap(
-            z=float32(colour),
+            z=colour,
             x=np.arange(1, width + 1),
             y=np.arange(1, len(spans) + 1),
-            customdata=float32(grid),
-            text=[["" if np.isnan(v) else f"{v:.0f}" for v in row] for row in grid],
+            customdata=grid,
+            text=words,
             texttemplate="%{text}" if few else None,
             colorscale=MAGNITUDE,
             colorbar=bar,
@@ -151,6 +148,25 @@ def span_heatmap(
     fig.update_xaxes(dtick=1 if width <= 20 else None, showgrid=False, ticks="")
     fig.update_yaxes(dtick=1 if len(spans) <= 20 else None, showgrid=False, ticks="")
     return fig
+
+
+def change_spans(fig: go.Figure, spans: Spans, scale: Scale, step: int) -> None:
+    """Turn a figure of `span_heatmap` to the spans of another step; colours mean the same."""
+    grid, colour, words = _cells(spans, scale)
+    fig.data[0].update(z=colour, customdata=grid, text=words)
+    fig.layout.title.text = _deepest(spans, step)
+
+
+def _cells(
+    spans: Spans, scale: Scale
+) -> tuple[NDArray[np.float32], NDArray[np.float32], list[list[str]]]:
+    """Spans, colours and words of a map of layers by heads."""
+    grid = np.full((len(spans), max(len(heads) for heads in spans)), np.nan)
+    for layer, heads in enumerate(spans):
+        grid[layer, : len(heads)] = heads
+    colour = np.log10(1 + grid) if scale == "log" else grid
+    words = [["" if np.isnan(v) else f"{v:.0f}" for v in row] for row in grid]
+    return float32(grid), float32(colour), words
 
 
 def _deepest(spans: Spans, step: int | None) -> str:

@@ -23,6 +23,7 @@ import plotly.graph_objects as go
 from jupyter_core.paths import jupyter_config_dir
 from numpy.typing import ArrayLike, NDArray
 
+from workbench.attendance import in_batch
 from workbench.errors import ConfigError
 
 CONFIG: dict[str, Any] = {"showSendToCloud": False, "displaylogo": False, "responsive": True}
@@ -153,7 +154,7 @@ def theme() -> Theme:
     told = os.environ.get("WORKBENCH_THEME") or "auto" if _chosen == "auto" else _chosen
     if told not in ("auto", *PAGES):
         raise ConfigError(f"WORKBENCH_THEME: got {told!r}, expected auto, light or dark")
-    if told == "auto" and not os.environ.get("WORKBENCH_BATCH") and _lab_is_dark():
+    if told == "auto" and not in_batch() and _lab_is_dark():
         return "dark"
     return "dark" if told == "dark" else "light"
 

@@ -16,9 +16,9 @@ import traitlets
 from IPython.display import HTML
 
 from workbench import comparison, kept, notebook
+from workbench.attendance import in_batch
 from workbench.plots import comparison as plots
 from workbench.plots import page
-from workbench.plots.live import in_batch
 from workbench.plots.recipes import recipe_table
 from workbench.plots.sweeps import parallel
 from workbench.train.folder import RunFolder

@@ -20,6 +20,7 @@ from workbench import inspect, probe
 from workbench.plots import capacity, feature_maps, laboratory, rules
 from workbench.plots.style import visible
 from workbench.widgets.panel import Panel
+from workbench.widgets.player import player
 from workbench.widgets.plot import Plot
 from workbench.widgets.tokens import Tokens
 
@@ -70,7 +71,7 @@ class Look:
 class Laboratory(Panel):
     """One head of a model over a stretch of text: its memory, and questions put to it.
 
-    In a browser: pick layer and head, move or play the time, click a token (of the text, or a bar)
+    In a browser: pick layer and head, move or play the time, click a token (of the text, or a stem)
     to ask the memory by its key. In batch: a picture of each view, for the chosen token at the end.
     """
 
@@ -163,10 +164,7 @@ class Laboratory(Panel):
             description="after token",
             layout={"width": "420px"},
         )
-        play = ipywidgets.Play(
-            value=self.t + 1, min=1, max=len(self.symbols), interval=200, show_repeat=False
-        )
-        ipywidgets.jslink((play, "value"), (self._time, "value"))
+        play = player(self._time, "value", 1, len(self.symbols), 200)
         self._views = ipywidgets.ToggleButtons(
             options=[(told, name) for name, told in VIEWS.items()],
             value=self.view,
@@ -214,7 +212,7 @@ class Laboratory(Panel):
         if widget is None:
             widget = self._figures[self.view] = Plot(self.figure(self.view))
             if self.view == "laboratory":
-                widget.on_click(1, self._on_bar)
+                widget.on_click(1, self._on_stem)
         elif before is None or now[:2] != before[:2]:
             widget.draw(self.figure(self.view))
         elif now != before:
@@ -251,5 +249,5 @@ class Laboratory(Panel):
                 for s, v in enumerate(likeness)
             ]
 
-    def _on_bar(self, x: float, y: float) -> None:
+    def _on_stem(self, x: float, y: float) -> None:
         self._strip.selected = int(x) - 1

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from IPython.display import display
 
 from workbench import notebook
-from workbench.plots.live import in_batch
+from workbench.attendance import in_batch
 from workbench.train.folder import RunFolder
 
 

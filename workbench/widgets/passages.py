@@ -12,13 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from workbench import notebook
+from workbench.attendance import in_batch
 from workbench.data.corpus import Corpus
 from workbench.detail import Detail
 from workbench.measurement import Pair
 from workbench.metrics import bits_per_token
 from workbench.plots import alternatives, difference, evaluation
 from workbench.plots.alternatives import Expected
-from workbench.plots.live import in_batch
 from workbench.plots.passages import Passage
 from workbench.plots.style import around
 from workbench.train.folder import RunFolder

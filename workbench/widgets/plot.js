@@ -1,22 +1,10 @@
-// A figure in its place. Plotly's program comes once to a page, in a widget of its own.
+// A figure in its place, drawn by plotly's program, which comes once to a page (library.js).
 
-const PROGRAM = "__workbench_plotly";
-
-async function load(model) {
-  const id = model.get("library").replace("IPY_MODEL_", "");
-  const library = await model.widget_manager.get_model(id);
-  const source = new Blob([library.get("source")], { type: "text/javascript" });
-  const url = URL.createObjectURL(source);
-  try { await import(/* webpackIgnore: true */ url); } finally { URL.revokeObjectURL(url); }
-  return globalThis.Plotly;
-}
-
-function program(model) {
-  globalThis[PROGRAM] ??= load(model).catch((error) => {
-    globalThis[PROGRAM] = undefined;
-    throw error;
-  });
-  return globalThis[PROGRAM];
+async function program(model) {
+  await model.widget_manager.get_model(model.get("library").replace("IPY_MODEL_", ""));
+  // the widget is there; that its program runs may take longer
+  while (!globalThis.__workbench_plotly) await new Promise((done) => setTimeout(done, 20));
+  return globalThis.__workbench_plotly.program;
 }
 
 function render({ model, el }) {

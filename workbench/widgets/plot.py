@@ -16,28 +16,9 @@ from typing import Any
 import anywidget
 import plotly.graph_objects as go
 import traitlets
-from plotly.offline import get_plotlyjs
 
 from workbench.plots.style import CONFIG
-
-
-class Library(anywidget.AnyWidget):
-    """Plotly's program, as one text that a page runs once."""
-
-    _esm = "export default {};"
-    source = traitlets.Unicode().tag(sync=True)
-
-
-_library: Library | None = None
-
-
-def library() -> Library:
-    """The one of this process; made when the first figure wants it."""
-    global _library
-    # whoever closes all widgets of a notebook closes this one, too
-    if _library is None or _library.comm is None:
-        _library = Library(source=get_plotlyjs())
-    return _library
+from workbench.widgets.library import library
 
 
 class Plot(anywidget.AnyWidget):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import html
 import threading
@@ -13,9 +14,10 @@ import ipywidgets
 import plotly.graph_objects as go
 
 from workbench import notebook
+from workbench.attendance import in_batch
 from workbench.errors import WorkbenchError
 from workbench.plots import page
-from workbench.plots.live import LiveFigure, in_batch
+from workbench.plots.live import LiveFigure
 from workbench.plots.retrieval import training
 from workbench.recipe import RetrievalRecipe
 from workbench.retrieval import LEFT, Point, Sweep, place_of
@@ -72,19 +74,29 @@ class SweepPanel(Panel):
         return {self.name: self.curves}
 
     def show(self, folder: RunFolder | None = None) -> None:
-        """Put the view on the page, train what is missing, and keep the picture.
+        """Put the view on the page; in batch one picture, which grows. `run` keeps it."""
+        if in_batch():
+            self._still = LiveFigure(self.curves).show()
+        else:
+            super().show(folder)
 
-        Comes back when all points are done, or when training was stopped: by the button, which
-        works while a cell does, or by a signal. In batch there is one picture, which grows.
+    async def run(self, folder: RunFolder | None = None) -> None:
+        """Train what is missing, and keep the picture.
+
+        Ends when all points are done, or when training was stopped: by the button, or by a signal.
+        A cell that awaits it leaves its buttons alive.
 
         Args:
             folder: whose `figures/` keep the picture.
         """
         if in_batch():
-            self._still = LiveFigure(self.curves).show()
+            self.train()  # here, where signals arrive
         else:
-            super().show()
-        self.train()
+            try:
+                await asyncio.to_thread(self.train)
+            except asyncio.CancelledError:  # the Jupyter kernel was interrupted
+                self.stop()
+                raise
         if folder is not None:
             notebook.keep_figure(folder, self.name, self.curves)
 

@@ -19,6 +19,7 @@ from workbench.plots import head_mask, span_history
 from workbench.plots import spans as plots
 from workbench.span_use import attention_mixers
 from workbench.widgets.panel import Panel
+from workbench.widgets.player import player
 from workbench.widgets.plot import Plot
 
 MOST_STEPS = 200
@@ -90,6 +91,13 @@ class SpanExplorer(Panel):
         span = self.mixers[at].config.span
         return (self.spans[self.with_span.index(at)][head], span.ramp) if span else None
 
+    @property
+    def mask_limit(self) -> int:
+        """The longest span that the chosen head might learn, in tokens."""
+        limit = self.mixers[self.chosen[0]].config.limit
+        assert limit is not None
+        return limit
+
     def heads_figure(self) -> go.Figure:
         """All heads at the chosen step."""
         assert self.past is not None
@@ -106,14 +114,13 @@ class SpanExplorer(Panel):
     def mask_figure(self) -> go.Figure:
         """The mask of the chosen head, the one that is tried out, and the attention beneath."""
         (at, head), learned = self.chosen, self.mask()
-        limit = self.mixers[at].config.limit
-        assert learned is not None and limit is not None
+        assert learned is not None
         return head_mask.head_mask(
             self.seen.probs_LHTS[at][head],
             layer=self.layers[at],
             head=head,
             learned=learned,
-            limit=limit,
+            limit=self.mask_limit,
             tried=self.tried,
         )
 
@@ -172,8 +179,7 @@ class SpanExplorer(Panel):
             description="step",
             layout={"width": "26em"},
         )
-        self.play = ipywidgets.Play(min=0, max=last, value=last, interval=150, show_repeat=False)
-        ipywidgets.jslink((self.play, "value"), (self.step_slider, "index"))
+        self.play = player(self.step_slider, "index", 0, last, 150)
         self.step_slider.observe(lambda change: self.go_to(change["new"]), "value")
         return ipywidgets.HBox([self.play, self.step_slider])
 
@@ -232,8 +238,10 @@ class SpanExplorer(Panel):
 
     def go_to(self, i: int) -> None:
         """Show the spans at the i-th of the recorded steps."""
+        assert self.past is not None
         self.at = i
-        self.heads.draw(self.heads_figure())
+        with self.heads.batch_update() as fig:
+            plots.change_spans(fig, self.past.at(i), self.scale, int(self.past.steps[i]))
 
     # trying out another mask
 
@@ -264,7 +272,8 @@ class SpanExplorer(Panel):
     def try_mask(self, span: float, ramp: int) -> None:
         """Draw another mask over the learned one; when the sliders rest, score the stretch."""
         self.tried = (span, ramp)
-        self.mask_widget.draw(self.mask_figure())
+        with self.mask_widget.batch_update() as fig:
+            head_mask.try_mask(fig, self.tried, self.mask_limit)
         self.loss.value = "…"
         self._when_rested(self._score)
 

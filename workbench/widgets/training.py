@@ -18,15 +18,15 @@ from typing import Any
 
 import ipywidgets
 import plotly.graph_objects as go
-from IPython.core.getipython import get_ipython
 from IPython.display import display
 
 from workbench import background, catalogue, notebook
+from workbench.attendance import attended
 from workbench.company import Company
 from workbench.errors import WorkbenchError
 from workbench.following import GOING, RunWatch, runs_near
 from workbench.plots import page
-from workbench.plots.live import LiveTraining, in_batch
+from workbench.plots.live import LiveTraining
 from workbench.plots.samples import passages
 from workbench.plots.style import visible
 from workbench.recipe import AnyRecipe, Recipe
@@ -63,13 +63,6 @@ STYLE = f"""<style>
 
 _shown: list[Training] = []
 """the view of this Jupyter kernel that looks at its run; a cell run again makes another"""
-
-
-def attended() -> bool:
-    """Whether somebody may press a button: JupyterLab and VS Code say that they take input;
-    papermill, nbconvert and plain Python do not."""
-    kernel = getattr(get_ipython(), "kernel", None)
-    return not in_batch() and bool(getattr(kernel, "_allow_stdin", False))
 
 
 class Training(Panel):

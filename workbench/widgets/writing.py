@@ -14,12 +14,12 @@ import plotly.graph_objects as go
 from IPython.display import display
 
 from workbench import notebook
+from workbench.attendance import in_batch
 from workbench.errors import WorkbenchError
 from workbench.metrics import bits_per_token
 from workbench.notebook import View
 from workbench.plots import page
 from workbench.plots.evaluation import full_colour
-from workbench.plots.live import in_batch
 from workbench.plots.passages import Passage
 from workbench.plots.spans import span_bars
 from workbench.plots.style import WIDTH
