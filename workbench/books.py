@@ -99,9 +99,19 @@ def place(path: str | Path) -> Path:
     A relative path counts from the checkout, also when JupyterLab has started the notebook inside
     the checkout's `notebooks/`: by hand and in batch it is the same folder.
     """
+    return _base() / Path(path).expanduser()
+
+
+def told(path: Path) -> str:
+    """A path as it may stand in a parameters cell: relative where `place` finds it so."""
+    base = _base()
+    return str(path.relative_to(base) if path.is_relative_to(base) else path)
+
+
+def _base() -> Path:
     here = Path.cwd()
     inside = here.name == "notebooks" and (here.parent / "pyproject.toml").is_file()
-    return (here.parent if inside else here) / Path(path).expanduser()
+    return here.parent if inside else here
 
 
 def declared(nb: Any) -> dict[str, Parameter] | None:

@@ -22,6 +22,7 @@ from IPython.display import HTML, display
 
 from workbench.attendance import in_batch
 from workbench.books import place as place
+from workbench.books import told as told
 from workbench.config import dump, load, nearest
 from workbench.data.corpus import Corpus
 from workbench.errors import ConfigError, DataMissing

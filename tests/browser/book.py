@@ -242,9 +242,11 @@ class Book:
         if not self.pictures_wanted:
             return []
         assert self._again is not None
+        stored = self._photograph(view, at, prepare)
+        # only now: what is drawn from here on is in the theme of the settings
         other = self._again("dark" if self.theme == "light" else "light")
         other.run_all()
-        return [path for book in (self, other) for path in book._photograph(view, at, prepare)]
+        return stored + other._photograph(view, at, prepare)
 
     def _photograph(
         self, view: str, at: str | None, prepare: Callable[[Book], object] | None
@@ -252,6 +254,7 @@ class Book:
         stored, before = [], self.page.viewport_size
         if prepare is not None:
             prepare(self)
+        self.page.mouse.move(0, 0)  # away from figures, whose buttons come with it
         for name, pixels in pictures.WIDTHS.items():
             self.page.set_viewport_size({"width": pixels, "height": pictures.HEIGHT})
             for _ in range(2):  # cells that come into sight may turn out higher than thought

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -169,5 +170,15 @@ def test_figures_show_the_runs_that_are_checked(book: Book, say: Callable[[str],
         page.get_by_role("button", name="Save CSV").click()
     text = Path(caught.value.path()).read_text("utf-8")
     assert text.startswith("run,") and len(text.splitlines()) == 7
+
+
+def test_pictures_of_a_sweep(sweep: Path, desk: Path, open_notebook: Callable[..., Book]) -> None:
+    """The rates alone, in a folder as a user has it."""
+    for rate in RATES:
+        shutil.copytree(sweep / f"lr{rate:g}", desk / "runs" / "sweep" / f"lr{rate:g}")
+    book = open_notebook("compare", sweep="runs/sweep", over="step")
+    book.run_all()
+    wait_traces(book, 2 * len(RATES))
+    assert "lr0.008 is best" in book.titles()[0]
     book.screenshot("compare", at=".wb-runs")
     book.screenshot("compare-sweep", at=".js-plotly-plot >> nth=1")

@@ -73,7 +73,6 @@ def test_a_report_offline_in_both_themes(
     runs: list[RunFolder],
     tmp_path: Path,
     open_file: Callable[[Path], Page],
-    request: pytest.FixtureRequest,
     say: Callable[[str], None],
 ) -> None:
     file = report.build(tmp_path / "report.html", runs)
@@ -101,12 +100,6 @@ def test_a_report_offline_in_both_themes(
                 ".every(place => place.dataset.theme === 'light')"
             )
         assert paper(page) == rgb(PAGES[theme].paper)
-        if request.config.getoption("--screenshots"):
-            for name, pixels in pictures.WIDTHS.items():
-                page.set_viewport_size({"width": pixels, "height": pictures.HEIGHT})
-                page.evaluate("scrollTo(0, 0)")
-                page.wait_for_timeout(500)
-                pictures.store(page.screenshot(), "report", theme, name)
     # print is light, whatever was chosen
     page.emulate_media(media="print")
     ink = page.locator("body").evaluate("e => getComputedStyle(e).color")
@@ -157,3 +150,29 @@ def test_one_figure_as_a_page_and_a_picture(
     assert not [text for text in told if "share" in text.lower() or "cloud" in text.lower()]
     svg = open_file(export.figure(fig, tmp_path / "a.svg", theme="dark"))
     assert svg.locator("svg > title").first.text_content() == fig.layout.title.text
+
+
+def test_pictures_of_a_report(
+    demo_runs: Path,
+    tmp_path: Path,
+    open_file: Callable[[Path], Page],
+    request: pytest.FixtureRequest,
+) -> None:
+    """The runs as they are: with `--demo`, all that its notebooks drew."""
+    folders = [RunFolder(path) for path in sorted(demo_runs.iterdir())]
+    for folder in folders:
+        keep_figure(folder, "training", curves.training(records(folder)))
+    page = open_file(report.build(tmp_path / "report.html", folders))
+    for theme in ("dark", "light"):
+        page.emulate_media(color_scheme=theme)
+        page.wait_for_selector(DRAWN)
+        page.wait_for_function(
+            "theme => document.querySelector('[data-figure]').dataset.theme === theme", arg=theme
+        )
+        assert paper(page) == rgb(PAGES[theme].paper)
+        if request.config.getoption("--screenshots"):
+            for name, pixels in pictures.WIDTHS.items():
+                page.set_viewport_size({"width": pixels, "height": pictures.HEIGHT})
+                page.evaluate("scrollTo(0, 0)")
+                page.wait_for_timeout(500)
+                pictures.store(page.screenshot(), "report", theme, name)

@@ -11,6 +11,7 @@ from typing import Any
 import ipywidgets
 import plotly.graph_objects as go
 
+from workbench.books import told
 from workbench.errors import ConfigError
 from workbench.following import RunWatch, State, duration, remaining_s, span_layers
 from workbench.metrics import bits_per_token
@@ -175,7 +176,7 @@ def headline(watch: RunWatch) -> str:
         left = remaining_s(watch.records, watch.steps, _max_seconds(watch.folder))
         if left is not None:
             parts.append(f"{duration(left)} left")
-    name = html.escape(visible(str(watch.folder.path)))
+    name = html.escape(visible(told(watch.folder.path)))
     said = html.escape(visible(watch.message[:2000])).replace("↵", "<br>")
     wrong = "workbench-wrong' role='alert" if watch.state in ("failed", "lost") else ""
     message = f"<div class='{wrong}'>{said}</div>" if said else ""
@@ -196,6 +197,6 @@ def choices(paths: list[Path]) -> list[tuple[str, str]]:
     for path in paths:
         watch = RunWatch(path)
         watch.poll()
-        told = f"{path.name}: {watch.state}, step {watch.step:,} of {watch.steps:,}"
-        found.append((visible(told), str(path)))
+        stands = f"{path.name}: {watch.state}, step {watch.step:,} of {watch.steps:,}"
+        found.append((visible(stands), str(path)))
     return found

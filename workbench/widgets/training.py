@@ -22,6 +22,7 @@ from IPython.display import display
 
 from workbench import background, catalogue, notebook
 from workbench.attendance import attended
+from workbench.books import place, told
 from workbench.company import Company
 from workbench.errors import WorkbenchError
 from workbench.following import GOING, RunWatch, runs_near
@@ -146,7 +147,7 @@ class Training(Panel):
         known = (
             "as many parameters as its text asks for" if size is None else f"{size:,} parameters"
         )
-        lines.append(f"{known}; {recipe.train.steps:,} updates, in {self.folder.path}")
+        lines.append(f"{known}; {recipe.train.steps:,} updates, in {told(self.folder.path)}")
         return "\n".join(lines)
 
     def summary(self) -> str:
@@ -154,9 +155,9 @@ class Training(Panel):
         self.watch.poll()
         watch = self.watch
         if not watch.folder.exists():
-            return f"No run in {watch.folder.path} yet: press Start above"
-        told = f"{watch.state} at step {watch.step:,} of {watch.steps:,}. {watch.message}".strip()
-        return f"{told}\nNext: evaluate.ipynb with run = {str(watch.folder.path)!r}"
+            return f"No run in {told(watch.folder.path)} yet: press Start above"
+        state = f"{watch.state} at step {watch.step:,} of {watch.steps:,}. {watch.message}".strip()
+        return f"{state}\nNext: evaluate.ipynb with run = {told(watch.folder.path)!r}"
 
     def stills(self) -> dict[str, go.Figure]:
         """The curves."""
@@ -189,7 +190,7 @@ class Training(Panel):
         self.runs = ipywidgets.Dropdown(description="run", layout={"width": WHOLE})
         self.runs.observe(self._run_chosen, "value")
         self.out = ipywidgets.Text(
-            value=str(self.folder.path), description="folder", layout={"width": WHOLE}
+            value=told(self.folder.path), description="folder", layout={"width": WHOLE}
         )
         self.buttons = {
             name: ipywidgets.Button(description=name, tooltip=tip, layout={"width": "auto"})
@@ -243,7 +244,7 @@ class Training(Panel):
             self._say(str(error))
             return
         if self.runs.value == NEW and entry.name != self._recipe:
-            self.out.value = str(_free(self.folder.path.parent / entry.name))
+            self.out.value = told(_free(self.folder.path.parent / entry.name))
         self._recipe = entry.name
 
     def _run_chosen(self, change: Mapping[str, Any]) -> None:
@@ -253,7 +254,7 @@ class Training(Panel):
                 path = _free(self.folder.path.parent / self.form.recipe.name)
             else:
                 path = Path(change["new"])
-            self.out.value = str(path)
+            self.out.value = told(path)
             if path != self.folder.path:
                 self._attach(RunWatch(path), self.form.recipe)
 
@@ -268,7 +269,7 @@ class Training(Panel):
             self._say("")
             try:
                 if name == "Start":
-                    self._begin(self.form.recipe, Path(self.out.value).expanduser())
+                    self._begin(self.form.recipe, place(self.out.value))
                 elif name == "Continue" and self.watch.state != "paused":
                     self._begin(_unlimited(self.folder), self.folder.path)
                 else:
