@@ -158,7 +158,11 @@ def test_tokens_are_pointed_at_and_walked_through(open_notebook: Callable[..., B
     message = book.page.locator(".wb-writer-message")
     message.filter(has_text="expected 0 (the likeliest token) or more").wait_for(timeout=30_000)
     assert tokens.count() == count, "the text that was there stays"
-    say_number(book, "temperature", "0.8")
+
+
+def test_pictures_of_the_writer(open_notebook: Callable[..., Book]) -> None:
+    book = open_notebook("generate", run="runs/delta-python-tiny", **QUICK)
+    book.run_all()
     book.screenshot("generate", at=".wb-writer", prepare=choose)
 
 

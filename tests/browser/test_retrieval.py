@@ -59,6 +59,8 @@ def test_points_are_drawn_and_found_again(
     again.run_all()
     message(again, "all points are done")
     assert again.figure("Pairs retrieved").locator(".gtitle").text_content() == curves
+    # with the curve of the last training
+    assert again.figure("softmax at 20 pairs: lowest validation").count() == 1
     told = again.page.locator(".jp-OutputArea-output", has_text="elu at 20 pairs").last
     assert "after 60 updates" in (told.text_content() or "")
     book.screenshot("retrieval", at=".wb-sweep")

@@ -298,6 +298,7 @@ def test_done_points_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     later = SweepPanel(sweep(tmp_path), "it")
     assert later.sweep.points == points and list(later.curves.data[0].x) == [4, 5]
+    assert np.asarray(later.training.data[0].y) == pytest.approx(drawn, rel=1e-6)
     # of other updates, they are other points
     assert retrieval.Sweep({"tiny": TINY}, [4], tmp_path, {"train.steps": 7}).find() == []
 

@@ -227,7 +227,7 @@ def _limit_line(fig: go.Figure, train: Sequence[Row], limit: float, where: tuple
     # a word in a trace, for an annotation would not move with the axis
     fig.add_trace(
         go.Scatter(
-            x=[sum(ends) / 2], y=float32([limit]), text=[word], mode="text",
+            x=[sum(ends) / 2], y=float32([limit]), text=[word and f" <br>{word}"], mode="text",
             textposition="bottom center", textfont={"color": INK, "size": 11},
             showlegend=False, hoverinfo="skip", name="limit",
         ),
@@ -267,8 +267,8 @@ def _span_lines(fig: go.Figure, train: Sequence[Row], layers: int, where: tuple[
                 "step %{x:.0f}: %{y:.1f} tokens<extra></extra>"
             ),
         )
-    inside = {"x": 0.56, "y": 0.275, "xanchor": "left", "yanchor": "top", "orientation": "h"}
-    fig.update_layout(legend2=inside)
+    above = {"x": 0.55, "y": 0.275, "xanchor": "left", "yanchor": "bottom", "orientation": "h"}
+    fig.update_layout(legend2={**above, "bgcolor": "rgba(0,0,0,0)"})
 
 
 def span_over_training(records: Sequence[Row]) -> go.Figure:

@@ -64,7 +64,7 @@ class RecipePicker:
 
     def widget(self) -> ipywidgets.Widget:
         """Search, list and description, one below the other."""
-        head = ipywidgets.HTML(f"<pre class='workbench-head'>{html.escape(_head())}</pre>")
+        head = ipywidgets.HTML(f"<div class='workbench-head'>{html.escape(_head())}</div>")
         return ipywidgets.VBox([self.search, head, self.table, self.count, self.about])
 
     def _look(self, _: Any = None) -> None:
@@ -89,8 +89,14 @@ class RecipePicker:
 
 
 def _head() -> str:
-    titles = (("recipe", NAME), ("data", DATASET), ("params", SIZE), ("published", RESULT))
-    return " ".join(_cell(title, width) for title, width in titles) + " paper"
+    cells = (
+        _cell("recipe", NAME),
+        _cell("data", DATASET),
+        _cell("params", SIZE, right=True),
+        _cell("published", RESULT),
+        "paper",
+    )
+    return " ".join(cells)
 
 
 def row(e: Entry) -> str:

@@ -60,14 +60,23 @@ class SweepPanel(Panel):
     @property
     def training(self) -> go.Figure:
         """The training at work, or the last one."""
-        if self._at_work is None:
+        at_work = self._at_work or self._last()
+        if at_work is None:
             return training([], "", 0)
-        recipe, records = self._at_work
+        recipe, records = at_work
         known = self.sweep.published[recipe.name].get(recipe.data.n_pairs)
         stop = recipe.train.stop
         goal = None if stop is None else stop.loss_nats
         name = self._words.get(recipe.name, recipe.name)
         return training(records, name, recipe.data.n_pairs, published=known, goal=goal)
+
+    def _last(self) -> tuple[RetrievalRecipe, list[Mapping[str, Any]]] | None:
+        """The last of the points that an earlier session has trained."""
+        done = {(point.recipe, point.n_pairs) for point in self.sweep.points}
+        found = [r for r in self.sweep.recipes if (r.name, r.data.n_pairs) in done]
+        if not found:
+            return None
+        return found[-1], list(place_of(found[-1], self.sweep.out).records())
 
     def stills(self) -> dict[str, go.Figure]:
         """The curves."""
