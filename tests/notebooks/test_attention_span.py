@@ -159,6 +159,7 @@ def test_the_step_slider_shows_the_spans_of_that_step(explorer: SpanExplorer) ->
     then = np.array(rows[0]["readings"]["span"])
     assert np.asarray(explorer.heads.data[0].customdata) == pytest.approx(then, rel=1e-5)
     assert explorer.heads.layout.title.text.startswith(f"Step {rows[0]['step']}: layer")
+    assert explorer.heads.figure.to_json() == explorer.heads_figure().to_json(), "as drawn anew"
 
 
 def test_another_mask_is_drawn_and_scored(explorer: SpanExplorer) -> None:
@@ -166,6 +167,7 @@ def test_another_mask_is_drawn_and_scored(explorer: SpanExplorer) -> None:
     explorer.z_slider.value = 20.0
     explorer.r_slider.value = 2
     assert explorer.tried == (20.0, 2)
+    assert explorer.mask_widget.figure.to_json() == explorer.mask_figure().to_json()
     tried = explorer.mask_widget.data[2]
     assert tried.visible is True and tried.name == "tried mask: z = 20.0, R = 2"
     weight = np.interp([20, 21, 22, 23], tried.x, tried.y)
