@@ -36,7 +36,7 @@ function initialize({ model }) {
   wait.begun = true;
   // not awaited: whoever waits for this function gives up after two seconds
   run(model.get("source")).then(wait.found, (error) => {
-    wait.begun = false;
+    globalThis.__workbench_plotly = undefined; // for another widget to try again
     wait.failed(error);
   });
 }
