@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,6 +73,11 @@ def stands(book: Book, words: str) -> None:
     expect(state).to_contain_text(words, timeout=PATIENCE_MS)
 
 
+def all_recipes(book: Book) -> None:
+    """Until the list has all of them, which are read after the view is there."""
+    expect(book.page.get_by_text(re.compile(r"of \d\d recipes"))).to_be_visible()
+
+
 def test_a_recipe_is_looked_for_and_changed(
     open_notebook: Callable[..., Book], begun: Path
 ) -> None:
@@ -103,7 +109,7 @@ def test_a_recipe_is_looked_for_and_changed(
     expect(button(book, "Set")).to_be_enabled()
     page.get_by_placeholder("new value").press("Enter")
     expect(page.locator(".workbench-changes")).to_contain_text("train.steps: 70 instead of 300")
-    book.screenshot("train-recipe", at=".workbench-train")
+    book.screenshot("train-recipe", at=".workbench-train", prepare=all_recipes)
 
 
 def test_a_run_is_started_paused_stopped_continued_and_found_again(

@@ -267,7 +267,7 @@ def _span_lines(fig: go.Figure, train: Sequence[Row], layers: int, where: tuple[
                 "step %{x:.0f}: %{y:.1f} tokens<extra></extra>"
             ),
         )
-    above = {"x": 0.55, "y": 0.275, "xanchor": "left", "yanchor": "bottom", "orientation": "h"}
+    above = {"x": 1, "y": 0.275, "xanchor": "right", "yanchor": "bottom", "orientation": "h"}
     fig.update_layout(legend2={**above, "bgcolor": "rgba(0,0,0,0)"})
 
 
