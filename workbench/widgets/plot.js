@@ -8,8 +8,8 @@ async function program(model) {
 }
 
 // Plotly lets long titles run out of a narrow figure: here they go on in another line.
-function wrapped(text, pixels) {
-  const most = Math.max(20, Math.floor(pixels)), lines = [];
+function wrapped(text, letters) {
+  const most = Math.max(20, Math.floor(letters)), lines = [];
   for (const part of text.split("<br>")) {
     let line = "";
     for (const word of part.split(" ")) {
